@@ -1,0 +1,1 @@
+"""Runnable studies, one folder a task: `python -m experiments.adding_task`."""

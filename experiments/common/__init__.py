@@ -1,0 +1,1 @@
+"""What the studies share, one subject a file."""

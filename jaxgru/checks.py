@@ -1,0 +1,188 @@
+"""Argument checks: what came, what was expected, and the likely fix, before anything is traced."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import Tracer
+
+from jaxgru.cell import cell_of
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def error(
+    kind: type[Exception], caller: str, name: str, expected: str, got: str, fix: str = ""
+) -> Exception:
+    """The one form of every error message of this library."""
+    return kind(f"{caller}: {name} must be {expected}, got {got}.{' ' + fix if fix else ''}")
+
+
+def describe(value: Any) -> str:
+    """`float32[10, 3]` for an array, the type's name for anything else."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{type(value).__name__}"
+
+
+def dtype_of(value: Any) -> Any:
+    """The dtype that JAX gives this array: float64 means float32 where x64 is off."""
+    return jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)
+
+
+def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> None:
+    """The arguments of a cell's own step fit together."""
+    if not isinstance(params, params_type):
+        fix = "jaxgru.step takes any params."
+        raise error(TypeError, caller, "params", params_type.__name__, describe(params), fix)
+    cell = cell_of(params)
+    cell.check(caller, params)
+    shape = cell.carry_shape(params)
+    carry(caller, "carry", value, shape)
+    inputs(caller, "x", x, cell.sizes(params)[:1], jax.tree.leaves(shape)[0].dtype)
+
+
+def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix: str = "") -> None:
+    """value is an array of this shape; a string stands for a size that may be anything."""
+    expected = f"an array of shape [{', '.join(map(str, shape))}]"
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise error(TypeError, caller, name, expected, describe(value), fix)
+    same = len(value.shape) == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not same:
+        raise error(ValueError, caller, name, expected, describe(value), fix)
+
+
+def hidden_size(w_hh: Any, rank: int) -> int | str:
+    """H, or the letter where w_hh has not the rank to tell it."""
+    shape: Any = getattr(w_hh, "shape", ())
+    return shape[0] if len(shape) == rank else "H"
+
+
+def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
+    """The named leaves of params have these shapes and one supported dtype; None is no leaf."""
+    owner = type(params).__name__
+    first = None
+    for name, shape in shapes.items():
+        leaf = getattr(params, name)
+        if leaf is None and name.startswith("b"):
+            continue
+        fix = ""
+        if len(getattr(leaf, "shape", ())) > len(shape):
+            fix = "Several networks at once go through jax.vmap over params."
+        array(caller, f"{owner}.{name}", leaf, shape, fix)
+        if dtype_of(leaf).name not in DTYPES:
+            expected = f"one of {', '.join(DTYPES)}"
+            raise error(TypeError, caller, f"{owner}.{name}", expected, describe(leaf))
+        first = leaf if first is None else first
+        if dtype_of(leaf) != dtype_of(first):
+            expected = f"{dtype_of(first)} as {owner}.w_ih is"
+            fix = "Cast all leaves to one dtype with jax.tree.map."
+            raise error(TypeError, caller, f"{owner}.{name}", expected, describe(leaf), fix)
+
+
+def float_dtype(caller: str, name: str, dtype: Any) -> None:
+    """A supported dtype that this process has: float64 needs jax_enable_x64."""
+    expected = f"one of {', '.join(DTYPES)}"
+    try:
+        wanted = jnp.dtype(dtype)
+    except TypeError:
+        raise error(TypeError, caller, name, expected, repr(dtype)) from None
+    if wanted.name not in DTYPES:
+        raise error(TypeError, caller, name, expected, wanted.name)
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        fix = 'jax.config.update("jax_enable_x64", True) switches float64 on.'
+        raise error(ValueError, caller, name, "a dtype that is switched on", wanted.name, fix)
+
+
+def same_dtype(caller: str, name: str, value: Any, dtype: Any) -> None:
+    """value has the dtype of params."""
+    if dtype_of(value) != dtype:
+        fix = f"Nothing is promoted silently: {name}.astype({str(dtype)!r}), or cast params."
+        raise error(TypeError, caller, name, f"{dtype} as params are", describe(value), fix)
+
+
+def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype: Any) -> None:
+    """xs is one sequence (or x one step) of the size and dtype of params."""
+    fix = f"The last axis is the input size of params, {shape[-1]}."
+    if len(getattr(xs, "shape", ())) > len(shape):
+        fix = f"A batch goes through vmap: jax.vmap({caller}, in_axes=...)."
+    array(caller, name, xs, shape, fix)
+    same_dtype(caller, name, xs, dtype)
+
+
+def carry(caller: str, name: str, value: Any, expected: Any) -> None:
+    """value is a carry of these params: the structure, shapes and dtypes of initial_carry."""
+    have, want = jax.tree.structure(value), jax.tree.structure(expected)
+    if have != want:
+        got = describe(value) if jax.tree_util.treedef_is_leaf(have) else str(value_types(value))
+        shown = str(value_types(expected))
+        fix = "jaxgru.initial_carry(params) makes one."
+        raise error(TypeError, caller, name, f"a carry of params, {shown}", got, fix)
+    for (path, leaf), like in zip(
+        jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(expected), strict=True
+    ):
+        label = name + jax.tree_util.keystr(path)
+        array(caller, label, leaf, like.shape, "jaxgru.initial_carry(params) makes one.")
+        same_dtype(caller, label, leaf, like.dtype)
+
+
+def value_types(tree: Any) -> Any:
+    """The tree with a description in place of every array."""
+    return jax.tree.map(describe, tree)
+
+
+def flag(caller: str, name: str, value: Any) -> None:
+    """A Python bool: an option is part of the program, not data."""
+    if not isinstance(value, bool):
+        raise error(TypeError, caller, name, "True or False", describe(value))
+
+
+def number(caller: str, name: str, value: Any) -> None:
+    """A Python number."""
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise error(TypeError, caller, name, "a Python number", describe(value))
+
+
+def key(caller: str, value: Any) -> Array:
+    """One random key; returns it."""
+    expected = "one key, jax.random.key(seed)"
+    if not isinstance(value, Array):
+        raise error(TypeError, caller, "key", expected, describe(value))
+    typed = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if not typed and value.dtype != jnp.uint32:
+        raise error(TypeError, caller, "key", expected, describe(value))
+    if value.ndim != (0 if typed else 1):
+        fix = "Several at once go through jax.vmap."
+        raise error(ValueError, caller, "key", expected, describe(value), fix)
+    return value
+
+
+def size(caller: str, name: str, value: Any) -> int:
+    """A positive integer."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise error(TypeError, caller, name, "a positive integer", describe(value)) from None
+    if number < 1:
+        raise error(ValueError, caller, name, "a positive integer", str(number))
+    return number
+
+
+def length(caller: str, value: Any, steps: int) -> None:
+    """An integer scalar in [0, T]; a traced one cannot be looked into and acts as if clipped."""
+    expected = f"an integer in [0, {steps}] (xs has T = {steps})"
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "dtype")):
+        raise error(TypeError, caller, "length", expected, describe(value))
+    if jnp.shape(value) != ():
+        fix = "One length for one sequence; a batch of them goes through jax.vmap."
+        raise error(ValueError, caller, "length", expected, describe(value), fix)
+    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise error(TypeError, caller, "length", expected, describe(value))
+    if not isinstance(value, Tracer) and not 0 <= int(value) <= steps:
+        raise error(ValueError, caller, "length", expected, str(value))

@@ -1,0 +1,148 @@
+"""The plain recurrent network (Elman 1990), the baseline without gates."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks, initializers
+from jaxgru.cell import Cell, matmul, project, register, total
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElmanParams:
+    """The weights of a plain RNN; a pytree. All leaves have one dtype.
+
+    Args:
+        w_ih: input weights `[I, H]`.
+        w_hh: recurrent weights `[H, H]`.
+        b: bias `[H]`, or None.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> jaxgru.elman_init(jax.random.key(0), input_size=8, hidden_size=64).w_hh.shape
+        (64, 64)
+    """
+
+    w_ih: Array
+    w_hh: Array
+    b: Array | None
+
+
+def elman_init(
+    key: Array,
+    input_size: int,
+    hidden_size: int,
+    *,
+    bias: bool = True,
+    init: str = "orthogonal",
+    dtype: Any = jnp.float32,
+) -> ElmanParams:
+    """Draw the weights of a plain RNN.
+
+    Args:
+        key: a `jax.random.key`.
+        input_size: I.
+        hidden_size: H.
+        bias: whether there is a bias.
+        init: `"orthogonal"` (LeCun-normal input weights, orthogonal recurrent weights, zero bias),
+            or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: what those libraries draw.
+        dtype: float16, bfloat16, float32 or float64.
+
+    Returns:
+        ElmanParams with w_ih `[I, H]`, w_hh `[H, H]`, b `[H]`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> jaxgru.elman_init(jax.random.key(0), 8, 64, bias=False).b is None
+        True
+    """
+    checks.key("elman_init", key)
+    drawn = initializers.draw("elman_init", key, input_size, hidden_size, 1, init, dtype)
+    b = (drawn.b_ih + drawn.b_hh)[0] if bias else None
+    return ElmanParams(w_ih=drawn.w_ih[:, 0], w_hh=drawn.w_hh[:, 0], b=b)
+
+
+def elman_step(params: ElmanParams, h: Array, x: Array) -> Array:
+    """One time step of a plain RNN.
+
+        h' = tanh(x W + h U + b)
+
+    Args:
+        params: ElmanParams.
+        h: state `[H]`, of the dtype of params.
+        x: input `[I]`, of the dtype of params.
+
+    Returns:
+        The next state `[H]`, which is the output too.
+
+    Raises:
+        TypeError, ValueError: a structure, shape or dtype does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.elman_init(jax.random.key(0), input_size=8, hidden_size=64)
+        >>> jaxgru.elman_step(params, jnp.zeros(64, "float32"), jnp.ones(8, "float32")).shape
+        (64,)
+
+    Source: Elman 1990, "Finding structure in time".
+    """
+    checks.step("elman_step", ElmanParams, params, h, x)
+    return _advance(params, h, _project(params, x))[0]
+
+
+def _sizes(params: ElmanParams) -> tuple[int, int]:
+    return params.w_ih.shape[0], params.w_ih.shape[-1]
+
+
+def _check(caller: str, params: ElmanParams) -> None:
+    size = checks.hidden_size(params.w_hh, 2)
+    checks.weights(caller, params, w_hh=(size, size), w_ih=("I", size), b=(size,))
+
+
+def _carry_shape(params: ElmanParams) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(params.w_hh.shape[-1:], checks.dtype_of(params.w_hh))
+
+
+def _project(params: ElmanParams, xs: Array) -> Array:
+    return project(xs, params.w_ih, params.b)
+
+
+def _advance(params: ElmanParams, h: Array, projected: Array) -> tuple[Array, Array]:
+    new = jnp.tanh(projected + matmul(h, params.w_hh))
+    return new.astype(h.dtype), new
+
+
+def _blocks(params: ElmanParams) -> tuple[Array | None, Array | None, Array | None]:
+    return params.w_ih, params.w_hh, params.b
+
+
+def _linearize(blocks, dblocks, xs, dxs, h, gates):
+    dw_ih, dw_hh, db = dblocks
+    slope = 1 - gates * gates
+    source = total(slope, (dxs, blocks[0]), (xs, dw_ih), db, (h, dw_hh))
+    return slope, slope * source
+
+
+def _tangent(blocks, slope, dh, source):
+    return (slope * matmul(dh, blocks[1]) + source).astype(dh.dtype)
+
+
+_CELL = Cell(
+    sizes=_sizes,
+    check=_check,
+    carry_shape=_carry_shape,
+    output=lambda h: h,
+    project=_project,
+    advance=_advance,
+    blocks=_blocks,
+    linearize=_linearize,
+    tangent=_tangent,
+)
+register(ElmanParams, _CELL)

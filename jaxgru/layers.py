@@ -1,0 +1,185 @@
+"""Compositions of cells: two directions of time, and layers."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks
+from jaxgru.cell import Carry, Params, cell_of, is_cell
+from jaxgru.gru import gru_init
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bidirectional:
+    """Two networks over the same inputs, one from each end; outputs are concatenated.
+
+    The carry is the tuple (forward carry, backward carry). With `reverse=True` the two change
+    ends. It cannot be streamed: its outputs depend on what comes later.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> one, other = jax.random.split(jax.random.key(0))
+        >>> params = jaxgru.Bidirectional(jaxgru.gru_init(one, 3, 8), jaxgru.gru_init(other, 3, 8))
+        >>> jaxgru.scan(params, jnp.ones((20, 3), "float32"))[1].shape
+        (20, 16)
+
+    Source: Schuster & Paliwal 1997.
+    """
+
+    forward: Params
+    backward: Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Layers, each fed by the outputs of the one below; the carry is a tuple, one per layer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> one, other = jax.random.split(jax.random.key(0))
+        >>> params = jaxgru.Stack((jaxgru.gru_init(one, 3, 8), jaxgru.lstm_init(other, 8, 4)))
+        >>> jaxgru.scan(params, jnp.ones((20, 3), "float32"))[1].shape
+        (20, 4)
+    """
+
+    layers: tuple[Params, ...]
+
+
+def stack_init(
+    key: Array,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    *,
+    cell: Callable[..., Params] = gru_init,
+    bidirectional: bool = False,
+    **cell_options: Any,
+) -> Stack:
+    """Draw a stack of equal layers.
+
+    Args:
+        key: a `jax.random.key`.
+        input_size: I of the first layer.
+        hidden_size: H of every layer, and of each direction.
+        num_layers: how many.
+        cell: `gru_init`, `lstm_init` or `elman_init`.
+        bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
+        **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after.
+
+    Returns:
+        A Stack, also for one layer.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.stack_init(jax.random.key(0), 3, 8, num_layers=2, bidirectional=True)
+        >>> jaxgru.scan(params, jnp.ones((20, 3), "float32"))[1].shape
+        (20, 16)
+    """
+    checks.size("stack_init", "num_layers", num_layers)
+    checks.flag("stack_init", "bidirectional", bidirectional)
+    layers = []
+    for layer_key in jax.random.split(key, num_layers):
+        if bidirectional:
+            one, other = jax.random.split(layer_key)
+            layer = Bidirectional(
+                cell(one, input_size, hidden_size, **cell_options),
+                cell(other, input_size, hidden_size, **cell_options),
+            )
+            input_size = 2 * hidden_size
+        else:
+            layer = cell(layer_key, input_size, hidden_size, **cell_options)
+            input_size = hidden_size
+        layers.append(layer)
+    return Stack(tuple(layers))
+
+
+def sizes(params: Params) -> tuple[int, int]:
+    """(input size, output size) of any params."""
+    if isinstance(params, Stack):
+        return sizes(params.layers[0])[0], sizes(params.layers[-1])[1]
+    if isinstance(params, Bidirectional):
+        (size, one), (_, other) = sizes(params.forward), sizes(params.backward)
+        return size, one + other
+    return cell_of(params).sizes(params)
+
+
+def carry_shape(params: Params) -> Carry:
+    """The carry of any params, with a `jax.ShapeDtypeStruct` in place of every array."""
+    if isinstance(params, Stack):
+        return tuple(carry_shape(layer) for layer in params.layers)
+    if isinstance(params, Bidirectional):
+        return carry_shape(params.forward), carry_shape(params.backward)
+    return cell_of(params).carry_shape(params)
+
+
+def initial_carry(params: Params) -> Carry:
+    """Zeros of the structure, shapes and dtype of the carry of these params.
+
+    `[H]` for a GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple of two for a
+    Bidirectional, a tuple with one per layer for a Stack.
+
+    Raises:
+        TypeError, ValueError: params do not fit together.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> jaxgru.initial_carry(jaxgru.gru_init(jax.random.key(0), 8, 64)).shape
+        (64,)
+    """
+    check("initial_carry", params)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), carry_shape(params))
+
+
+def dtype(params: Params) -> Any:
+    """The one dtype of params."""
+    return checks.dtype_of(jax.tree.leaves(params)[0])
+
+
+def check(caller: str, params: Params) -> None:
+    """Raises where params, or the layers of a composition, do not fit together."""
+    if isinstance(params, Stack):
+        _check_stack(caller, params)
+    elif isinstance(params, Bidirectional):
+        check(caller, params.forward)
+        check(caller, params.backward)
+        one, other = sizes(params.forward)[0], sizes(params.backward)[0]
+        if one != other:
+            name = "Bidirectional.backward"
+            raise checks.error(
+                ValueError, caller, name, f"of input size {one} as forward is", f"{other}"
+            )
+    elif is_cell(params):
+        cell_of(params).check(caller, params)
+    else:
+        fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
+        expected = "GRUParams, LSTMParams, ElmanParams, Bidirectional or Stack"
+        raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
+    dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
+    if len(dtypes) > 1:
+        raise checks.error(
+            TypeError, caller, "params", "of one dtype", " and ".join(sorted(dtypes))
+        )
+
+
+def _check_stack(caller: str, params: Stack) -> None:
+    if not isinstance(params.layers, tuple):
+        got = checks.describe(params.layers)
+        raise checks.error(TypeError, caller, "Stack.layers", "a tuple of params", got)
+    if not params.layers:
+        raise checks.error(ValueError, caller, "Stack.layers", "at least one layer", "none")
+    for layer in params.layers:
+        check(caller, layer)
+    for k in range(1, len(params.layers)):
+        below, above = sizes(params.layers[k - 1])[1], sizes(params.layers[k])[0]
+        if below != above:
+            expected = f"of input size {below}, the output size of layer {k - 1}"
+            raise checks.error(ValueError, caller, f"Stack.layers[{k}]", expected, f"{above}")

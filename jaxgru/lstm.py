@@ -1,0 +1,200 @@
+"""The long short-term memory, with forget gate: what the GRU merges into fewer gates and states."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks, initializers
+from jaxgru.cell import Cell, matmul, project, register, total, unstack
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSTMParams:
+    """The weights of an LSTM; a pytree.
+
+    The middle axis is the gate: input, forget, cell, output. All leaves have one dtype.
+
+    Args:
+        w_ih: input weights `[I, 4, H]`.
+        w_hh: recurrent weights `[H, 4, H]`.
+        b: biases `[4, H]`, or None.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> jaxgru.lstm_init(jax.random.key(0), input_size=8, hidden_size=64).w_hh.shape
+        (64, 4, 64)
+    """
+
+    w_ih: Array
+    w_hh: Array
+    b: Array | None
+
+
+class LSTMCarry(NamedTuple):
+    """The state of an LSTM: the output h `[H]` and the cell c `[H]`."""
+
+    h: Array
+    c: Array
+
+
+def lstm_init(
+    key: Array,
+    input_size: int,
+    hidden_size: int,
+    *,
+    bias: bool = True,
+    init: str = "orthogonal",
+    chrono: float | None = None,
+    dtype: Any = jnp.float32,
+) -> LSTMParams:
+    """Draw the weights of an LSTM.
+
+    Args:
+        key: a `jax.random.key`.
+        input_size: I.
+        hidden_size: H.
+        bias: whether there are biases.
+        init: `"orthogonal"` (LeCun-normal input weights, one orthogonal recurrent block a gate,
+            zero biases but 1 for the forget gate), or `"torch"`, `"keras"`, `"flax"`, `"haiku"`:
+            what those libraries draw.
+        chrono: the longest memory to expect, T_max, in time steps: draws the forget gate's bias
+            as log(u), u ~ U[1, T_max - 1], and the input gate's as -log(u).
+        dtype: float16, bfloat16, float32 or float64.
+
+    Returns:
+        LSTMParams with w_ih `[I, 4, H]`, w_hh `[H, 4, H]`, b `[4, H]`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; chrono without biases.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> params = jaxgru.lstm_init(jax.random.key(0), 8, 64)
+        >>> float(params.b[1].min())
+        1.0
+
+    Source: Gers et al. 2000; chrono: Tallec & Ollivier 2018, arXiv:1804.11188.
+    """
+    key, chrono_key = jax.random.split(checks.key("lstm_init", key))
+    drawn = initializers.draw("lstm_init", key, input_size, hidden_size, 4, init, dtype)
+    b = drawn.b_ih + drawn.b_hh if bias else None
+    if chrono is not None:
+        b = initializers.chrono("lstm_init", chrono_key, b, chrono, {0: -1, 1: 1})
+    return LSTMParams(w_ih=drawn.w_ih, w_hh=drawn.w_hh, b=b)
+
+
+def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMCarry:
+    """One time step of an LSTM.
+
+        i  = sigmoid(x W_i + h U_i + b_i)
+        f  = sigmoid(x W_f + h U_f + b_f)
+        g  = tanh(x W_g + h U_g + b_g)
+        o  = sigmoid(x W_o + h U_o + b_o)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    Args:
+        params: LSTMParams.
+        carry: LSTMCarry(h `[H]`, c `[H]`), of the dtype of params.
+        x: input `[I]`, of the dtype of params.
+
+    Returns:
+        The next LSTMCarry; its h is the output.
+
+    Raises:
+        TypeError, ValueError: a structure, shape or dtype does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.lstm_init(jax.random.key(0), input_size=8, hidden_size=64)
+        >>> jaxgru.lstm_step(params, jaxgru.initial_carry(params), jnp.ones(8, "float32")).h.shape
+        (64,)
+
+    Source: Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000.
+    """
+    checks.step("lstm_step", LSTMParams, params, carry, x)
+    return _advance(params, carry, _project(params, x))[0]
+
+
+def _sizes(params: LSTMParams) -> tuple[int, int]:
+    return params.w_ih.shape[0], params.w_ih.shape[-1]
+
+
+def _check(caller: str, params: LSTMParams) -> None:
+    size = checks.hidden_size(params.w_hh, 3)
+    checks.weights(caller, params, w_hh=(size, 4, size), w_ih=("I", 4, size), b=(4, size))
+
+
+def _carry_shape(params: LSTMParams) -> LSTMCarry:
+    one: Any = jax.ShapeDtypeStruct(params.w_hh.shape[-1:], checks.dtype_of(params.w_hh))
+    return LSTMCarry(one, one)
+
+
+def _project(params: LSTMParams, xs: Array) -> tuple[Array, ...]:
+    a = project(xs, params.w_ih, params.b)
+    return jnp.unstack(a, axis=-2)
+
+
+def _advance(params: LSTMParams, carry: LSTMCarry, projected) -> tuple[LSTMCarry, Any]:
+    h, c = carry
+    x_i, x_f, x_g, x_o = projected
+    a_i, a_f, a_g, a_o = jnp.unstack(matmul(h, params.w_hh), axis=0)
+    i = jax.nn.sigmoid(x_i + a_i)
+    f = jax.nn.sigmoid(x_f + a_f)
+    g = jnp.tanh(x_g + a_g)
+    o = jax.nn.sigmoid(x_o + a_o)
+    new_c = f * c.astype(f.dtype) + i * g
+    squashed = jnp.tanh(new_c)
+    new = LSTMCarry((o * squashed).astype(h.dtype), new_c.astype(c.dtype))
+    return new, (i, f, g, o, squashed)
+
+
+def _blocks(params: LSTMParams):
+    w_ih, w_hh = unstack(params.w_ih, 4, axis=1), unstack(params.w_hh, 4, axis=1)
+    return w_ih, w_hh, unstack(params.b, 4, axis=0)
+
+
+def _linearize(blocks, dblocks, xs, dxs, carry, gates):
+    dw_ih, dw_hh, db = dblocks
+    h, c = carry
+    i, f, g, o, squashed = gates
+
+    def source(k):
+        return total(i, (dxs, blocks[0][k]), (xs, dw_ih[k]), db[k], (h, dw_hh[k]))
+
+    k_i = g * i * (1 - i)
+    k_f = c.astype(f.dtype) * f * (1 - f)
+    k_g = i * (1 - g * g)
+    k_o = squashed * o * (1 - o)
+    k_h = o * (1 - squashed * squashed)
+    s_c = k_i * source(0) + k_f * source(1) + k_g * source(2)
+    return (f, k_i, k_f, k_g, k_o, k_h), (s_c, k_o * source(3))
+
+
+def _tangent(blocks, coefficients, dcarry, sources):
+    u_i, u_f, u_g, u_o = blocks[1]
+    f, k_i, k_f, k_g, k_o, k_h = coefficients
+    dh, dc = dcarry
+    s_c, s_o = sources
+    new_c = f * dc.astype(f.dtype) + s_c
+    new_c = new_c + k_i * matmul(dh, u_i) + k_f * matmul(dh, u_f) + k_g * matmul(dh, u_g)
+    new_h = k_o * matmul(dh, u_o) + s_o + k_h * new_c
+    return LSTMCarry(new_h.astype(dh.dtype), new_c.astype(dc.dtype))
+
+
+_CELL = Cell(
+    sizes=_sizes,
+    check=_check,
+    carry_shape=_carry_shape,
+    output=lambda carry: carry.h,
+    project=_project,
+    advance=_advance,
+    blocks=_blocks,
+    linearize=_linearize,
+    tangent=_tangent,
+)
+register(LSTMParams, _CELL)

@@ -1,0 +1,222 @@
+"""Any network over one sequence: lengths, resets, direction and checkpointing, for every cell."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks, layers
+from jaxgru.cell import Carry, Params, cell_of
+from jaxgru.layers import Bidirectional, Stack
+from jaxgru.recurrence import recurrence, scan_chunks
+
+
+def scan(
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    length: Any = None,
+    reset: Array | None = None,
+    reset_carry: Carry | None = None,
+    reverse: bool = False,
+    dropout: float = 0.0,
+    key: Array | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Carry, Array]:
+    """Run a network over one sequence.
+
+        carry_t = step(params, carry_{t-1}, x_t),    y_t = h_t,    t = 1 .. T
+
+    A batch goes through `jax.vmap`, over xs, params, or any other argument.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional or Stack of them.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        length: how many of the T steps are real, an integer scalar, may be traced. The outputs of
+            the rest are zero, the returned carry is that after the last real step, and whatever
+            stands in the padding, NaN included, reaches neither values nor gradients. A traced
+            length outside [0, T] acts as if clipped.
+        reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
+            either direction. Ignored in the padding.
+        reset_carry: where segments start, a carry; zeros if None.
+        reverse: from the last real step to the first. Outputs stay in the order of xs.
+        dropout: the probability of dropping an output between two layers of a Stack, drawn anew
+            for every step; what is kept is scaled by 1 / (1 - dropout).
+        key: a `jax.random.key` for dropout.
+        checkpoint: keep the state only every so many steps and recompute the rest for the
+            gradient: memory falls from T to T / checkpoint + checkpoint states.
+
+    Returns:
+        (carry after the last step processed, outputs `[T, H]`), of the dtype of params.
+        Products accumulate in at least float32.
+
+    Raises:
+        TypeError: params, carry, dtype or option of a kind that does not fit.
+        ValueError: a shape or value that does not fit, or an option that could do nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> h, hs = jaxgru.scan(params, jnp.ones((20, 3), "float32"), length=12)
+        >>> hs.shape, bool((h == hs[11]).all()), bool((hs[12:] == 0).all())
+        ((20, 8), True, True)
+        >>> batch = jnp.ones((5, 20, 3), "float32")
+        >>> jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, batch)[1].shape
+        (5, 20, 8)
+    """
+    layers.check("scan", params)
+    shape = layers.carry_shape(params)
+    checks.inputs("scan", "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
+    steps = xs.shape[0]
+    if carry is not None:
+        checks.carry("scan", "carry", carry, shape)
+    if length is not None:
+        checks.length("scan", length, steps)
+    _check_reset(reset, reset_carry, steps, shape)
+    checks.flag("scan", "reverse", reverse)
+    _check_dropout(params, dropout, key)
+    if checkpoint is not None:
+        checkpoint = checks.size("scan", "checkpoint", checkpoint)
+
+    carry = _zeros(shape) if carry is None else carry
+    if reset is not None and reset_carry is None:
+        reset_carry = _zeros(shape)
+    options = _Options(reverse, float(dropout), checkpoint)
+    return _scan(options, params, xs, carry, length, reset, reset_carry, key)
+
+
+class _Options(NamedTuple):
+    """What is part of the program, not data."""
+
+    reverse: bool
+    dropout: float
+    checkpoint: int | None
+
+
+class _Marks(NamedTuple):
+    """Which steps are real and where segments start, `[T]` each; None means all, and nowhere."""
+
+    valid: Array | None
+    reset: Array | None
+
+
+@partial(jax.jit, static_argnums=0)
+def _scan(options, params, xs, carry, length, reset, reset_carry, key):
+    """Compiled once per shape and options, whatever the length and the resets are."""
+    if xs.shape[0] == 0:
+        return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype)
+    valid = None if length is None else _valid(length, xs.shape[0])
+    xs = _mask(valid, xs)
+    return _run(options, params, xs, carry, _Marks(valid, reset), reset_carry, key)
+
+
+def _run(options, params, xs, carry, marks, reset_carry, key):
+    if isinstance(params, Stack):
+        return _run_stack(options, params, xs, carry, marks, reset_carry, key)
+    if isinstance(params, Bidirectional):
+        return _run_bidirectional(options, params, xs, carry, marks, reset_carry, key)
+    return _run_cell(options, params, xs, carry, marks, reset_carry)
+
+
+def _run_stack(options, params, xs, carry, marks, reset_carry, key):
+    count = len(params.layers)
+    keys: Any = (None,) * (2 * count) if key is None else tuple(jax.random.split(key, 2 * count))
+    reset_carry = (None,) * count if reset_carry is None else reset_carry
+    carries = []
+    for k, layer in enumerate(params.layers):
+        if k > 0 and options.dropout > 0:
+            kept = jax.random.bernoulli(keys[count + k], 1 - options.dropout, xs.shape)
+            xs = jnp.where(kept, xs / (1 - options.dropout), 0)
+        last, xs = _run(options, layer, xs, carry[k], marks, reset_carry[k], keys[k])
+        carries.append(last)
+    return tuple(carries), xs
+
+
+def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
+    keys = (None, None) if key is None else jax.random.split(key)
+    starts = (None, None) if reset_carry is None else reset_carry
+    back = options._replace(reverse=not options.reverse)
+    one, ys = _run(options, params.forward, xs, carry[0], marks, starts[0], keys[0])
+    other, zs = _run(back, params.backward, xs, carry[1], marks, starts[1], keys[1])
+    return (one, other), jnp.concatenate([ys, zs], axis=-1)
+
+
+def _run_cell(options, params, xs, carry, marks, reset_carry):
+    cell = cell_of(params)
+    keep, fresh = marks
+    if fresh is not None:
+        fresh = fresh if keep is None else fresh & keep
+        if options.reverse:  # a segment that starts at t + 1 ends at t, where this direction enters
+            fresh = jnp.concatenate([fresh[1:], jnp.zeros_like(fresh[:1])])
+
+    def run(carry, stretch):
+        xs, fresh, keep = stretch
+        return recurrence(cell, options.reverse, params, xs, carry, reset_carry, fresh, keep)
+
+    stretch = (xs, fresh, keep)
+    if options.checkpoint is None:
+        carry, hs = run(carry, stretch)
+    else:
+        run = jax.checkpoint(run, prevent_cse=False)
+        carry, hs = scan_chunks(run, carry, stretch, options.checkpoint, options.reverse)
+    return carry, _mask(keep, hs)
+
+
+def _valid(length: Any, steps: int) -> Array:
+    """`[T]`: True before length, an integer of any width."""
+    length = jnp.asarray(length)
+    if length.dtype.itemsize < 4:  # T itself may not fit
+        length = length.astype(jnp.int32)
+    length = jnp.clip(length, 0, steps).astype(jnp.int32)
+    return jnp.arange(steps, dtype=jnp.int32) < length
+
+
+def _mask(valid: Array | None, values: Array) -> Array:
+    """Zero in the padding. A select, so that NaN there reaches neither values nor gradients."""
+    return values if valid is None else jnp.where(valid[:, None], values, 0)
+
+
+def _zeros(shape: Any) -> Carry:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+
+def _check_reset(reset: Any, reset_carry: Any, steps: int, shape: Any) -> None:
+    if reset is None:
+        if reset_carry is not None:
+            fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
+            raise checks.error(ValueError, "scan", "reset", "given with reset_carry", "None", fix)
+        return
+    checks.array("scan", "reset", reset, (steps,), "One flag for each step of xs.")
+    if checks.dtype_of(reset) != jnp.bool_:
+        fix = "True marks the first step of a segment: reset.astype(bool)."
+        raise checks.error(TypeError, "scan", "reset", "bool", checks.describe(reset), fix)
+    if reset_carry is not None:
+        checks.carry("scan", "reset_carry", reset_carry, shape)
+
+
+def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:
+    checks.number("scan", "dropout", dropout)
+    if not 0 <= dropout < 1:
+        raise checks.error(ValueError, "scan", "dropout", "in [0, 1)", f"{dropout}")
+    if dropout == 0:
+        return
+    if not _has_layers(params):
+        expected = "0 for params without layers above one another"
+        fix = "It acts between the layers of a Stack."
+        raise checks.error(ValueError, "scan", "dropout", expected, f"{dropout}", fix)
+    if key is None:
+        fix = "Pass key=jax.random.key(seed), a new one for every call."
+        raise checks.error(ValueError, "scan", "key", "given with dropout", "None", fix)
+    checks.key("scan", key)
+
+
+def _has_layers(params: Params) -> bool:
+    if isinstance(params, Stack):
+        return len(params.layers) > 1 or any(map(_has_layers, params.layers))
+    if isinstance(params, Bidirectional):
+        return _has_layers(params.forward) or _has_layers(params.backward)
+    return False

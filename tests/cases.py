@@ -1,0 +1,119 @@
+"""What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxgru
+
+#: Sizes used by most tests: all different, so a swapped axis cannot go unnoticed.
+INPUT, HIDDEN, STEPS = 3, 4, 6
+
+#: Two evaluations of the same equations in a different order, largest absolute difference of
+#: numbers of order one. float64: about 5000 ulp, for some dozen products and T steps; wrong terms
+#: show at 1e-2. float32: the same count of ulp rounded down, since errors stay below 30 ulp.
+VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
+
+#: Derivatives: sums over all steps, so a hundred times more rounding than values.
+GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
+
+CELLS = ("gru", "gru_after", "lstm", "elman")
+LAYERS = ("bidirectional", "stack", "mixed")
+KINDS = CELLS + LAYERS
+#: `step` takes everything but a Bidirectional, on its own or inside a Stack.
+STREAMABLE = (*CELLS, "stack")
+
+
+def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
+    def normal(*shape):
+        return jnp.asarray(0.6 * rng.standard_normal(shape), dtype)
+
+    if kind in ("gru", "gru_after"):
+        after = kind == "gru_after"
+        return jaxgru.GRUParams(
+            w_ih=normal(inputs, 3, hidden),
+            w_hh=normal(hidden, 3, hidden),
+            b=normal(3, hidden) if bias else None,
+            b_hn=normal(hidden) if bias and after else None,
+            reset_after=after,
+        )
+    if kind == "lstm":
+        return jaxgru.LSTMParams(
+            w_ih=normal(inputs, 4, hidden),
+            w_hh=normal(hidden, 4, hidden),
+            b=normal(4, hidden) if bias else None,
+        )
+    assert kind == "elman"
+    return jaxgru.ElmanParams(
+        w_ih=normal(inputs, hidden),
+        w_hh=normal(hidden, hidden),
+        b=normal(hidden) if bias else None,
+    )
+
+
+def draw(kind, inputs=INPUT, hidden=HIDDEN, dtype="float64", seed=0, bias=True) -> Any:
+    """Params of a kind, every leaf random and non-zero."""
+    rng = np.random.default_rng(seed)
+
+    def cell(kind, inputs, hidden):
+        return draw_cell(rng, kind, inputs, hidden, dtype, bias)
+
+    if kind == "bidirectional":
+        return jaxgru.Bidirectional(cell("gru", inputs, hidden), cell("lstm", inputs, hidden + 1))
+    if kind == "stack":
+        return jaxgru.Stack((cell("gru", inputs, hidden), cell("gru_after", hidden, hidden + 1)))
+    if kind == "mixed":
+        both = jaxgru.Bidirectional(cell("gru_after", hidden, hidden), cell("gru", hidden, hidden))
+        return jaxgru.Stack((cell("lstm", inputs, hidden), both, cell("elman", 2 * hidden, hidden)))
+    return cell(kind, inputs, hidden)
+
+
+def draw_xs(steps=STEPS, inputs=INPUT, dtype="float64", seed=1) -> jax.Array:
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal((steps, inputs)), dtype)
+
+
+def draw_like(tree, seed=2) -> Any:
+    """A tree of the same structure, shapes and dtypes, filled at random: a carry, a tangent."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), leaf.dtype), tree
+    )
+
+
+def draw_carry(params, seed=2) -> Any:
+    return draw_like(jaxgru.initial_carry(params), seed)
+
+
+def weigh(tree, seed=3):
+    """A scalar that depends on every entry of a tree with a different weight: what tests
+    differentiate, since a plain sum hides permuted entries."""
+    leaves = jax.tree.leaves(draw_like(tree, seed))
+    products = [jnp.sum(w * leaf) for w, leaf in zip(leaves, jax.tree.leaves(tree), strict=True)]
+    return sum(products[1:], products[0])
+
+
+def assert_close(actual, expected, tol):
+    """Same tree, same shapes, every entry at most `tol` apart. NaN is never close."""
+    actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert len(actual_leaves) == len(expected_leaves)
+    for a, e in zip(actual_leaves, expected_leaves, strict=True):
+        assert np.shape(a) == np.shape(e)
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64),
+            np.asarray(e, np.float64),
+            rtol=0,
+            atol=tol,
+            equal_nan=False,
+        )
+
+
+def assert_same(actual, expected):
+    """Bit for bit: structure, dtype, every entry (but +0 = -0). NaN is never the same."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        assert a.shape == e.shape
+        assert bool(jnp.all(a == e)), f"largest difference {jnp.max(jnp.abs(a - e))}"

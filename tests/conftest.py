@@ -1,0 +1,44 @@
+"""A strict world for every test: nothing promotes or broadcasts silently.
+
+Whether 64-bit types are on is JAX's own switch, the environment variable `JAX_ENABLE_X64`; the
+suite passes both ways. Tests that claim float64 accuracy ask for the fixture `x64`, so the claim is
+proven in both modes.
+"""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+# The suite compiles some thousand small programs and runs each for microseconds. Without LLVM's
+# optimisations it takes half the time, without the fusion emitters (a flag that is gone from newer
+# releases) half of that. Read when the first program is compiled, so not too late here.
+flags = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Each example may compile, so a deadline would measure the compiler. Derandomized: CI must not
+# fail by chance on an unrelated change.
+hypothesis.settings.register_profile(
+    "jaxgru", deadline=None, derandomize=True, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("jaxgru")
+
+
+@pytest.fixture(scope="module")
+def x64():
+    """64-bit types for one whole test module, whatever the environment says."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def lenient():
+    """Plain JAX promotion rules, for peers that were not written for the strict ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,134 @@
+"""The equations once more, as float64 NumPy loops: what every value test compares with.
+
+Nothing here is shared with the library but the field names of its params. One `for` over time, one
+matrix product per gate, no masks: a step that is padding is not computed at all.
+"""
+
+import numpy as np
+
+import jaxgru
+
+
+def f64(x):
+    return np.asarray(x, np.float64)
+
+
+def sigmoid(a):
+    return 1.0 / (1.0 + np.exp(-a))
+
+
+def _bias(b, shape):
+    return np.zeros(shape) if b is None else f64(b)
+
+
+def gru_step(params, h, x):
+    w_ih, w_hh = f64(params.w_ih), f64(params.w_hh)
+    h, x = f64(h), f64(x)
+    hidden = w_hh.shape[0]
+    b = _bias(params.b, (3, hidden))
+    r = sigmoid(x @ w_ih[:, 0] + h @ w_hh[:, 0] + b[0])
+    z = sigmoid(x @ w_ih[:, 1] + h @ w_hh[:, 1] + b[1])
+    if params.reset_after:
+        b_hn = _bias(params.b_hn, (hidden,))
+        n = np.tanh(x @ w_ih[:, 2] + b[2] + r * (h @ w_hh[:, 2] + b_hn))
+    else:
+        n = np.tanh(x @ w_ih[:, 2] + b[2] + (r * h) @ w_hh[:, 2])
+    return (1.0 - z) * h + z * n
+
+
+def lstm_step(params, carry, x):
+    w_ih, w_hh = f64(params.w_ih), f64(params.w_hh)
+    h, c, x = f64(carry[0]), f64(carry[1]), f64(x)
+    b = _bias(params.b, (4, w_hh.shape[0]))
+    i, f, g, o = (x @ w_ih[:, k] + h @ w_hh[:, k] + b[k] for k in range(4))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def elman_step(params, h, x):
+    w_ih, w_hh = f64(params.w_ih), f64(params.w_hh)
+    return np.tanh(f64(x) @ w_ih + f64(h) @ w_hh + _bias(params.b, w_hh.shape[0]))
+
+
+def _is_cell(params):
+    return isinstance(params, (jaxgru.GRUParams, jaxgru.LSTMParams, jaxgru.ElmanParams))
+
+
+def _cell_step(params, carry, x):
+    """One step of one cell: the new carry and the output."""
+    if isinstance(params, jaxgru.GRUParams):
+        h = gru_step(params, carry, x)
+        return h, h
+    if isinstance(params, jaxgru.LSTMParams):
+        h, c = lstm_step(params, carry, x)
+        return (h, c), h
+    h = elman_step(params, carry, x)
+    return h, h
+
+
+def initial_carry(params):
+    if isinstance(params, jaxgru.Bidirectional):
+        return initial_carry(params.forward), initial_carry(params.backward)
+    if isinstance(params, jaxgru.Stack):
+        return tuple(initial_carry(layer) for layer in params.layers)
+    zeros = np.zeros(np.shape(params.w_hh)[0])
+    return (zeros, zeros) if isinstance(params, jaxgru.LSTMParams) else zeros
+
+
+def output_size(params):
+    if isinstance(params, jaxgru.Bidirectional):
+        return output_size(params.forward) + output_size(params.backward)
+    if isinstance(params, jaxgru.Stack):
+        return output_size(params.layers[-1])
+    return np.shape(params.w_hh)[0]
+
+
+def step(params, carry, x):
+    """One step of a cell or a stack of cells: the new carry, in the structure of the library's."""
+    if not isinstance(params, jaxgru.Stack):
+        return _cell_step(params, carry, x)[0]
+    carries = []
+    for layer, layer_carry in zip(params.layers, carry, strict=True):
+        layer_carry, x = _cell_step(layer, layer_carry, x)
+        carries.append(layer_carry)
+    return tuple(carries)
+
+
+def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, reverse=False):
+    """(carry, outputs) of any params type: the semantics of `jaxgru.scan`, one step at a time."""
+    carry = initial_carry(params) if carry is None else carry
+    reset_carry = initial_carry(params) if reset_carry is None else reset_carry
+    options = {"length": length, "reset": reset}
+    if isinstance(params, jaxgru.Stack):
+        carries, ys = [], xs
+        for layer, start, restart in zip(params.layers, carry, reset_carry, strict=True):
+            last, ys = scan(layer, ys, start, reset_carry=restart, reverse=reverse, **options)
+            carries.append(last)
+        return tuple(carries), ys
+    if isinstance(params, jaxgru.Bidirectional):
+        ahead, hs = scan(
+            params.forward, xs, carry[0], reset_carry=reset_carry[0], reverse=reverse, **options
+        )
+        back, gs = scan(
+            params.backward,
+            xs,
+            carry[1],
+            reset_carry=reset_carry[1],
+            reverse=not reverse,
+            **options,
+        )
+        return (ahead, back), np.concatenate([hs, gs], axis=1)
+    assert _is_cell(params)
+    steps = np.shape(xs)[0]
+    length = steps if length is None else int(length)
+    starts = np.zeros(steps, bool) if reset is None else np.asarray(reset)
+    ys = np.zeros((steps, output_size(params)))
+    for t in reversed(range(length)) if reverse else range(length):
+        # Backwards, a segment is entered at its end: the step before the next segment's start.
+        first = (t + 1 < length and starts[t + 1]) if reverse else starts[t]
+        carry, ys[t] = _cell_step(params, reset_carry if first else carry, xs[t])
+    return _float(carry), ys
+
+
+def _float(carry):
+    return tuple(f64(part) for part in carry) if isinstance(carry, tuple) else f64(carry)

@@ -1,0 +1,62 @@
+"""`jaxgru.scan` as anybody would write it: `lax.scan` over the step function.
+
+The reference for derivatives. It calls the library's step functions, whose values the NumPy oracle
+checks, and lets JAX differentiate the loop as it stands: no custom rule, no masks but `where`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+import jaxgru
+
+
+def _cell_step(params, carry, x):
+    if isinstance(params, jaxgru.GRUParams):
+        h = jaxgru.gru_step(params, carry, x)
+        return h, h
+    if isinstance(params, jaxgru.LSTMParams):
+        carry = jaxgru.lstm_step(params, carry, x)
+        return carry, carry.h
+    h = jaxgru.elman_step(params, carry, x)
+    return h, h
+
+
+def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, reverse=False):
+    carry = jaxgru.initial_carry(params) if carry is None else carry
+    reset_carry = jaxgru.initial_carry(params) if reset_carry is None else reset_carry
+    options = {"length": length, "reset": reset}
+    if isinstance(params, jaxgru.Stack):
+        carries, ys = [], xs
+        for layer, start, restart in zip(params.layers, carry, reset_carry, strict=True):
+            last, ys = scan(layer, ys, start, reset_carry=restart, reverse=reverse, **options)
+            carries.append(last)
+        return tuple(carries), ys
+    if isinstance(params, jaxgru.Bidirectional):
+        ahead, hs = scan(
+            params.forward, xs, carry[0], reset_carry=reset_carry[0], reverse=reverse, **options
+        )
+        back, gs = scan(
+            params.backward,
+            xs,
+            carry[1],
+            reset_carry=reset_carry[1],
+            reverse=not reverse,
+            **options,
+        )
+        return (ahead, back), jnp.concatenate([hs, gs], axis=1)
+
+    steps = xs.shape[0]
+    length = steps if length is None else length
+    real = jnp.arange(steps) < length
+    starts = jnp.zeros(steps, bool) if reset is None else jnp.asarray(reset)
+    if reverse:
+        starts = jnp.append(starts[1:] & real[1:], False)
+
+    def body(carry, inputs):
+        x, start, real = inputs
+        begin = jax.tree.map(lambda a, b: jnp.where(start, a, b), reset_carry, carry)
+        after, y = _cell_step(params, begin, x)
+        carry = jax.tree.map(lambda a, b: jnp.where(real, a, b), after, carry)
+        return carry, jnp.where(real, y, jnp.zeros_like(y))
+
+    return jax.lax.scan(body, carry, (xs, starts, real), reverse=reverse)

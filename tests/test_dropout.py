@@ -1,0 +1,163 @@
+"""Dropout between the layers of a Stack: what is dropped, how often, and what is not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+from cases import HIDDEN, INPUT, STEPS, assert_close, assert_same, draw, draw_xs, weigh
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WIDTH, LONG = 20, 200
+SMALL = 1e-3
+
+
+def lens(width=WIDTH):
+    """A layer that shows its input: y = tanh(SMALL x), no memory. `look` inverts it."""
+    return jaxgru.ElmanParams(w_ih=SMALL * jnp.eye(width), w_hh=jnp.zeros((width, width)), b=None)
+
+
+def look(ys):
+    return jnp.arctanh(ys) / SMALL
+
+
+def mask_of(layers, rate, key, steps=LONG, **options):
+    """What dropout multiplied the first layer's outputs by, found from the outside."""
+    below = layers[0]
+    xs = draw_xs(steps)
+    _, hs = jaxgru.scan(below, xs, **options)
+    _, ys = jaxgru.scan(jaxgru.Stack(layers), xs, dropout=rate, key=key, **options)
+    return hs, ys, look(ys) / hs
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_rate_scale_and_freshness(rate):
+    layers = (draw("gru", hidden=WIDTH), lens())
+    _, _, mask = mask_of(layers, rate, jax.random.key(0))
+    kept = mask > 0.5
+    # Inverting tanh divides rounding by SMALL: 1e-16 / 1e-3 / |h|, and some h are as small as 1e-4.
+    np.testing.assert_allclose(mask[kept], 1 / (1 - rate), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(mask[~kept], 0.0, rtol=0, atol=0)
+    # 4000 coins: five standard deviations.
+    spread = 5 * np.sqrt(rate * (1 - rate) / mask.size)
+    assert abs(float(jnp.mean(~kept)) - rate) < spread
+    # A fresh mask per step: rows agree as often as independent coins do, in 199 * 20 pairs.
+    agree = float(jnp.mean(kept[1:] == kept[:-1]))
+    chance = rate**2 + (1 - rate) ** 2
+    assert abs(agree - chance) < 5 * np.sqrt(chance * (1 - chance) / kept[1:].size)
+    # No unit and no step is favoured: five standard deviations of 200 and of 20 coins.
+    assert np.max(np.abs(jnp.mean(~kept, axis=0) - rate)) < 5 * np.sqrt(rate * (1 - rate) / LONG)
+    assert np.max(np.abs(jnp.mean(~kept, axis=1) - rate)) < 5 * np.sqrt(rate * (1 - rate) / WIDTH)
+
+
+def test_each_layer_has_its_own_mask():
+    """Two lenses in a row: seen through both, a unit survives with probability 1/4, not 1/2."""
+    below, xs = draw("gru", hidden=WIDTH), draw_xs(LONG)
+    _, ys = jaxgru.scan(
+        jaxgru.Stack((below, lens(), lens())), xs, dropout=0.5, key=jax.random.key(1)
+    )
+    kept = float(jnp.mean(ys != 0))
+    assert abs(kept - 0.25) < 5 * np.sqrt(0.25 * 0.75 / ys.size)
+
+
+def test_the_last_layer_is_not_dropped():
+    params = jaxgru.Stack((draw("gru"), draw("gru", inputs=HIDDEN, hidden=WIDTH)))
+    (_, last), ys = jaxgru.scan(params, draw_xs(), dropout=0.9, key=jax.random.key(0))
+    assert jnp.all(ys != 0)
+    assert_same(ys[-1], last)
+
+
+def test_the_carry_of_the_dropped_layer_is_untouched():
+    """Dropout acts on what goes up, not on what goes on in time."""
+    params, xs = draw("stack"), draw_xs()
+    (first, _), _ = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(0))
+    assert_close(first, jaxgru.scan(params.layers[0], xs)[0], 1e-15)
+
+
+def test_same_key_same_numbers_other_key_others():
+    params, xs = draw("mixed"), draw_xs()
+
+    def run(seed):
+        return jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(seed))
+
+    assert_same(run(0), run(0))
+    assert jnp.max(jnp.abs(run(0)[1] - run(1)[1])) > 1e-3
+
+
+@pytest.mark.parametrize("key", [None, 0])
+def test_no_dropout_is_no_dropout(key):
+    params, xs = draw("stack"), draw_xs()
+    key = None if key is None else jax.random.key(key)
+    assert_same(jaxgru.scan(params, xs, dropout=0.0, key=key), jaxgru.scan(params, xs))
+
+
+def test_a_raw_key_works_too():
+    params, xs = draw("stack"), draw_xs()
+    new = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(4))
+    old = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.PRNGKey(4))
+    assert_same(old, new)
+
+
+def test_padding_stays_zero():
+    params, xs = draw("stack"), draw_xs()
+    _, ys = jaxgru.scan(params, xs, length=3, dropout=0.5, key=jax.random.key(0))
+    assert_same(ys[3:], jnp.zeros_like(ys[3:]))
+
+
+def test_the_mean_over_masks_is_the_input():
+    """Inverted dropout: the layer above sees the undropped value on average."""
+    layers = (draw("gru", hidden=WIDTH), lens())
+    xs = draw_xs(STEPS)
+    _, hs = jaxgru.scan(layers[0], xs)
+
+    def run(key):
+        return look(jaxgru.scan(jaxgru.Stack(layers), xs, dropout=0.5, key=key)[1])
+
+    seen = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4000))
+    # Each entry is h or its double or nothing: standard deviation |h|, of the mean |h| / 63.
+    # The largest of 120 entries stays below five of them.
+    worst = jnp.max(jnp.abs(jnp.mean(seen, axis=0) - hs) / jnp.abs(hs))
+    assert worst < 5 / np.sqrt(4000)
+
+
+def test_gradient_is_that_of_the_masked_computation():
+    layers = (draw("gru", hidden=WIDTH), lens())
+    key = jax.random.key(5)
+    xs = draw_xs(STEPS)
+    _, _, mask = mask_of(layers, 0.5, key, steps=STEPS)
+    mask = jnp.where(mask > 0.5, 2.0, 0.0)
+
+    def dropped(below):
+        return weigh(jaxgru.scan(jaxgru.Stack((below, lens())), xs, dropout=0.5, key=key)[1])
+
+    def by_hand(below):
+        return weigh(jaxgru.scan(lens(), mask * jaxgru.scan(below, xs)[1])[1])
+
+    assert_close(
+        jax.jit(jax.grad(dropped))(layers[0]), jax.jit(jax.grad(by_hand))(layers[0]), 1e-12
+    )
+
+
+def test_under_vmap_every_example_has_its_key():
+    params = draw("stack")
+    xs = jnp.stack([draw_xs(seed=1)] * 3)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def run(xs, key):
+        return jaxgru.scan(params, xs, dropout=0.5, key=key)[1]
+
+    ys = jax.jit(jax.vmap(run))(xs, keys)
+    assert jnp.max(jnp.abs(ys[0] - ys[1])) > 1e-3
+    for i in range(3):
+        assert_close(ys[i], run(xs[i], keys[i]), 1e-12)
+
+
+def test_sizes_of_the_lens():
+    """The helper itself: without dropout it shows exactly what is below."""
+    below, xs = draw("gru", hidden=WIDTH), draw_xs(STEPS)
+    assert xs.shape == (STEPS, INPUT)
+    _, hs = jaxgru.scan(below, xs)
+    _, ys = jaxgru.scan(jaxgru.Stack((below, lens())), xs)
+    assert_close(look(ys), hs, 1e-12)

@@ -1,0 +1,173 @@
+"""Four dtypes: what comes out, and how sums are accumulated on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+import oracle
+from cases import CELLS, HIDDEN, KINDS, STEPS, draw, draw_carry, draw_xs, weigh
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+LOW = ("float16", "bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def wide(request):
+    """float64 needs 64-bit types; the other dtypes are tested in the mode of the environment."""
+    if "float64" in request.node.name:
+        request.getfixturevalue("narrow_x64")
+
+
+@pytest.fixture
+def narrow_x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def dtypes_of(tree):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_carry_outputs_and_gradients_have_the_dtype_of_params(kind, dtype):
+    params, xs = draw(kind, dtype=dtype), draw_xs(dtype=dtype)
+    carry = jaxgru.initial_carry(params)
+    assert dtypes_of(carry) == {dtype}
+    reset = jnp.asarray(np.arange(STEPS) == 2)
+
+    def run(params, xs, carry):
+        return jaxgru.scan(params, xs, carry, length=5, reset=reset)
+
+    assert dtypes_of(jax.eval_shape(run, params, xs, carry)) == {dtype}
+    grad = jax.grad(lambda *args: weigh(run(*args)), argnums=(0, 1, 2))
+    assert dtypes_of(jax.eval_shape(grad, params, xs, carry)) == {dtype}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [*CELLS, "stack"])
+def test_step_keeps_the_dtype(kind, dtype):
+    params = draw(kind, dtype=dtype)
+    out = jax.eval_shape(jaxgru.step, params, jaxgru.initial_carry(params), draw_xs(dtype=dtype)[0])
+    assert dtypes_of(out) == {dtype}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("init", [jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init])
+def test_init_draws_the_dtype(init, dtype):
+    assert dtypes_of(init(jax.random.key(0), 3, 4, dtype=dtype)) == {dtype}
+    assert dtypes_of(init(jax.random.key(0), 3, 4, dtype=jnp.dtype(dtype))) == {dtype}
+
+
+@pytest.mark.parametrize("init", [jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init])
+def test_init_draws_float32_unless_told(init):
+    assert dtypes_of(init(jax.random.key(0), 3, 4)) == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", [*LOW, "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_the_narrow_dtypes(kind, dtype):
+    """Against float64 on the same, rounded, numbers. Each step rounds the carry to half an ulp of
+    1 and the next steps multiply it by less than 2 in all: one ulp a step and layer is generous for
+    the 16-bit types, and for float32 leaves room for its own arithmetic."""
+    params, xs = draw(kind, dtype=dtype), draw_xs(dtype=dtype)
+    carry = draw_carry(params)
+    tol = STEPS * float(jnp.finfo(dtype).eps)
+    actual = jaxgru.scan(params, xs, carry)
+    expected = oracle.scan(params, xs, carry)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float64), e, rtol=0, atol=tol)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_step_rounds_once(kind, dtype):
+    """Products and gates in float32: the result is the exact one, rounded to the dtype. Gates
+    computed in 16 bits would be several ulp off. Half an ulp, and 2% for float32's own error."""
+    params = draw(kind, dtype=dtype, seed=4)
+    carry, x = draw_carry(params), draw_xs(dtype=dtype)[0]
+    actual = jax.tree.leaves(jax.jit(jaxgru.step)(params, carry, x))
+    expected = jax.tree.leaves(oracle.step(params, carry, x))
+    # r * h enters the candidate's product in the dtype of its weights: an ulp more, weighed by z.
+    bound = 1.5 if kind == "gru" else 0.52
+    for a, e in zip(actual, expected, strict=True):
+        ulp = np.asarray(np.spacing(np.abs(e.astype(jnp.dtype(dtype)))), np.float64)
+        assert np.all(np.abs(np.asarray(a, np.float64) - e) <= bound * ulp)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_products_accumulate_small_terms(dtype):
+    """1 + 1024 terms that each vanish beside 1 in 16 bits: lost one by one, 2 when accumulated."""
+    tiny = float(jnp.finfo(dtype).eps) / 4
+    count = int(1 / tiny)
+    column = np.full((count + 1, 1), tiny / 2)
+    column[0] = 0.5
+    params = jaxgru.ElmanParams(
+        w_ih=jnp.asarray(column, dtype), w_hh=jnp.zeros((1, 1), dtype), b=None
+    )
+    h = jaxgru.elman_step(params, jnp.zeros(1, dtype), jnp.ones(count + 1, dtype))
+    # tanh(1.0) = 0.7616 against tanh(0.5) = 0.4621.
+    np.testing.assert_allclose(float(h[0]), np.tanh(1.0), rtol=float(jnp.finfo(dtype).eps), atol=0)
+
+
+def test_gradients_accumulate_over_a_long_sequence():
+    """The gradient of a bias is a sum over 2000 steps of nearly equal terms. Added up in bfloat16
+    it sticks at 256 terms, one eighth of the sum."""
+    steps, dtype = 2000, "bfloat16"
+    params = jaxgru.ElmanParams(
+        w_ih=jnp.full((1, 1), 0.01, dtype),
+        w_hh=jnp.zeros((1, 1), dtype),
+        b=jnp.full((1,), 0.01, dtype),
+    )
+    xs = jnp.ones((steps, 1), dtype)
+    loss = jax.grad(lambda p: jnp.sum(jaxgru.scan(p, xs)[1].astype(jnp.float32)))
+    grads = jax.jit(loss)(params)
+    expected = steps * (1 - np.tanh(0.02) ** 2)
+    # A few roundings to bfloat16: of the gate, of one step's term, of the sum.
+    np.testing.assert_allclose(float(grads.b[0]), expected, rtol=0.02, atol=0)
+    np.testing.assert_allclose(float(grads.w_ih[0, 0]), expected, rtol=0.02, atol=0)
+
+
+def products_in(jaxpr):
+    """Every matrix product of a program, inner programs included: (operand dtypes, result)."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield [v.aval.dtype.name for v in eqn.invars], eqn.outvars[0].aval.dtype.name
+        for value in jax.tree.leaves(
+            eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products_in(inner)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_product_is_accumulated_in_float32(kind, dtype):
+    """Forward, backward and forward mode: no product of the program has a 16-bit result."""
+    params, xs = draw(kind, dtype=dtype), draw_xs(20, dtype=dtype)
+
+    def run(params, xs):
+        return weigh(jaxgru.scan(params, xs))
+
+    programs = (
+        run,
+        jax.grad(run, argnums=(0, 1)),
+        lambda p, x: jax.jvp(run, (p, x), (p, x)),
+    )
+    for program in programs:
+        found = list(products_in(jax.make_jaxpr(program)(params, xs).jaxpr))
+        assert found
+        for operands, result in found:
+            assert result == "float32", f"{operands} -> {result}"
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_narrow_dtypes_stay_narrow_in_memory(kind):
+    """Outputs of a long sequence are stored in 16 bits, not in float32 and cast at the end."""
+    params, xs = draw(kind, dtype="bfloat16"), draw_xs(64, dtype="bfloat16")
+    _, ys = jax.eval_shape(jaxgru.scan, params, xs)
+    assert ys.dtype == jnp.bfloat16
+    assert ys.shape == (64, HIDDEN)

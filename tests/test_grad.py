@@ -1,0 +1,150 @@
+"""Reverse mode against plain `lax.scan` over the step function, and against finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jaxgru
+import plain
+from cases import (
+    CELLS,
+    GRAD_TOL,
+    KINDS,
+    STEPS,
+    assert_close,
+    draw,
+    draw_carry,
+    draw_xs,
+    weigh,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+TOL = GRAD_TOL["float64"]
+RESET = np.array([False, False, True, False, True, False])
+
+
+@functools.cache
+def compiled(scan, reverse=False, checkpoint=None):
+    """Gradients of a weighted sum of everything `scan` returns, for everything it is given."""
+    options = {} if checkpoint is None else {"checkpoint": checkpoint}
+
+    def loss(params, xs, carry, reset_carry, length, reset):
+        return weigh(
+            scan(
+                params,
+                xs,
+                carry,
+                reset_carry=reset_carry,
+                length=length,
+                reset=reset,
+                reverse=reverse,
+                **options,
+            )
+        )
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_plain_scan(kind, reverse):
+    params, xs = draw(kind), draw_xs()
+    carry, restart = draw_carry(params, 7), draw_carry(params, 8)
+    for length in (STEPS, 4, 1, 0):
+        for reset in (RESET, np.zeros(STEPS, bool)):
+            arguments = (params, xs, carry, restart, length, reset)
+            actual = compiled(jaxgru.scan, reverse)(*arguments)
+            assert_close(actual, compiled(plain.scan, reverse)(*arguments), TOL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "checkpoint"), [*((kind, 4) for kind in CELLS), ("gru", 1), ("gru", STEPS + 1)]
+)
+def test_equals_plain_scan_with_checkpoint(kind, checkpoint):
+    params, xs = draw(kind), draw_xs()
+    carry, restart = draw_carry(params, 7), draw_carry(params, 8)
+    for reverse in (False, True):
+        arguments = (params, xs, carry, restart, 5, RESET)
+        actual = compiled(jaxgru.scan, reverse, checkpoint)(*arguments)
+        assert_close(actual, compiled(plain.scan, reverse)(*arguments), TOL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bias"), [*((kind, True) for kind in KINDS), ("gru_after", False), ("lstm", False)]
+)
+def test_equals_plain_scan_without_options(kind, bias):
+    """No length, no reset, no carry: the path most calls take."""
+    params, xs = draw(kind, bias=bias), draw_xs()
+    actual, expected = (
+        jax.jit(jax.grad(lambda p, xs, scan=scan: weigh(scan(p, xs)), argnums=(0, 1)))(params, xs)
+        for scan in (jaxgru.scan, plain.scan)
+    )
+    assert_close(actual, expected, TOL)
+
+
+@pytest.mark.parametrize("kind", ["gru_after", "lstm"])
+def test_only_the_carry_or_only_the_outputs(kind):
+    """Cotangents that are symbolically zero take other paths than full ones."""
+    params, xs = draw(kind), draw_xs()
+    for part in (0, 1):
+        actual, expected = (
+            jax.jit(jax.grad(lambda p, scan=scan, part=part: weigh(scan(p, xs)[part])))(params)
+            for scan in (jaxgru.scan, plain.scan)
+        )
+        assert_close(actual, expected, TOL)
+
+
+def test_equals_plain_scan_on_a_long_sequence():
+    """Long enough to span several chunks, and no multiple of a power of two."""
+    params, xs = draw("gru"), draw_xs(77)
+    for length in (77, 50):
+        actual, expected = (
+            jax.jit(jax.grad(lambda p, n, scan=scan: weigh(scan(p, xs, length=n))))(params, length)
+            for scan in (jaxgru.scan, plain.scan)
+        )
+        assert_close(actual, expected, TOL)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_check_grads_order_2(kind):
+    """Finite differences know nothing of either implementation. JAX's own tolerances for float64:
+    1e-5 and less for central differences with step 1e-6."""
+    params, xs = draw(kind, 2, 2), draw_xs(3, 2)
+    carry = draw_carry(params)
+    reset = jnp.asarray([False, False, True])
+
+    def run(params, xs, carry):
+        return jaxgru.scan(params, xs, carry, length=jnp.asarray(3), reset=reset)
+
+    check_grads(jax.jit(run), (params, xs, carry), order=2, modes=("fwd", "rev"))
+
+
+def test_checkpoint_keeps_less():
+    """The compiler's own account of temporary memory, forward and backward together."""
+    params, xs = draw("gru", hidden=32), draw_xs(1024)
+
+    def temporary(checkpoint):
+        loss = jax.grad(lambda p: weigh(jaxgru.scan(p, xs, checkpoint=checkpoint)[0]))
+        analysis = jax.jit(loss).lower(params).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    # 1024 steps of gates and states against 32 states and 32 steps of gates: a fifth or less.
+    assert temporary(32) < temporary(None) / 3
+
+
+def test_gradients_reach_every_leaf():
+    """No leaf may have lost its derivative: all are non-zero for a loss of everything."""
+    params, xs = draw("mixed"), draw_xs()
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(lambda p: weigh(jaxgru.scan(p, xs))))(params)):
+        assert jnp.all(leaf != 0)
+
+
+def test_reset_after_is_not_differentiated_but_kept():
+    grads = jax.jit(jax.grad(lambda p: weigh(jaxgru.scan(p, draw_xs()))))(draw("gru_after"))
+    assert grads.reset_after is True
+    assert grads.b_hn.shape == (4,)

@@ -1,0 +1,312 @@
+"""The presets draw what the libraries draw: bounds, spread, kurtosis, orthogonality."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+from cases import assert_same
+
+INITS = {"gru": jaxgru.gru_init, "lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}
+GATES = {"gru": 3, "lstm": 4, "elman": 1}
+PRESETS = ("orthogonal", "torch", "keras", "flax", "haiku")
+#: Large enough that the smallest block has 3200 entries; I != H, so the fans cannot be confused.
+INPUT, HIDDEN = 50, 64
+
+#: Relative error of a standard deviation estimated from n entries is at most 1 / sqrt(2 n), for
+#: these distributions, which have lighter tails than the normal one: n >= 3200, five sigma.
+SPREAD = 5 / np.sqrt(2 * 3200)
+#: Of the kurtosis E x^4 / (E x^2)^2, likewise at most sqrt(24 / n) for lighter tails than normal.
+SHAPE = 5 * np.sqrt(24 / 3200)
+UNIFORM, TRUNCATED = 1.8, 2.37  # kurtosis; that of the normal distribution is 3
+#: Orthogonality holds to float32 rounding of a QR of 64 columns.
+ORTHOGONAL = 2e-5
+
+
+@functools.cache
+def compiled(kind, preset, **options):
+    return jax.jit(
+        functools.partial(INITS[kind], input_size=INPUT, hidden_size=HIDDEN, init=preset, **options)
+    )
+
+
+@functools.cache
+def draw(kind, preset, seed=0, **options):
+    return compiled(kind, preset, **options)(jax.random.key(seed))
+
+
+def draw_many(kind, **options):
+    """A hundred networks, so that there are enough biases. Without orthogonal weights: two batched
+    QR decompositions in one program have been seen to wait for each other for ever (jaxlib 0.10 on
+    two cores)."""
+    init = functools.partial(INITS[kind], input_size=2, hidden_size=HIDDEN, **options)
+    return jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(1), 100))
+
+
+def blocks(w):
+    """Every gate's matrix, float64."""
+    w = np.asarray(w, np.float64)
+    return [w] if w.ndim == 2 else [w[:, k] for k in range(w.shape[1])]
+
+
+def kurtosis(x):
+    return np.mean(x**4) / np.mean(x**2) ** 2
+
+
+def assert_uniform(x, bound):
+    assert np.max(np.abs(x)) <= bound * (1 + 1e-6)
+    assert np.max(np.abs(x)) > 0.98 * bound
+    np.testing.assert_allclose(np.std(x), bound / np.sqrt(3), rtol=SPREAD)
+    np.testing.assert_allclose(kurtosis(x), UNIFORM, atol=SHAPE, rtol=0)
+
+
+def assert_truncated_normal(x, std, cut):
+    """A normal distribution cut at `cut`, of standard deviation `std` after cutting."""
+    assert np.max(np.abs(x)) <= cut * (1 + 1e-6)
+    assert np.max(np.abs(x)) > 0.9 * cut
+    np.testing.assert_allclose(np.std(x), std, rtol=SPREAD)
+    np.testing.assert_allclose(kurtosis(x), TRUNCATED, atol=SHAPE, rtol=0)
+
+
+def assert_lecun(x, fan_in):
+    """Truncated at two sigma of the uncut distribution, rescaled to variance 1 / fan_in."""
+    std = 1 / np.sqrt(fan_in)
+    assert_truncated_normal(x, std, 2 * std / 0.8796256610342398)
+
+
+def assert_uncorrected(x, fan_in):
+    """Truncated at two sigma and not rescaled: `haiku.Linear`."""
+    std = 1 / np.sqrt(fan_in)
+    assert_truncated_normal(x, 0.8796256610342398 * std, 2 * std)
+
+
+def assert_orthogonal(w):
+    """Rows or columns, whichever are fewer, are orthonormal."""
+    w = w if w.shape[0] <= w.shape[1] else w.T
+    np.testing.assert_allclose(w @ w.T, np.eye(len(w)), atol=ORTHOGONAL, rtol=0)
+
+
+def assert_centred(x):
+    """The mean of n entries: five standard errors."""
+    assert abs(np.mean(x)) < 5 * np.std(x) / np.sqrt(x.size)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", INITS)
+def test_shapes_and_centre(kind, preset):
+    params = draw(kind, preset)
+    gates = () if kind == "elman" else (GATES[kind],)
+    assert params.w_ih.shape == (INPUT, *gates, HIDDEN)
+    assert params.w_hh.shape == (HIDDEN, *gates, HIDDEN)
+    assert params.b.shape == (*gates, HIDDEN)
+    for block in (*blocks(params.w_ih), *blocks(params.w_hh)):
+        assert_centred(block)
+
+
+@pytest.mark.parametrize("preset", ["orthogonal", "flax"])
+@pytest.mark.parametrize("kind", INITS)
+def test_orthogonal_and_flax(kind, preset):
+    """flax.linen: LeCun normal input kernels, an orthogonal recurrent kernel per gate."""
+    params = draw(kind, preset)
+    for block in blocks(params.w_ih):
+        assert_lecun(block, INPUT)
+    for block in blocks(params.w_hh):
+        assert_orthogonal(block)
+
+
+@pytest.mark.parametrize("preset", ["orthogonal", "flax"])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_gate_blocks_are_drawn_apart(kind, preset):
+    """No two gates share their weights."""
+    params = draw(kind, preset)
+    for w in (params.w_ih, params.w_hh):
+        parts = blocks(w)
+        for i, a in enumerate(parts):
+            for b in parts[i + 1 :]:
+                # Independent entries: the correlation of n pairs stays below five / sqrt(n).
+                assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("kind", INITS)
+def test_torch(kind):
+    """Everything U(-1/sqrt(H), 1/sqrt(H)), two biases: their sum is triangular where both act."""
+    params = draw(kind, "torch")
+    bound = 1 / np.sqrt(HIDDEN)
+    for block in (*blocks(params.w_ih), *blocks(params.w_hh)):
+        assert_uniform(block, bound)
+
+
+def torch_biases(kind, **options):
+    return draw_many(kind, init="torch", **options), 1 / np.sqrt(HIDDEN)
+
+
+def assert_triangular(x, bound):
+    """The sum of two independent U(-bound, bound): variance twice that of one, kurtosis 2.4."""
+    assert np.max(np.abs(x)) <= 2 * bound * (1 + 1e-6)
+    assert np.max(np.abs(x)) > 1.8 * bound
+    np.testing.assert_allclose(np.std(x), bound * np.sqrt(2 / 3), rtol=SPREAD)
+    np.testing.assert_allclose(kurtosis(x), 2.4, atol=SHAPE, rtol=0)
+
+
+def test_torch_biases_of_reset_after():
+    """b_in and b_hn stay apart, as in torch; the gates' two biases are added up."""
+    many, bound = torch_biases("gru", reset_after=True)
+    b = np.asarray(many.b, np.float64)
+    assert_triangular(b[:, 0], bound)
+    assert_triangular(b[:, 1], bound)
+    assert_uniform(b[:, 2], bound)
+    assert_uniform(np.asarray(many.b_hn, np.float64), bound)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "elman"])
+def test_torch_biases_of_lstm_and_elman(kind):
+    many, bound = torch_biases(kind)
+    b = np.asarray(many.b, np.float64)
+    for k in range(GATES[kind]):
+        assert_triangular(b if kind == "elman" else b[:, k], bound)
+
+
+@pytest.mark.parametrize("kind", INITS)
+def test_keras(kind):
+    """Glorot uniform over the packed kernel; the packed recurrent kernel has orthonormal rows."""
+    params = draw(kind, "keras")
+    bound = np.sqrt(6 / (INPUT + GATES[kind] * HIDDEN))
+    for block in blocks(params.w_ih):
+        assert_uniform(block, bound)
+    packed = np.asarray(params.w_hh, np.float64).reshape(HIDDEN, -1)
+    assert_orthogonal(packed)
+    if GATES[kind] > 1:
+        block = blocks(params.w_hh)[0]
+        assert np.max(np.abs(block @ block.T - np.eye(HIDDEN))) > 0.1
+
+
+def test_haiku_gru():
+    """VarianceScaling: rescaled after truncation."""
+    params = draw("gru", "haiku")
+    for block in blocks(params.w_ih):
+        assert_lecun(block, INPUT)
+    for block in blocks(params.w_hh):
+        assert_lecun(block, HIDDEN)
+
+
+def test_haiku_lstm():
+    """One Linear over [x, h]: its fan is I + H, and Linear does not rescale after truncation."""
+    params = draw("lstm", "haiku")
+    for block in (*blocks(params.w_ih), *blocks(params.w_hh)):
+        assert_uncorrected(block, INPUT + HIDDEN)
+
+
+def test_haiku_elman():
+    """VanillaRNN: two Linears."""
+    params = draw("elman", "haiku")
+    assert_uncorrected(np.asarray(params.w_ih, np.float64), INPUT)
+    assert_uncorrected(np.asarray(params.w_hh, np.float64), HIDDEN)
+
+
+@pytest.mark.parametrize("preset", ["orthogonal", "keras", "flax", "haiku"])
+@pytest.mark.parametrize("kind", INITS)
+def test_biases(kind, preset):
+    """Zero, but for the forget gate of the LSTM: 1 in keras and haiku and here, 0 in flax."""
+    expected = np.zeros((GATES[kind], HIDDEN))
+    if kind == "lstm" and preset != "flax":
+        expected[1] = 1
+    b = np.asarray(draw(kind, preset).b).reshape(GATES[kind], HIDDEN)
+    np.testing.assert_array_equal(b, expected)
+    if kind == "gru":
+        after = draw(kind, preset, reset_after=True)
+        np.testing.assert_array_equal(after.b, np.zeros((3, HIDDEN)))
+        np.testing.assert_array_equal(after.b_hn, np.zeros(HIDDEN))
+
+
+@pytest.mark.parametrize("preset", ["torch", "haiku"])
+@pytest.mark.parametrize("kind", INITS)
+def test_bias_off(kind, preset):
+    params = draw(kind, preset, bias=False)
+    assert params.b is None
+    assert_same(params.w_ih, draw(kind, preset).w_ih)
+    if kind == "gru":
+        assert params.b_hn is None
+        assert draw(kind, preset, bias=False, reset_after=True).b_hn is None
+
+
+def test_b_hn_only_with_reset_after():
+    assert draw("gru", "torch").b_hn is None
+    assert draw("gru", "torch").reset_after is False
+    after = draw("gru", "torch", reset_after=True)
+    assert after.b_hn.shape == (HIDDEN,)
+    assert after.reset_after is True
+
+
+def test_chrono_gru():
+    """z weighs the new content, so memory of u steps is z = 1 / (1 + u): b_z = -log(u)."""
+    t_max = 200.0
+    b = np.asarray(draw_many("gru", init="haiku", chrono=t_max).b, np.float64)
+    np.testing.assert_array_equal(b[:, [0, 2]], 0)
+    assert_chrono(np.exp(-b[:, 1]), t_max)
+
+
+def test_chrono_lstm():
+    t_max = 200.0
+    b = np.asarray(draw_many("lstm", init="haiku", chrono=t_max).b, np.float64)
+    np.testing.assert_array_equal(b[:, [2, 3]], 0)
+    np.testing.assert_array_equal(b[:, 0], -b[:, 1])
+    assert_chrono(np.exp(b[:, 1]), t_max)
+
+
+def assert_chrono(u, t_max):
+    """u ~ U[1, T_max - 1]; exp of a float32 logarithm is off by a few 1e-7 relative to u."""
+    assert np.min(u) >= 1 - 1e-5
+    assert np.max(u) <= (t_max - 1) * (1 + 1e-5)
+    assert np.min(u) < 1 + 0.02 * t_max
+    assert np.max(u) > 0.98 * (t_max - 1)
+    np.testing.assert_allclose(np.mean(u), t_max / 2, rtol=SPREAD)
+    np.testing.assert_allclose(np.std(u), (t_max - 2) / np.sqrt(12), rtol=SPREAD)
+
+
+def test_chrono_replaces_only_biases():
+    plain, timed = draw("lstm", "haiku"), draw("lstm", "haiku", chrono=50)
+    assert_same((timed.w_ih, timed.w_hh), (plain.w_ih, plain.w_hh))
+
+
+def test_chrono_of_the_shortest_range():
+    """T_max = 2: u = 1, every chrono bias is zero."""
+    np.testing.assert_array_equal(draw("gru", "haiku", chrono=2).b, 0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", INITS)
+def test_the_key_decides(kind, preset):
+    assert_same(compiled(kind, preset)(jax.random.key(0)), draw(kind, preset))
+    other = draw(kind, preset, seed=1)
+    assert jnp.max(jnp.abs(draw(kind, preset).w_hh - other.w_hh)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", INITS)
+def test_orthogonal_is_the_default(kind):
+    default = INITS[kind](jax.random.key(0), 3, 4)
+    assert_same(default, INITS[kind](jax.random.key(0), 3, 4, init="orthogonal"))
+
+
+@pytest.mark.parametrize("kind", INITS)
+def test_input_and_recurrent_weights_are_independent(kind):
+    """Same shape for I = H: had one key drawn both, they would be equal up to scale."""
+    params = INITS[kind](jax.random.key(0), HIDDEN, HIDDEN, init="torch")
+    x, h = np.asarray(params.w_ih).ravel(), np.asarray(params.w_hh).ravel()
+    assert abs(np.corrcoef(x, h)[0, 1]) < 5 / np.sqrt(x.size)
+
+
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [("orthogonal", "bfloat16"), ("torch", "bfloat16"), ("keras", "float16")],
+)
+def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
+    """Drawn in float32 and rounded: QR and logarithms in 16 bits would be something else."""
+    wide, narrow = draw("gru", preset), draw("gru", preset, dtype=dtype)
+    assert_same(narrow.w_ih, wide.w_ih.astype(dtype))
+    assert_same(narrow.w_hh, wide.w_hh.astype(dtype))
+    # torch's two biases may be rounded before they are added: an ulp of a number below 0.25.
+    ulp = 0.25 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(narrow.b.astype(jnp.float32), wide.b, rtol=0, atol=ulp)

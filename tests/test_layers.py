@@ -1,0 +1,110 @@
+"""`Stack` and `Bidirectional` are what their parts are, put together."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxgru
+from cases import (
+    HIDDEN,
+    INPUT,
+    VALUE_TOL,
+    assert_close,
+    assert_same,
+    draw,
+    draw_carry,
+    draw_xs,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+TOL = VALUE_TOL["float64"]
+
+
+def test_bidirectional_is_two_scans_side_by_side():
+    params, xs = draw("bidirectional"), draw_xs()
+    carry = draw_carry(params)
+    last, ys = jaxgru.scan(params, xs, carry, length=4)
+    ahead, hs = jaxgru.scan(params.forward, xs, carry[0], length=4)
+    back, gs = jaxgru.scan(params.backward, xs, carry[1], length=4, reverse=True)
+    assert_close(last, (ahead, back), TOL)
+    assert_close(ys, jnp.concatenate([hs, gs], axis=1), TOL)
+    assert isinstance(last, tuple)
+
+
+def test_stack_feeds_each_layer_by_the_one_below():
+    params, xs = draw("mixed"), draw_xs()
+    carry = draw_carry(params)
+    last, ys = jaxgru.scan(params, xs, carry, length=4)
+    expected, below = [], xs
+    for layer, start in zip(params.layers, carry, strict=True):
+        end, below = jaxgru.scan(layer, below, start, length=4)
+        expected.append(end)
+    assert_close(last, tuple(expected), TOL)
+    assert_close(ys, below, TOL)
+
+
+def test_a_stack_of_one_is_its_layer():
+    cell, xs = draw("gru"), draw_xs()
+    (last,), ys = jaxgru.scan(jaxgru.Stack((cell,)), xs)
+    assert_close((last, ys), jaxgru.scan(cell, xs), TOL)
+
+
+def test_stack_init_sizes():
+    key = jax.random.key(0)
+    params = jaxgru.stack_init(key, INPUT, HIDDEN, 3)
+    assert isinstance(params, jaxgru.Stack)
+    assert [layer.w_ih.shape for layer in params.layers] == [
+        (INPUT, 3, HIDDEN),
+        (HIDDEN, 3, HIDDEN),
+        (HIDDEN, 3, HIDDEN),
+    ]
+    assert all(isinstance(layer, jaxgru.GRUParams) for layer in params.layers)
+
+
+def test_stack_init_bidirectional_sizes():
+    params = jaxgru.stack_init(
+        jax.random.key(0), INPUT, HIDDEN, 2, cell=jaxgru.lstm_init, bidirectional=True
+    )
+    first, second = params.layers
+    for layer, inputs in ((first, INPUT), (second, 2 * HIDDEN)):
+        assert isinstance(layer, jaxgru.Bidirectional)
+        for cell in (layer.forward, layer.backward):
+            assert isinstance(cell, jaxgru.LSTMParams)
+            assert cell.w_ih.shape == (inputs, 4, HIDDEN)
+    _, ys = jaxgru.scan(params, draw_xs(dtype=first.forward.w_ih.dtype))
+    assert ys.shape[1] == 2 * HIDDEN
+
+
+def test_stack_init_always_returns_a_stack():
+    params = jaxgru.stack_init(jax.random.key(0), INPUT, HIDDEN, 1)
+    assert isinstance(params, jaxgru.Stack)
+    assert len(params.layers) == 1
+
+
+def test_stack_init_hands_options_to_the_cell():
+    params = jaxgru.stack_init(
+        jax.random.key(0),
+        INPUT,
+        HIDDEN,
+        2,
+        reset_after=True,
+        bias=False,
+        init="torch",
+        dtype=jnp.bfloat16,
+    )
+    for layer in params.layers:
+        assert layer.reset_after is True
+        assert layer.b is None
+        assert layer.b_hn is None
+        assert layer.w_ih.dtype == jnp.bfloat16
+
+
+def test_stack_init_draws_every_cell_afresh():
+    key = jax.random.key(3)
+    params = jaxgru.stack_init(key, HIDDEN, HIDDEN, 2, bidirectional=True)
+    weights = [cell.w_hh for layer in params.layers for cell in (layer.forward, layer.backward)]
+    for i, a in enumerate(weights):
+        for b in weights[i + 1 :]:
+            assert jnp.max(jnp.abs(a - b)) > 1e-2
+    assert_same(jaxgru.stack_init(key, HIDDEN, HIDDEN, 2, bidirectional=True), params)

@@ -1,0 +1,215 @@
+"""A batch by `vmap` is the batch looped over: of sequences, networks, lengths, resets."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+from cases import (
+    GRAD_TOL,
+    HIDDEN,
+    INPUT,
+    KINDS,
+    STEPS,
+    VALUE_TOL,
+    assert_close,
+    assert_same,
+    draw,
+    draw_carry,
+    draw_xs,
+    weigh,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+TOL = VALUE_TOL["float64"]
+BATCH = 3
+LENGTHS = jnp.asarray([0, 1, STEPS], jnp.int32)
+RESETS = np.zeros((BATCH, STEPS), bool)
+RESETS[1, 3] = RESETS[2, [0, 4]] = True
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def pick(tree, i):
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def batch_of_xs(steps=STEPS, inputs=INPUT):
+    return jnp.stack([draw_xs(steps, inputs, seed=20 + i) for i in range(BATCH)])
+
+
+def population(kind):
+    return stack([draw(kind, seed=30 + i) for i in range(BATCH)])
+
+
+def loop(run, count=BATCH):
+    return stack([run(i) for i in range(count)])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_carries_lengths_and_resets(kind, reverse):
+    params, xs = draw(kind), batch_of_xs()
+    carries = stack([draw_carry(params, 40 + i) for i in range(BATCH)])
+
+    def run(xs, carry, length, reset):
+        return jaxgru.scan(params, xs, carry, length=length, reset=reset, reverse=reverse)
+
+    actual = jax.jit(jax.vmap(run))(xs, carries, LENGTHS, RESETS)
+    expected = loop(
+        lambda i: jaxgru.scan(
+            params,
+            xs[i],
+            pick(carries, i),
+            length=LENGTHS[i],
+            reset=jnp.asarray(RESETS[i]),
+            reverse=reverse,
+        )
+    )
+    assert_close(actual, expected, TOL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_population(kind):
+    """Many networks at once: static metadata survives, every network sees the same data."""
+    params, xs = population(kind), draw_xs()
+    actual = jax.jit(jax.vmap(jaxgru.scan, in_axes=(0, None)))(params, xs)
+    assert_close(actual, loop(lambda i: jaxgru.scan(pick(params, i), xs)), TOL)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_population_each_with_its_data(kind):
+    params, xs = population(kind), batch_of_xs()
+    actual = jax.jit(jax.vmap(jaxgru.scan))(params, xs)
+    assert_close(actual, loop(lambda i: jaxgru.scan(pick(params, i), xs[i])), TOL)
+
+
+def test_population_of_batches():
+    params, xs = population("gru"), batch_of_xs()
+    nested = jax.vmap(jax.vmap(jaxgru.scan, in_axes=(None, 0)), in_axes=(0, None))
+    expected = loop(lambda i: loop(lambda j: jaxgru.scan(pick(params, i), xs[j])))
+    assert_close(jax.jit(nested)(params, xs), expected, TOL)
+
+
+def test_time_major_is_an_axis_of_vmap():
+    params, xs = draw("gru"), batch_of_xs()
+    carry, ys = jax.vmap(jaxgru.scan, in_axes=(None, 1), out_axes=(0, 1))(
+        params, jnp.swapaxes(xs, 0, 1)
+    )
+    expected_carry, expected = jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)
+    assert ys.shape == (STEPS, BATCH, HIDDEN)
+    assert_close((carry, jnp.swapaxes(ys, 0, 1)), (expected_carry, expected), TOL)
+
+
+def test_step_and_initial_carry_batch_too():
+    params, xs = population("stack"), batch_of_xs()[:, 0]
+    carry = jax.vmap(jaxgru.initial_carry)(params)
+    actual = jax.vmap(jaxgru.step)(params, carry, xs)
+    expected = loop(
+        lambda i: jaxgru.step(pick(params, i), jaxgru.initial_carry(pick(params, i)), xs[i])
+    )
+    assert_close(actual, expected, TOL)
+
+
+def test_init_batches_over_keys():
+    """A population is drawn by `vmap` of init: same numbers as one by one."""
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    init = functools.partial(jaxgru.gru_init, input_size=INPUT, hidden_size=HIDDEN, init="torch")
+    assert_same(jax.vmap(init)(keys), loop(lambda i: init(keys[i])))
+
+
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "mixed"])
+def test_vmap_of_grad(kind):
+    """Gradients of each network on each sequence, with lengths."""
+    params, xs = population(kind), batch_of_xs()
+
+    def grad(params, xs, length):
+        return jax.grad(lambda p, x: weigh(jaxgru.scan(p, x, length=length)), argnums=(0, 1))(
+            params, xs
+        )
+
+    single = jax.jit(grad)
+    expected = loop(lambda i: single(pick(params, i), xs[i], LENGTHS[i]))
+    assert_close(jax.jit(jax.vmap(grad))(params, xs, LENGTHS), expected, GRAD_TOL["float64"])
+
+
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "mixed"])
+def test_grad_of_vmap(kind):
+    """The gradient of a batch's loss is the sum of the gradients of its examples."""
+    params, xs = draw(kind), batch_of_xs()
+
+    def loss(params, xs, length, reset):
+        return weigh(jaxgru.scan(params, xs, length=length, reset=reset))
+
+    def batched(params):
+        return jnp.sum(jax.vmap(loss, in_axes=(None, 0, 0, 0))(params, xs, LENGTHS, RESETS))
+
+    single = jax.jit(jax.grad(loss))
+    each = loop(lambda i: single(params, xs[i], LENGTHS[i], jnp.asarray(RESETS[i])))
+    expected = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), each)
+    assert_close(jax.jit(jax.grad(batched))(params), expected, GRAD_TOL["float64"])
+
+
+def test_nan_in_the_padding_of_a_batch():
+    """One gradient over a ragged batch: what is in the padding does not matter."""
+    params, xs = draw("gru"), batch_of_xs()
+    real = (np.arange(STEPS) < np.asarray(LENGTHS)[:, None])[:, :, None]
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, xs):
+        run = jax.vmap(lambda x, length: jaxgru.scan(params, x, length=length))
+        return weigh(run(xs, LENGTHS))
+
+    clean = loss(params, jnp.where(real, xs, 0.0))
+    assert_same(loss(params, jnp.where(real, xs, jnp.nan)), clean)
+
+
+def test_jvp_and_hessian_under_vmap():
+    params, xs = draw("gru", 2, 2), batch_of_xs(3, 2)
+
+    def hessian(xs):
+        return jax.hessian(lambda x: weigh(jaxgru.scan(params, x)))(xs)
+
+    single = jax.jit(hessian)
+    actual = jax.jit(jax.vmap(hessian))(xs)
+    assert_close(actual, loop(lambda i: single(xs[i])), GRAD_TOL["float64"])
+
+
+def shapes_in(jaxpr):
+    """Shapes of everything that a program computes, inner programs included."""
+    for eqn in jaxpr.eqns:
+        yield from (tuple(var.aval.shape) for var in eqn.outvars)
+        for value in jax.tree.leaves(
+            eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+def test_no_weight_gradient_per_example(kind):
+    """The gradient of a batch's mean adds examples up inside the products: no array of the program
+    has the batch axis beside both axes of a weight."""
+    # All different, and none a size into which 13 steps could be cut.
+    batch, inputs, hidden = 17, 19, 23
+    params = draw(kind, inputs, hidden)
+    xs = jnp.zeros((batch, 13, inputs))
+
+    def loss(params):
+        return jnp.mean(jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1])
+
+    shapes = list(shapes_in(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert any(batch in shape and hidden in shape for shape in shapes)
+    for shape in shapes:
+        per_input = {batch, inputs, hidden} <= set(shape)
+        per_state = batch in shape and shape.count(hidden) > 1
+        assert not per_input
+        assert not per_state
