@@ -261,7 +261,7 @@ def test_the_form_is_part_of_the_structure():
     """Weights of one form never fit the other: their trees differ."""
     before, after = draw("gru", bias=False), draw("gru_after", bias=False)
     assert jax.tree.structure(before) != jax.tree.structure(after)
-    with pytest.raises(ValueError, match="(?i)mismatch"):
+    with pytest.raises(ValueError, match=r"\(True,\)"):  # the static field
         jax.tree.map(jnp.add, before, after)
 
 
