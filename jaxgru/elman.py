@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Cell, matmul, project, register, total
+from jaxgru.cell import Blocks, Cell, advance, register, total
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +94,7 @@ def elman_step(params: ElmanParams, h: Array, x: Array) -> Array:
     Source: Elman 1990, "Finding structure in time".
     """
     checks.step("elman_step", ElmanParams, params, h, x)
-    return _advance(params, h, _project(params, x))[0]
+    return advance(_CELL, params, h, x)
 
 
 def _sizes(params: ElmanParams) -> tuple[int, int]:
@@ -110,38 +110,33 @@ def _carry_shape(params: ElmanParams) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(params.w_hh.shape[-1:], checks.dtype_of(params.w_hh))
 
 
-def _project(params: ElmanParams, xs: Array) -> Array:
-    return project(xs, params.w_ih, params.b)
+def _blocks(params: ElmanParams) -> Blocks:
+    return Blocks(params.w_ih, (params.w_hh,), params.b)
 
 
-def _advance(params: ElmanParams, h: Array, projected: Array) -> tuple[Array, Array]:
-    new = jnp.tanh(projected + matmul(h, params.w_hh))
+def _advance(
+    products, blocks: Blocks, h: Array, projected: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    new = jnp.tanh(projected[0] + products[0](h))
     return new.astype(h.dtype), new
 
 
-def _blocks(params: ElmanParams) -> tuple[Array | None, Array | None, Array | None]:
-    return params.w_ih, params.w_hh, params.b
+def _linearize(dblocks: Blocks, dx: Array, h: Array, gates: Array) -> tuple[Array, Array]:
+    return 1 - gates * gates, total(dx, (h, dblocks.w_hh[0]))
 
 
-def _linearize(blocks, dblocks, xs, dxs, h, gates):
-    dw_ih, dw_hh, db = dblocks
-    slope = 1 - gates * gates
-    source = total(slope, (dxs, blocks[0]), (xs, dw_ih), db, (h, dw_hh))
-    return slope, slope * source
-
-
-def _tangent(blocks, slope, dh, source):
-    return (slope * matmul(dh, blocks[1]) + source).astype(dh.dtype)
+def _tangent(products, slope, dh, source):
+    return (slope * (products[0](dh) + source)).astype(dh.dtype)
 
 
 _CELL = Cell(
+    gates=1,
     sizes=_sizes,
     check=_check,
     carry_shape=_carry_shape,
     output=lambda h: h,
-    project=_project,
-    advance=_advance,
     blocks=_blocks,
+    advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
 )

@@ -13,10 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Cell, matmul, project, register, total, unstack
+from jaxgru.cell import (
+    Blocks,
+    Cell,
+    advance,
+    flat,
+    register,
+    split,
+    total,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -133,7 +141,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
     Source: Cho et al. 2014, arXiv:1406.1078v3; reset_after=True: cuDNN's and PyTorch's form.
     """
     checks.step("gru_step", GRUParams, params, h, x)
-    return _advance(params, h, _project(params, x))[0]
+    return advance(_CELL, params, h, x)
 
 
 def _sizes(params: GRUParams) -> tuple[int, int]:
@@ -157,83 +165,79 @@ def _carry_shape(params: GRUParams) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(params.w_hh.shape[-1:], checks.dtype_of(params.w_hh))
 
 
-def _project(params: GRUParams, xs: Array) -> tuple[Array, Array, Array]:
-    a = project(xs, params.w_ih, params.b)
-    return a[..., 0, :], a[..., 1, :], a[..., 2, :]
+def _blocks(params: GRUParams) -> Blocks:
+    w_hh: Any = params.w_hh  # of a tangent, None
+    if w_hh is None:
+        products = (None,) if params.reset_after else (None, None)
+    elif params.reset_after:
+        products = (flat(w_hh),)
+    else:  # the candidate's product waits for the reset gate
+        products = (flat(w_hh[:, :2]), w_hh[:, 2])
+    return Blocks(flat(params.w_ih), products, flat(params.b), params.b_hn)
 
 
-def _advance(params: GRUParams, h: Array, projected) -> tuple[Array, Any]:
+def _advance(products, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -> tuple[Array, Any]:
     x_r, x_z, x_n = projected
     wide = h.astype(x_r.dtype)
-    if params.reset_after:
-        a_r, a_z, a_n = jnp.unstack(matmul(h, params.w_hh), axis=0)
-        if params.b_hn is not None:
-            a_n = a_n + params.b_hn.astype(a_n.dtype)
+    if len(products) == 1:
+        a_r, a_z, a_n = split(products[0](h), 3)
+        a_n = total(a_n, blocks.b_hn)
         r = jax.nn.sigmoid(x_r + a_r)
         z = jax.nn.sigmoid(x_z + a_z)
         n = jnp.tanh(x_n + r * a_n)
         gates = (r, z, n, a_n)
     else:
-        a_r, a_z = jnp.unstack(matmul(h, params.w_hh[:, :2]), axis=0)
+        a_r, a_z = split(products[0](h), 2)
         r = jax.nn.sigmoid(x_r + a_r)
         z = jax.nn.sigmoid(x_z + a_z)
-        n = jnp.tanh(x_n + matmul((r * wide).astype(h.dtype), params.w_hh[:, 2]))
+        n = jnp.tanh(x_n + products[1]((r * wide).astype(h.dtype)))
         gates = (r, z, n)
     return ((1 - z) * wide + z * n).astype(h.dtype), gates
 
 
-def _blocks(params: GRUParams):
-    w_ih, w_hh = unstack(params.w_ih, 3, axis=1), unstack(params.w_hh, 3, axis=1)
-    return w_ih, w_hh, unstack(params.b, 3, axis=0), params.b_hn
-
-
-def _linearize(blocks, dblocks, xs, dxs, h, gates):
+def _linearize(dblocks: Blocks, dx: Array, h: Array, gates):
     # c_k is dh'/da_k, what gate k's pre-activation does to the new state. The form with
     # reset_after=True is the one that keeps a fourth array, the candidate's recurrent product.
-    w_ih = blocks[0]
-    dw_ih, dw_hh, db, db_hn = dblocks
-
-    def source(k, h):
-        return total(r, (dxs, w_ih[k]), (xs, dw_ih[k]), db[k], (h, dw_hh[k]))
-
     r, z, n = gates[:3]
     wide = h.astype(r.dtype)
     c_n = z * (1 - n * n)
     c_z = (n - wide) * z * (1 - z)
+    size = h.shape[-1]
+    s_rz, s_n = lax.split(dx, (2 * size, size), axis=dx.ndim - 1)
     if len(gates) == 4:
-        a_n = gates[3]
-        c_r = c_n * a_n * r * (1 - r)
-        s_n = total(r, (dxs, w_ih[2]), (xs, dw_ih[2]), db[2])
-        s_hn = total(r, (h, dw_hh[2]), db_hn)
-        s = c_r * source(0, h) + c_z * source(1, h) + c_n * (s_n + r * s_hn)
-        return (1 - z, c_r, c_z, c_n * r), s
-    s = c_z * source(1, h) + c_n * source(2, (r * wide).astype(h.dtype))
-    return (1 - z, r, wide * r * (1 - r), c_z, c_n), (source(0, h), s)
+        c_r = c_n * gates[3] * r * (1 - r)
+        s_hn = total(jnp.zeros_like(s_n), dblocks.b_hn)
+        s_h = jnp.concatenate([s_rz, s_hn], axis=-1)
+        s_h = total(s_h, (h, dblocks.w_hh[0]))
+        return (1 - z, c_r, c_z, c_n * r), (s_h, c_n * s_n)
+    s_rz = total(s_rz, (h, dblocks.w_hh[0]))
+    s_n = total(s_n, ((r * wide).astype(h.dtype), dblocks.w_hh[1]))
+    return (1 - z, r, wide * r * (1 - r), c_z, c_n), (s_rz, c_n * s_n)
 
 
-def _tangent(blocks, coefficients, dh, sources):
-    u_r, u_z, u_n = blocks[1]
+def _tangent(products, coefficients, dh, sources):
     leak = coefficients[0]
     wide = dh.astype(leak.dtype)
-    if len(coefficients) == 4:
+    s_h, s = sources
+    if len(products) == 1:
         _, c_r, c_z, c_n = coefficients
-        new = leak * wide + c_r * matmul(dh, u_r) + c_z * matmul(dh, u_z) + c_n * matmul(dh, u_n)
-        return (new + sources).astype(dh.dtype)
+        a_r, a_z, a_n = split(products[0](dh) + s_h, 3)
+        return (leak * wide + c_r * a_r + c_z * a_z + c_n * a_n + s).astype(dh.dtype)
     _, r, c_r, c_z, c_n = coefficients  # here c_r is d(r * h)/da_r
-    s_r, s = sources
-    drh = r * wide + c_r * (matmul(dh, u_r) + s_r)
-    new = leak * wide + c_z * matmul(dh, u_z) + c_n * matmul(drh.astype(dh.dtype), u_n)
+    a_r, a_z = split(products[0](dh) + s_h, 2)
+    drh = (r * wide + c_r * a_r).astype(dh.dtype)
+    new = leak * wide + c_z * a_z + c_n * products[1](drh)
     return (new + s).astype(dh.dtype)
 
 
 _CELL = Cell(
+    gates=3,
     sizes=_sizes,
     check=_check,
     carry_shape=_carry_shape,
     output=lambda h: h,
-    project=_project,
-    advance=_advance,
     blocks=_blocks,
+    advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
 )

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Cell, matmul, project, register, total, unstack
+from jaxgru.cell import (
+    Blocks,
+    Cell,
+    advance,
+    flat,
+    register,
+    split,
+    total,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -117,7 +125,7 @@ def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMCarry:
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000.
     """
     checks.step("lstm_step", LSTMParams, params, carry, x)
-    return _advance(params, carry, _project(params, x))[0]
+    return advance(_CELL, params, carry, x)
 
 
 def _sizes(params: LSTMParams) -> tuple[int, int]:
@@ -134,15 +142,14 @@ def _carry_shape(params: LSTMParams) -> LSTMCarry:
     return LSTMCarry(one, one)
 
 
-def _project(params: LSTMParams, xs: Array) -> tuple[Array, ...]:
-    a = project(xs, params.w_ih, params.b)
-    return jnp.unstack(a, axis=-2)
+def _blocks(params: LSTMParams) -> Blocks:
+    return Blocks(flat(params.w_ih), (flat(params.w_hh),), flat(params.b))
 
 
-def _advance(params: LSTMParams, carry: LSTMCarry, projected) -> tuple[LSTMCarry, Any]:
+def _advance(products, blocks: Blocks, carry: LSTMCarry, projected: tuple[Array, ...]):
     h, c = carry
     x_i, x_f, x_g, x_o = projected
-    a_i, a_f, a_g, a_o = jnp.unstack(matmul(h, params.w_hh), axis=0)
+    a_i, a_f, a_g, a_o = split(products[0](h), 4)
     i = jax.nn.sigmoid(x_i + a_i)
     f = jax.nn.sigmoid(x_f + a_f)
     g = jnp.tanh(x_g + a_g)
@@ -153,47 +160,34 @@ def _advance(params: LSTMParams, carry: LSTMCarry, projected) -> tuple[LSTMCarry
     return new, (i, f, g, o, squashed)
 
 
-def _blocks(params: LSTMParams):
-    w_ih, w_hh = unstack(params.w_ih, 4, axis=1), unstack(params.w_hh, 4, axis=1)
-    return w_ih, w_hh, unstack(params.b, 4, axis=0)
-
-
-def _linearize(blocks, dblocks, xs, dxs, carry, gates):
-    dw_ih, dw_hh, db = dblocks
+def _linearize(dblocks: Blocks, dx: Array, carry: LSTMCarry, gates):
     h, c = carry
     i, f, g, o, squashed = gates
-
-    def source(k):
-        return total(i, (dxs, blocks[0][k]), (xs, dw_ih[k]), db[k], (h, dw_hh[k]))
-
     k_i = g * i * (1 - i)
     k_f = c.astype(f.dtype) * f * (1 - f)
     k_g = i * (1 - g * g)
     k_o = squashed * o * (1 - o)
     k_h = o * (1 - squashed * squashed)
-    s_c = k_i * source(0) + k_f * source(1) + k_g * source(2)
-    return (f, k_i, k_f, k_g, k_o, k_h), (s_c, k_o * source(3))
+    return (f, k_i, k_f, k_g, k_o, k_h), total(dx, (h, dblocks.w_hh[0]))
 
 
-def _tangent(blocks, coefficients, dcarry, sources):
-    u_i, u_f, u_g, u_o = blocks[1]
+def _tangent(products, coefficients, dcarry, sources):
     f, k_i, k_f, k_g, k_o, k_h = coefficients
     dh, dc = dcarry
-    s_c, s_o = sources
-    new_c = f * dc.astype(f.dtype) + s_c
-    new_c = new_c + k_i * matmul(dh, u_i) + k_f * matmul(dh, u_f) + k_g * matmul(dh, u_g)
-    new_h = k_o * matmul(dh, u_o) + s_o + k_h * new_c
+    a_i, a_f, a_g, a_o = split(products[0](dh) + sources, 4)
+    new_c = f * dc.astype(f.dtype) + k_i * a_i + k_f * a_f + k_g * a_g
+    new_h = k_o * a_o + k_h * new_c
     return LSTMCarry(new_h.astype(dh.dtype), new_c.astype(dc.dtype))
 
 
 _CELL = Cell(
+    gates=4,
     sizes=_sizes,
     check=_check,
     carry_shape=_carry_shape,
     output=lambda carry: carry.h,
-    project=_project,
-    advance=_advance,
     blocks=_blocks,
+    advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
 )

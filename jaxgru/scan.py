@@ -10,7 +10,7 @@ from jax import Array
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params, cell_of
 from jaxgru.layers import Bidirectional, Stack
-from jaxgru.recurrence import recurrence, scan_chunks
+from jaxgru.recurrence import recurrence
 
 
 def scan(
@@ -153,17 +153,12 @@ def _run_cell(options, params, xs, carry, marks, reset_carry):
         if options.reverse:  # a segment that starts at t + 1 ends at t, where this direction enters
             fresh = jnp.concatenate([fresh[1:], jnp.zeros_like(fresh[:1])])
 
-    def run(carry, stretch):
-        xs, fresh, keep = stretch
-        return recurrence(cell, options.reverse, params, xs, carry, reset_carry, fresh, keep)
-
-    stretch = (xs, fresh, keep)
-    if options.checkpoint is None:
-        carry, hs = run(carry, stretch)
-    else:
-        run = jax.checkpoint(run, prevent_cse=False)
-        carry, hs = scan_chunks(run, carry, stretch, options.checkpoint, options.reverse)
-    return carry, _mask(keep, hs)
+    # The recurrence has an axis for sequences side by side, where `vmap` puts its batch.
+    carry, reset_carry = jax.tree.map(lambda a: a[None], (carry, reset_carry))
+    streams = jax.tree.map(lambda a: a[:, None], (fresh, keep))
+    how = (cell, options.reverse, options.checkpoint)
+    carry, hs = recurrence(*how, params, xs[:, None], carry, reset_carry, *streams)
+    return jax.tree.map(lambda a: a[0], carry), _mask(keep, hs[:, 0])
 
 
 def _valid(length: Any, steps: int) -> Array:

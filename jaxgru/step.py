@@ -3,7 +3,7 @@
 from jax import Array
 
 from jaxgru import checks, layers
-from jaxgru.cell import Carry, Params, cell_of
+from jaxgru.cell import Carry, Params, advance, cell_of
 from jaxgru.layers import Bidirectional, Stack
 
 
@@ -48,7 +48,7 @@ def _step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             carries.append(layer_carry)
         return tuple(carries), x
     cell = cell_of(params)
-    carry, _ = cell.advance(params, carry, cell.project(params, x))
+    carry = advance(cell, params, carry, x)
     return carry, cell.output(carry)
 
 

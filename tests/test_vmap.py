@@ -1,5 +1,6 @@
 """A batch by `vmap` is the batch looped over: of sequences, networks, lengths, resets."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgru
+import plain
 from cases import (
     GRAD_TOL,
     HIDDEN,
@@ -95,6 +97,40 @@ def test_population_of_batches():
     nested = jax.vmap(jax.vmap(jaxgru.scan, in_axes=(None, 0)), in_axes=(0, None))
     expected = loop(lambda i: loop(lambda j: jaxgru.scan(pick(params, i), xs[j])))
     assert_close(jax.jit(nested)(params, xs), expected, TOL)
+
+
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize(
+    "order", [("data", "weights", "data"), ("weights", "data", "weights"), ("both", "one weight")]
+)
+def test_nested(order, kind):
+    """Batches of sequences, of networks and of single weights, in any nesting: values and
+    gradients."""
+    params, xs = draw(kind), draw_xs()
+    count, batches = 2, {"data": (None, 0), "weights": (0, None), "both": (0, 0)}
+    only_w_hh = dataclasses.replace(jax.tree.map(lambda w: None, params), w_hh=0)
+    batches["one weight"] = (only_w_hh, None)
+
+    def loss(scan, params, xs):
+        return weigh(scan(params, xs, length=4, reset=jnp.arange(STEPS) == 2))
+
+    def nest(scan):
+        run = functools.partial(loss, scan)
+        for level in order:
+            run = jax.vmap(run, in_axes=batches[level])
+        return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(run(*args)), argnums=(0, 1)))
+
+    def spread(leaf, where):
+        return jnp.stack([leaf * (1 + k / 10) for k in range(count)]) if where == 0 else leaf
+
+    for level in order:
+        weights, data = batches[level]
+        if level == "one weight":
+            params = dataclasses.replace(params, w_hh=spread(params.w_hh, 0))
+        else:
+            params = jax.tree.map(lambda leaf, where=weights: spread(leaf, where), params)
+        xs = spread(xs, data)
+    assert_close(nest(jaxgru.scan)(params, xs), nest(plain.scan)(params, xs), GRAD_TOL["float64"])
 
 
 def test_time_major_is_an_axis_of_vmap():

@@ -1,0 +1,82 @@
+"""Sizes at which `scan` changes its way: the numbers do not.
+
+Small inputs are projected step by step; time is cut into stretches, whose last one may be shorter;
+few units have their gates recomputed for the gradient; many units are kept as columns.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+import plain
+from cases import GRAD_TOL, VALUE_TOL, assert_close, draw, draw_carry, weigh
+from jaxgru import loops
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# T, B, I, H
+SIZES = {
+    "inputs in the loop, stretches and a rest": (13, 70, 3, 5),
+    "inputs in stretches, gates saved": (13, 70, 20, 66),
+    "one sequence, two stretches": (131, 1, 20, 3),
+    "one sequence, three stretches without a rest": (225, 1, 20, 3),
+    "wide tangent": (9, 64, 18, 515),
+    "wide, inputs in stretches": (9, 64, 18, 770),
+    "wide, inputs in the loop": (5, 3, 2, 770),
+}
+
+
+def test_the_sizes_are_on_both_sides():
+    steps, batches, inputs, hidden = (
+        np.array(column) for column in zip(*SIZES.values(), strict=True)
+    )
+    for values, border in (
+        (inputs, loops.IN_LOOP + 1),
+        (hidden, loops.RECOMPUTED + 1),
+        (hidden, loops.WIDE_TANGENT),
+        (hidden, loops.WIDE),
+    ):
+        assert (values < border).any()
+        assert (values >= border).any()
+    sizes = [
+        loops.chunk_size(jnp.zeros(shape)) for shape in zip(steps, batches, inputs, strict=True)
+    ]
+    assert (steps > sizes).any()
+    assert (steps % sizes > 0).any()
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(
+    ("kind", "reverse"), [("gru", False), ("gru_after", True), ("lstm", False), ("elman", True)]
+)
+def test_values_and_gradients(kind, reverse, sizes):
+    steps, batch, inputs, hidden = sizes
+    params = jax.tree.map(lambda w: w / hidden**0.5, draw(kind, inputs, hidden))
+    rng = np.random.default_rng(4)
+    xs = jnp.asarray(rng.standard_normal((batch, steps, inputs)))
+    lengths = jnp.asarray(rng.integers(0, steps + 1, batch)).at[0].set(steps)
+    resets = jnp.asarray(rng.random((batch, steps)) < 0.2)
+    starts = draw_carry(params)
+
+    def run(scan, params, xs, carry):
+        def one(xs, length, reset):
+            return scan(params, xs, carry, length=length, reset=reset, reverse=reverse)
+
+        return jax.vmap(one)(xs, lengths, resets)
+
+    def both(scan):
+        def loss(*args):
+            out = run(scan, *args)
+            return weigh(out), out
+
+        differentiated = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        (_, out), grads = jax.jit(differentiated)(params, xs, starts)
+        return out, grads
+
+    (actual, grads), (expected, expected_grads) = both(jaxgru.scan), both(plain.scan)
+    assert_close(actual, expected, VALUE_TOL["float64"])
+    for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        scale = jnp.maximum(1, jnp.max(jnp.abs(other)))  # sums over the batch, of any size
+        assert_close(grad / scale, other / scale, GRAD_TOL["float64"])
