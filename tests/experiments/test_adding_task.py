@@ -155,8 +155,11 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
         "--learning-rate",
         "1e-9",
     )
+    # Tests that a shell runs in the background ignore the signal, and so would their children.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    heed += "; os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        [*command, *options, "--out", str(tmp_path)],
+        [sys.executable, "-c", heed, *command, *options, "--out", str(tmp_path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

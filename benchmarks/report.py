@@ -1,0 +1,109 @@
+"""Tables and pictures of what was measured: everything as a ratio to jaxgru."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.suites import Row
+
+OURS = "jaxgru"
+#: Contestants whose arrays are time-major are compared with jaxgru in that layout.
+TIME_MAJOR = ("haiku", "torch", "onnxruntime")
+
+
+def ratios(row: Row) -> dict[str, tuple[float, float]]:
+    """What each other contestant needs over what jaxgru needs: (by minima, by medians)."""
+    found = {}
+    for name, value in row.values.items():
+        if name.startswith(OURS):
+            continue
+        reference = row.values[OURS]
+        if name in TIME_MAJOR and f"{OURS} time-major" in row.values:
+            reference = row.values[f"{OURS} time-major"]
+        found[name] = (value.minimum / reference.minimum, value.median / reference.median)
+    return found
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def markdown(rows: list[Row]) -> str:
+    """One table for every suite and quantity; ratios are medians (minima)."""
+    parts = []
+    for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
+        mine = [row for row in rows if (row.suite, row.what) == (suite, what)]
+        names = list(dict.fromkeys(name for row in mine for name in ratios(row)))
+        unit = "ms" if mine[0].unit == "s" else mine[0].unit
+        head = ["", f"jaxgru, {unit}", *names]
+        lines = [f"**{suite}, {what}**", "", _line(head), _line(["---"] * len(head))]
+        for row in mine:
+            found = ratios(row)
+            value = row.values[OURS].median * (1e3 if row.unit == "s" else 1)
+            cells = [_ratio(found.get(name)) for name in names]
+            lines.append(_line([row.case, f"{value:.3g}", *cells]))
+        if len(mine) > 1 and names:
+            means = []
+            for name in names:
+                both = [ratios(row)[name] for row in mine if name in ratios(row)]
+                columns = zip(*both, strict=True)
+                least, median = (geometric_mean(list(column)) for column in columns)
+                means.append(_ratio((least, median)))
+            lines.append(_line(["geometric mean", "", *means]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _ratio(value: tuple[float, float] | None) -> str:
+    return "" if value is None else f"{value[1]:.2f} ({value[0]:.2f})"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def to_json(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
+    lines = [
+        row._asdict() | {"values": {name: value._asdict() for name, value in row.values.items()}}
+        for row in rows
+    ]
+    path.write_text(json.dumps(header | {"rows": lines}, indent=1) + "\n")
+
+
+def picture(path: Path, title: str, rows: list[Row]) -> None:
+    """The times of all contestants over that of jaxgru, a panel for each quantity."""
+    quantities = list(dict.fromkeys(row.what for row in rows))
+    size = (4.6 * len(quantities) + 1.4, 0.42 * len(rows) / len(quantities) + 1.8)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
+    panels = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(name for row in rows for name in ratios(row)))
+    for panel, what in zip(panels, quantities, strict=True):
+        mine = [row for row in rows if row.what == what]
+        for k, name in enumerate(names):
+            points = [
+                (ratios(row)[name][1], y) for y, row in enumerate(mine) if name in ratios(row)
+            ]
+            if points:
+                marker = "|" if name == "the limit" else "o"
+                panel.plot(*zip(*points, strict=True), marker, color=f"C{k}", label=name)
+        panel.axvline(1, color="0.2", linewidth=1)
+        panel.set_xscale("log")
+        panel.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        panel.minorticks_off()
+        panel.set_yticks(range(len(mine)), [row.case for row in mine], fontsize=8)
+        panel.set_xlabel(f"{'memory' if mine[0].unit == 'MB' else 'time'} over that of jaxgru")
+        panel.set_title(what, fontsize=9)
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    handles = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside right center")
+    figure.savefig(path)

@@ -1,0 +1,65 @@
+"""The benchmarks measure what they say: the same function everywhere, turns taken, ratios right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import by_hand, peers, report, suites
+from benchmarks.suites import Row
+from benchmarks.timing import Times, interleave
+from cases import GRAD_TOL, VALUE_TOL, assert_close
+
+
+def test_turns_are_taken():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = interleave(calls, rounds=2, repeat=2)
+    assert "".join(order) == "abc" + 2 * "aabbcc"  # once each to warm up
+    assert list(times) == ["a", "b", "c"]
+    assert all(0 < t.minimum <= t.median for t in times.values())
+
+
+@pytest.mark.usefixtures("lenient")  # it is written as anybody would
+@pytest.mark.parametrize("inputs", [3, 20])  # projected in the loop, and before it
+def test_the_gru_by_hand_is_the_gru(inputs):
+    problem = peers.problem("gru_after", 4, 18, inputs, 5)
+    params = jax.tree.map(lambda w: w + 0.1, problem.params)  # no zero biases
+    xs, ct = (jnp.asarray(a).swapaxes(0, 1) for a in (problem.xs, problem.cotangent))
+    expected = peers.batched(params, xs, time_major=True)
+    assert_close(by_hand.forward(params, xs), expected, VALUE_TOL["float32"])
+    pull = peers.pullback(lambda p, x: peers.batched(p, x, time_major=True))
+    assert_close(by_hand.gradient(params, xs, ct), pull(params, xs, ct), GRAD_TOL["float32"])
+
+
+def test_a_contestant_that_computes_something_else_is_found():
+    ys = np.ones((2, 3, 4), np.float32)
+    good = peers.Model(False, lambda: ys, lambda: ys)
+    turned = peers.Model(True, lambda: ys.swapaxes(0, 1), lambda: ys.swapaxes(0, 1))
+    suites._agree({"one": good, "other": turned})
+    for bad in (good._replace(forward=lambda: 1.01 * ys), good._replace(gradient=lambda: 0 * ys)):
+        with pytest.raises(AssertionError):
+            suites._agree({"one": good, "other": bad})
+
+
+def test_ratios_compare_like_layouts():
+    values = {
+        "jaxgru": Times(1.0, 2.0),
+        "jaxgru time-major": Times(0.5, 1.0),
+        "flax.nnx": Times(3.0, 3.0),
+        "torch": Times(3.0, 3.0),
+    }
+    row = Row("grid", "B=1", "forward", "s", values)
+    assert report.ratios(row) == {"flax.nnx": (3.0, 1.5), "torch": (6.0, 3.0)}
+    table = report.markdown([row, row])
+    assert "| B=1 | 2e+03 | 1.50 (3.00) | 3.00 (6.00) |" in table
+    assert "| geometric mean |  | 1.50 (3.00) | 3.00 (6.00) |" in table
+
+
+def test_a_picture_and_a_file_are_written(tmp_path):
+    values = {"jaxgru": Times(1.0, 2.0), "flax.nnx": Times(3.0, 3.0)}
+    rows = [Row("grid", f"B={k}", "forward", "s", values) for k in range(3)]
+    report.picture(tmp_path / "grid.png", "title", rows)
+    report.to_json(tmp_path / "grid.json", {"machine": "here"}, rows)
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert '"machine": "here"' in (tmp_path / "grid.json").read_text()
