@@ -131,9 +131,10 @@ def tangents(cell, levels, reverse, primals, dprimals):
         if gates is None:
             products = tuple(partial(matmul, w) for w in blocks.w_hh)
             gates = cell.advance(products, blocks, before, project(cell, blocks, xs))[1]
-        dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih), dblocks.b)
+        dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih))
         if dx is None:
             dx = jnp.zeros((*xs.shape[:-1], cell.gates * size), accumulator(xs.dtype))
+        dx = total(dx, dblocks.b)
         gates = jax.tree.map(lambda a: a.astype(dx.dtype), gates)
         return cell.linearize(dblocks, dx, before, gates)
 

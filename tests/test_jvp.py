@@ -1,5 +1,6 @@
 """Forward mode against plain `lax.scan` over the step function."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import jaxgru
 import plain
 from cases import (
+    CELLS,
     GRAD_TOL,
     KINDS,
     assert_close,
@@ -69,6 +71,25 @@ def test_one_argument_at_a_time(kind, argument):
 
         out.append(jax.jit(lambda v, t, run=run: jax.jvp(run, (v,), (t,)))(args[argument], tangent))
     assert_close(*out, TOL)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_one_weight_at_a_time(kind):
+    """So that each stands alone in the sums that leave out what is zero."""
+    params, *rest = arguments(kind)
+    for field in dataclasses.fields(params):
+        value = getattr(params, field.name)
+        if not isinstance(value, jax.Array):
+            continue
+        tangent = draw_like(value, 11)
+        out = []
+        for scan in (jaxgru.scan, plain.scan):
+
+            def run(value, scan=scan, name=field.name):
+                return function(scan, False)(dataclasses.replace(params, **{name: value}), *rest)
+
+            out.append(jax.jit(lambda v, t, run=run: jax.jvp(run, (v,), (t,)))(value, tangent))
+        assert_close(*out, TOL)
 
 
 @pytest.mark.parametrize("kind", KINDS)
