@@ -11,6 +11,13 @@ from benchmarks.timing import Times, interleave
 from cases import GRAD_TOL, VALUE_TOL, assert_close
 
 
+@pytest.fixture(autouse=True)
+def x32():
+    """What is timed is float32, whatever the environment says."""
+    with jax.enable_x64(False):
+        yield
+
+
 def test_turns_are_taken():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
