@@ -26,6 +26,8 @@ from jax import Array, lax
 
 from jaxgru.cell import (
     Carry,
+    Cell,
+    Params,
     accumulator,
     matmul,
     matmul_left,
@@ -75,7 +77,18 @@ def chunk_size(xs: Array) -> int:
     return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
 
 
-def forward(cell, levels, reverse, params, xs, carry, reset_carry, fresh, keep, save):
+def forward(
+    cell: Cell,
+    levels: int,
+    reverse: bool,
+    params: Params,
+    xs: Array,
+    carry: Carry,
+    reset_carry: Carry,
+    fresh: Array | None,
+    keep: Array | None,
+    save: bool,
+) -> tuple[Carry, tuple[Carry, Any]]:
     """(last carry, (all carries, gates)) of the recurrence; None for gates unless save."""
     blocks = _lift(cell.blocks, levels, 0)(params)
     in_loop = xs.shape[-1] <= IN_LOOP
@@ -113,7 +126,9 @@ def forward(cell, levels, reverse, params, xs, carry, reset_carry, fresh, keep, 
     return turn(carry), ys
 
 
-def tangents(cell, levels, reverse, primals, dprimals):
+def tangents(
+    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], dprimals: tuple[Any, ...]
+) -> tuple[tuple[Carry, Array], tuple[Carry, Array]]:
     """The value of `recurrence` and its tangent; the tangents of params and xs may hold None."""
     params, xs, carry, reset_carry, fresh, keep = primals
     dparams, dxs, dcarry, dreset_carry, _, _ = dprimals
