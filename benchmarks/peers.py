@@ -41,19 +41,23 @@ class Model(NamedTuple):
 
 
 def problem(kind: str, batch: int, steps: int, inputs: int, hidden: int) -> Problem:
-    """Random weights and data. b_hn is zero, since flax.nnx has none."""
+    """Random weights and data."""
     keys = jax.random.split(jax.random.key(0), 5)
     if kind.startswith("gru"):
         after = kind == "gru_after"
-        params = jaxgru.gru_init(keys[0], inputs, hidden, reset_after=after, init="torch")
-        if after:
-            params = jax.tree.map(lambda w: w if w.ndim > 1 else jnp.zeros_like(w), params)
+        params = draw_gru(keys[0], inputs, hidden, reset_after=after, init="torch")
     else:
         init = {"lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}[kind]
         params = init(keys[0], inputs, hidden, init="torch")
     xs = jax.random.normal(keys[1], (batch, steps, inputs))
     cotangent = jax.random.normal(keys[2], (batch, steps, hidden))
     return Problem(kind, params, np.asarray(xs), np.asarray(cotangent))
+
+
+def draw_gru(key: jax.Array, inputs: int, hidden: int, **options: Any) -> jaxgru.GRUParams:
+    """Random weights; b_hn is zero, since flax.nnx has none."""
+    params = jaxgru.gru_init(key, inputs, hidden, **options)
+    return jax.tree.map(lambda w: w if w.ndim > 1 else jnp.zeros_like(w), params)
 
 
 def build(name: str, problem: Problem) -> Model:

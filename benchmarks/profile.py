@@ -31,7 +31,7 @@ class Config:
     """H."""
     kind: Literal["gru_after", "gru_before", "lstm", "elman"] = "gru_after"
     """Which cell."""
-    library: Literal["jaxgru", "flax.linen"] = "jaxgru"
+    contestant: Literal["jaxgru", "flax.linen"] = "jaxgru"
     """Whose."""
     members: int = 0
     """Networks side by side, by `vmap` over their weights; one network if 0."""
@@ -70,7 +70,7 @@ def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.profile")
     sizes = (config.batch, config.steps, config.inputs, config.hidden)
     problem = peers.problem(config.kind, *sizes)
-    if config.library == "jaxgru":
+    if config.contestant == "jaxgru":
         run, weights = peers.batched, problem.params
     else:
         rnn, weights = peers.linen_rnn(problem)

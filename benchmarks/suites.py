@@ -15,7 +15,7 @@ from jax import lax
 
 import jaxgru
 from benchmarks import by_hand, peers
-from benchmarks.timing import Times, interleave
+from benchmarks.timing import Times, interleave, summary
 
 FORWARD, BOTH = "forward", "forward + backward"
 
@@ -122,11 +122,7 @@ def population(rounds: int, members: int = 64) -> Iterator[Row]:
     problems = peers.problem("gru_after", width, steps, inputs, size)
     keys = jax.random.split(jax.random.key(1), members)
 
-    def draw(key):
-        params = jaxgru.gru_init(key, inputs, size, reset_after=True)
-        return jax.tree.map(lambda w: w if w.ndim > 1 else jnp.zeros_like(w), params)
-
-    params = jax.vmap(draw)(keys)
+    params = jax.vmap(lambda key: peers.draw_gru(key, inputs, size, reset_after=True))(keys)
     xs = jax.random.normal(jax.random.key(2), (members, width, steps, inputs))
     ct = jax.random.normal(jax.random.key(3), (members, width, steps, size))
     rnn = peers.linen_rnn(problems)[0]
@@ -184,7 +180,7 @@ def compilation(rounds: int) -> Iterator[Row]:
         for _ in range(max(3, rounds // 2)):
             seconds["jaxgru"].append(build(peers.batched, problem.params))
             seconds["flax.linen"].append(build(rnn.apply, variables))
-        times = {name: Times(min(s), float(np.median(s))) for name, s in seconds.items()}
+        times = {name: summary(s) for name, s in seconds.items()}
         yield Row("compilation", _name(sizes), "gradient", "s", times)
 
 

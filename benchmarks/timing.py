@@ -14,6 +14,11 @@ class Times(NamedTuple):
     median: float
 
 
+def summary(seconds: list[float]) -> Times:
+    """The minimum and the median."""
+    return Times(min(seconds), float(np.median(seconds)))
+
+
 def interleave(
     calls: dict[str, Callable[[], Any]], rounds: int, repeat: int = 1
 ) -> dict[str, Times]:
@@ -30,4 +35,4 @@ def interleave(
             for _ in range(repeat):
                 call()
             seconds[name].append((time.perf_counter() - start) / repeat)
-    return {name: Times(min(s), float(np.median(s))) for name, s in seconds.items()}
+    return {name: summary(s) for name, s in seconds.items()}

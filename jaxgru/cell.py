@@ -136,11 +136,16 @@ def project(cell: Cell, blocks: Blocks, xs: jax.Array) -> tuple[jax.Array, ...]:
     return split(total(matmul(blocks.w_ih, xs), blocks.b), cell.gates)
 
 
-def advance(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> Carry:
-    """One step."""
-    blocks = cell.blocks(params)
-    products = tuple(partial(matmul, w) for w in blocks.w_hh)
-    return cell.advance(products, blocks, carry, project(cell, blocks, x))[0]
+def products(
+    weights: tuple[jax.Array, ...], product: Callable[[jax.Array, jax.Array], jax.Array] = matmul
+) -> Products:
+    """The weights as functions of what they are multiplied with."""
+    return tuple(partial(product, w) for w in weights)
+
+
+def advance(cell: Cell, blocks: Blocks, carry: Carry, x: jax.Array) -> tuple[Carry, Any]:
+    """One step, or many whose carries are known: (next carry, gates)."""
+    return cell.advance(products(blocks.w_hh), blocks, carry, project(cell, blocks, x))
 
 
 def split(a: jax.Array, count: int) -> Any:

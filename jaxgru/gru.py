@@ -16,15 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgru import checks, initializers
-from jaxgru.cell import (
-    Blocks,
-    Cell,
-    advance,
-    flat,
-    register,
-    split,
-    total,
-)
+from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +133,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
     Source: Cho et al. 2014, arXiv:1406.1078v3; reset_after=True: cuDNN's and PyTorch's form.
     """
     checks.step("gru_step", GRUParams, params, h, x)
-    return advance(_CELL, params, h, x)
+    return advance(_CELL, _blocks(params), h, x)[0]
 
 
 def _sizes(params: GRUParams) -> tuple[int, int]:

@@ -27,11 +27,12 @@ from jax import Array, lax
 from jaxgru.cell import (
     Carry,
     Cell,
-    Params,
     accumulator,
+    advance,
     matmul,
     matmul_left,
     matmul_transposed,
+    products,
     project,
     total,
 )
@@ -78,18 +79,10 @@ def chunk_size(xs: Array) -> int:
 
 
 def forward(
-    cell: Cell,
-    levels: int,
-    reverse: bool,
-    params: Params,
-    xs: Array,
-    carry: Carry,
-    reset_carry: Carry,
-    fresh: Array | None,
-    keep: Array | None,
-    save: bool,
+    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], save: bool
 ) -> tuple[Carry, tuple[Carry, Any]]:
     """(last carry, (all carries, gates)) of the recurrence; None for gates unless save."""
+    params, xs, carry, reset_carry, fresh, keep = primals
     blocks = _lift(cell.blocks, levels, 0)(params)
     in_loop = xs.shape[-1] <= IN_LOOP
     n_last = cell.sizes(params)[1] >= WIDE
@@ -102,8 +95,7 @@ def forward(
         if in_loop:
             projected = project(cell, blocks, projected)
         previous = _select(fresh, reset_carry, carry)
-        products = tuple(partial(product, w) for w in blocks.w_hh)
-        new, gates = cell.advance(products, blocks, previous, projected)
+        new, gates = cell.advance(products(blocks.w_hh, product), blocks, previous, projected)
         new = new if keep is None else _select(keep, new, previous)
         gates = jax.tree.map(lambda a: a.astype(xs.dtype), gates) if save else None
         return new, (new, gates)
@@ -117,7 +109,8 @@ def forward(
 
     def chunk(carry, inputs):
         xs, fresh, keep = inputs
-        projected = xs if in_loop else _project(cell, levels, blocks, xs)
+        together = _lift(partial(project, cell), levels, (0, 1), 1)
+        projected = xs if in_loop else together(blocks, xs)
         carry, ys = lax.scan(steps, carry, (turn(projected), fresh, keep), reverse=reverse)
         return carry, turn(ys)
 
@@ -134,9 +127,7 @@ def tangents(
     dparams, dxs, dcarry, dreset_carry, _, _ = dprimals
     size = cell.sizes(params)[1]
     save = size > RECOMPUTED
-    last, (carries, saved) = forward(
-        cell, levels, reverse, params, xs, carry, reset_carry, fresh, keep, save
-    )
+    last, (carries, saved) = forward(cell, levels, reverse, primals, save)
     blocks, dblocks = (_lift(cell.blocks, levels, 0)(p) for p in (params, dparams))
     transposed = size < WIDE_TANGENT
     product = matmul_transposed if transposed else matmul
@@ -144,8 +135,7 @@ def tangents(
 
     def linearize(blocks, dblocks, xs, dxs, before, gates):
         if gates is None:
-            products = tuple(partial(matmul, w) for w in blocks.w_hh)
-            gates = cell.advance(products, blocks, before, project(cell, blocks, xs))[1]
+            gates = advance(cell, blocks, before, xs)[1]
         dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih))
         if dx is None:
             dx = jnp.zeros((*xs.shape[:-1], cell.gates * size), accumulator(xs.dtype))
@@ -154,9 +144,7 @@ def tangents(
         return cell.linearize(dblocks, dx, before, gates)
 
     def tangent(weights, coefficients, dcarry, sources):
-        return cell.tangent(
-            tuple(partial(product, w) for w in weights), coefficients, dcarry, sources
-        )
+        return cell.tangent(products(weights, product), coefficients, dcarry, sources)
 
     def step(dcarry, inputs):
         (coefficients, sources), fresh, keep = inputs
@@ -185,10 +173,6 @@ def _lift(function: Callable[..., Any], levels: int, in_axes: Any, out_axes: int
     for _ in range(levels):
         function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
     return function
-
-
-def _project(cell, levels, blocks, xs):
-    return _lift(partial(project, cell), levels, (0, 1), 1)(blocks, xs)
 
 
 def _select(flags: Array | None, a: Any, b: Any) -> Any:

@@ -8,15 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import (
-    Blocks,
-    Cell,
-    advance,
-    flat,
-    register,
-    split,
-    total,
-)
+from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
 
 
 @jax.tree_util.register_dataclass
@@ -125,7 +117,7 @@ def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMCarry:
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000.
     """
     checks.step("lstm_step", LSTMParams, params, carry, x)
-    return advance(_CELL, params, carry, x)
+    return advance(_CELL, _blocks(params), carry, x)[0]
 
 
 def _sizes(params: LSTMParams) -> tuple[int, int]:

@@ -38,8 +38,7 @@ def recurrence(
     every so many steps, and runs what lies between again.
     """
     arguments = (params, xs, carry, reset_carry, fresh, keep)
-    static = {"cell": cell, "reverse": reverse, "checkpoint": checkpoint}
-    return _bind(arguments, levels=0, **static)
+    return _bind(arguments, cell=cell, reverse=reverse, checkpoint=checkpoint, levels=0)
 
 
 # The primitive. `tree` holds the arguments of `recurrence` from params on. A batch of data is
@@ -67,7 +66,7 @@ def _bind(arguments, **static):
 
 def _run(*leaves, cell, reverse, tree, levels, **_):
     arguments = jax.tree.unflatten(tree, leaves)
-    carry, (carries, _) = forward(cell, levels, reverse, *arguments, save=False)
+    carry, (carries, _) = forward(cell, levels, reverse, arguments, save=False)
     return [*jax.tree.leaves(carry), cell.output(carries)]
 
 
@@ -79,8 +78,8 @@ def _abstract(*avals, tree, **_):
 
 def _jvp(leaves, dleaves, *, cell, reverse, checkpoint, tree, levels):
     if checkpoint is not None:
-        run = partial(_segments, cell=cell, reverse=reverse, tree=tree, levels=levels)
-        return _jvp_of(partial(run, checkpoint), leaves, dleaves)
+        static = {"cell": cell, "reverse": reverse, "tree": tree, "levels": levels}
+        return _jvp_of(partial(_segments, checkpoint, **static), leaves, dleaves)
     present = []
     for tangent, axes in zip(dleaves, _axes(tree, len(leaves)), strict=True):
         # Those of the carries must be there: they are what the loop carries.

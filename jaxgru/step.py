@@ -48,7 +48,7 @@ def _step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
             carries.append(layer_carry)
         return tuple(carries), x
     cell = cell_of(params)
-    carry = advance(cell, params, carry, x)
+    carry, _ = advance(cell, cell.blocks(params), carry, x)
     return carry, cell.output(carry)
 
 
