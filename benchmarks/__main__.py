@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import report
-from benchmarks.machine import machine, versions
 from benchmarks.suites import SUITES
+from benchmarks.versions import versions
+from experiments.common.machine import machine
 
 
 @dataclasses.dataclass(frozen=True)

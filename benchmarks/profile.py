@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks import peers
-from benchmarks.machine import machine
+from experiments.common.machine import machine
 
 
 @dataclasses.dataclass(frozen=True)

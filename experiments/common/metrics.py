@@ -1,36 +1,67 @@
 """The record of a run: one JSON object a line, written as it happens.
 
-The first line is the header (`"kind": "header"`, everything needed to read the rest), then one
-line an evaluation (`"kind": "eval"`), and last what came of it (`"kind": "result"`).
+The first line is the header (`"kind": "header"`: settings, machine, what the numbers mean), then
+come the evaluations (`"kind": "eval"`, each of one replica, that is one seed with one learning
+rate), and last what came of each replica (`"kind": "result"`).
 """
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 Line = dict[str, Any]
 
 
 class Run(NamedTuple):
     header: Line
-    evals: list[Line]
-    result: Line | None  # None: the run was killed, or still goes on
+    evals: list[list[Line]]  # of each replica
+    results: list[Line]  # of each replica; none while the run goes on, or if it was killed
 
 
-def write_line(file: TextIO, kind: str, **fields: Any) -> None:
-    """Append one line and flush it. NaN and inf, which JSON does not have, become null."""
-    line = {"kind": kind} | {name: _finite(value) for name, value in fields.items()}
-    file.write(json.dumps(line, allow_nan=False) + "\n")
-    file.flush()
+class Writer:
+    """Appends to a record; `lines` counts those written."""
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """Keep so many lines of what is there: those that belong to the checkpoint resumed from."""
+        kept = path.read_text().splitlines(keepends=True)[:keep] if keep else []
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(kept))
+        os.replace(fresh, path)
+        self.lines = len(kept)
+        self._file = path.open("a")
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one line and flush it. NaN and inf, which JSON does not have, become null."""
+        self._file.write(json.dumps({"kind": kind} | _finite(fields), allow_nan=False) + "\n")
+        self._file.flush()
+        self.lines += 1
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_run(path: Path) -> Run:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    evals = [line for line in lines if line["kind"] == "eval"]
-    results = [line for line in lines if line["kind"] == "result"]
-    return Run(lines[0], evals, results[-1] if results else None)
+    """Raises: OSError, or ValueError if it is no record of a run."""
+    lines = path.read_text().splitlines()
+    if lines and not lines[-1].endswith("}"):  # killed in the middle of a line
+        lines.pop()
+    try:
+        header, *rest = [json.loads(line) for line in lines]
+        replicas = range(len(header["replicas"]))
+        evals = [line for line in rest if line["kind"] == "eval"]
+        results = [line for line in rest if line["kind"] == "result"]
+        return Run(
+            header, [[line for line in evals if line["replica"] == r] for r in replicas], results
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a run: {error}") from error
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

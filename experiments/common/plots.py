@@ -1,95 +1,111 @@
-"""Learning curves, drawn from recorded runs alone: `python -m experiments.common.plots --help`."""
+"""Learning curves, drawn from records alone."""
 
-import dataclasses
-import sys
-from pathlib import Path
-from typing import Annotated
-
-import tyro
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from experiments.common.metrics import Run, read_run
+from experiments.common.metrics import Line, Run
 
-COLOURS = ("#1b6ca8", "#d1495b", "#2a9d64", "#8e5ea2", "#e08e1b", "#4a4e69")
+# Okabe & Ito 2008: told apart by colour-blind eyes too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def learning_curves(path: Path, runs: list[Run]) -> None:
-    """One curve a run: test loss at each evaluation, training loss faintly behind it.
+def learning_curves(figure: Figure, runs: list[Run], labels: list[str]) -> None:
+    """Loss, recall where there is one and the length of a curriculum, against updates.
 
-    The baseline, the threshold and the title are those of the first run.
+    A thin line for each replica, a thick one for their mean over a band from least to greatest;
+    a replica that has stopped counts with its last value. Dashes: the baseline.
     """
-    figure = Figure(figsize=(7.2, 4.0), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    header = runs[0].header
-    for k, run in enumerate(runs):
-        colour = COLOURS[k % len(COLOURS)]
-        updates = [line["update"] for line in run.evals]
-        losses = [_number(line["test_loss"]) for line in run.evals]
-        training = [_number(line["train_loss"]) for line in run.evals]
-        label = f"seed {run.header['config']['seed']}"
-        axes.plot(updates, training, color=colour, alpha=0.3, linewidth=1)
-        axes.plot(updates, losses, color=colour, linewidth=1.8, label=label)
-        axes.plot(updates[-1:], losses[-1:], "o", color=colour, markersize=5)
-    axes.plot([], [], color="0.3", alpha=0.4, linewidth=1, label="training batches")
-    _mark(axes, header["baseline"], "--", f"baseline\n{header['baseline']:.4f}")
-    _mark(axes, header["threshold"], ":", f"solved\nbelow {header['threshold']:g}")
-
-    axes.set_yscale("log")
-    axes.set_xlim(left=0)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("mean squared error")
-    axes.set_title(header["title"], loc="left", fontsize=11)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.grid(which="major", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def _mark(axes: Axes, level: float, style: str, text: str) -> None:
-    """A horizontal line, named outside the axes, where no curve can run through the text."""
-    axes.axhline(level, color="0.25", linestyle=style, linewidth=1)
-    axes.annotate(
-        text,
-        (1, level),
-        xycoords=("axes fraction", "data"),
-        xytext=(5, 0),
-        textcoords="offset points",
-        verticalalignment="center",
-        fontsize=9,
-        color="0.25",
+    lines = [line for run in runs for replica in run.evals for line in replica]
+    has_recall = any("train_recall" in line for line in lines)
+    grows = len({line["length"] for line in lines}) > 1
+    panels = ["loss"] + ["recall"] * has_recall + ["length"] * grows
+    heights = {"loss": 3, "recall": 2, "length": 1.2}
+    figure.set_size_inches(7.2, 0.9 + sum(heights[panel] for panel in panels))
+    grid = figure.subplots(
+        len(panels), 1, sharex=True, squeeze=False, height_ratios=[heights[p] for p in panels]
     )
+    axes: dict[str, Axes] = dict(zip(panels, grid[:, 0], strict=True))
+    for k, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        colours = [COLOURS[k % len(COLOURS)]] * len(run.evals)
+        if len(runs) == 1:
+            colours = [COLOURS[r % len(COLOURS)] for r in range(len(run.evals))]
+        for panel in panels:
+            _curves(axes[panel], panel, run, colours, label, alone=len(runs) == 1)
+    _label(axes, runs)
 
 
-def _number(value: float | None) -> float:
+def _curves(
+    axes: Axes, panel: str, run: Run, colours: list[str], label: str, *, alone: bool
+) -> None:
+    curves = [[_value(panel, line) for line in replica] for replica in run.evals]
+    updates = [[line["update"] for line in replica] for replica in run.evals]
+    many = len(curves) > 1
+    for r, (xs, ys) in enumerate(zip(updates, curves, strict=True)):
+        replica = run.header["replicas"][r]
+        name = f"seed {replica['seed']}"
+        if len({other["learning_rate"] for other in run.header["replicas"]}) > 1:
+            name += f", rate {replica['learning_rate']:g}"
+        thin = many or not alone
+        axes.plot(xs, ys, color=colours[r], linewidth=0.9 if thin else 1.6,
+                  alpha=0.55 if thin else 1, label=name if alone else None)  # fmt: skip
+        axes.plot(xs[-1:], ys[-1:], "o", color=colours[r], markersize=3.5)
+    if not many or panel == "length":
+        if not alone:
+            axes.plot([], [], color=colours[0], label=label)
+        return
+    grid = sorted({x for xs in updates for x in xs})
+    table = np.array([_held(grid, xs, ys) for xs, ys in zip(updates, curves, strict=True) if xs])
+    colour = "0.15" if alone else colours[0]
+    axes.fill_between(grid, table.min(0), table.max(0), color=colour, alpha=0.12, linewidth=0)
+    axes.plot(grid, table.mean(0), color=colour, linewidth=1.8, label="mean" if alone else label)
+
+
+def _held(grid: list[int], xs: list[int], ys: list[float]) -> list[float]:
+    """The curve on the grid; between and after its points, its last value."""
+    places = np.searchsorted(xs, grid, side="right") - 1
+    return [ys[max(place, 0)] for place in places]
+
+
+def _value(panel: str, line: Line) -> float:
+    """What was measured on the test set, or while it was not looked at, on the training batches."""
+    if panel == "length":
+        return line["length"]
+    value = line.get(f"test_{panel}", line.get(f"train_{panel}"))
     return float("nan") if value is None else value
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Draw the learning curves of recorded runs into one picture."""
-
-    metrics: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """The metrics.jsonl of each run."""
-    out: Path = Path("learning_curves.png")
-    """The picture to write."""
-
-
-def main() -> int:
-    config = tyro.cli(Config, prog="python -m experiments.common.plots")
-    if not config.metrics:
-        print("error: name at least one metrics.jsonl", file=sys.stderr)
-        return 2
-    try:
-        learning_curves(config.out, [read_run(path) for path in config.metrics])
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _label(axes: dict[str, Axes], runs: list[Run]) -> None:
+    top, bottom = next(iter(axes.values())), list(axes.values())[-1]
+    loss = axes["loss"]
+    loss.set_yscale("log")
+    loss.set_ylabel("loss" if "recall" in axes else "mean squared error")
+    if len({run.header["baseline"] for run in runs}) == 1:
+        level = runs[0].header["baseline"]
+        loss.axhline(level, color="0.25", linestyle="--", linewidth=1)
+        loss.annotate(
+            f"baseline\n{level:.3g}", (1, level), xycoords=("axes fraction", "data"),
+            xytext=(5, 0), textcoords="offset points", verticalalignment="center", fontsize=9,
+            color="0.25",
+        )  # fmt: skip
+    if "recall" in axes:
+        axes["recall"].set_ylabel("recall")
+        axes["recall"].set_ylim(0, 1.03)
+        axes["recall"].axhline(1 / 8, color="0.25", linestyle="--", linewidth=1)
+        axes["recall"].annotate(
+            "chance", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(5, 0),
+            textcoords="offset points", verticalalignment="center", fontsize=9, color="0.25",
+        )  # fmt: skip
+    if "length" in axes:
+        axes["length"].set_yscale("log")
+        axes["length"].set_ylabel("T in training")
+    for each in axes.values():
+        each.grid(which="major", color="0.9", linewidth=0.8)
+        each.set_axisbelow(True)
+        each.spines[["top", "right"]].set_visible(False)
+        each.set_xlim(left=0)
+    top.set_title(runs[0].header["title"] if len(runs) == 1 else "", loc="left", fontsize=11)
+    top.legend(frameon=False, fontsize=8)
+    bottom.set_xlabel("updates")
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))

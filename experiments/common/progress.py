@@ -7,41 +7,74 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from experiments.common.metrics import Line
+
 LOG_SECONDS = 5.0
 
-Show = Callable[[int, float, float], None]
+Show = Callable[[Line], None]
 
 
 @contextmanager
-def progress(console: Console, updates: int, baseline: float) -> Iterator[Show]:
-    """Yields `show(update, loss, seconds)`, to be called after every evaluation."""
+def progress(console: Console, updates: int, replicas: int, baseline: float) -> Iterator[Show]:
+    """Yields `show(line)`, to be called with each evaluation that goes into the record.
 
-    def describe(update: int, loss: float, seconds: float) -> str:
-        rate = update / seconds
-        minutes, rest = divmod(round((updates - update) / rate), 60)
-        return (
-            f"{update:,}/{updates:,} updates, {rate:.3g}/s, "
-            f"loss {loss:.2e} (baseline {baseline:.4f}), at most {minutes}:{rest:02d} left"
+    `updates` is the budget of each replica.
+    """
+    latest: dict[int, Line] = {}
+    first: dict[int, int] = {}
+    start = time.monotonic()
+
+    def describe(line: Line) -> str:
+        replica, update = line["replica"], line["update"]
+        first.setdefault(replica, update)
+        latest[replica] = line
+        made = sum(latest[r]["update"] - first[r] for r in latest)
+        rate = made / (time.monotonic() - start)
+        left = sum(
+            updates - latest[r]["update"] if r in latest else updates for r in range(replicas)
         )
+        loss = line.get("test_loss", line["train_loss"])
+        recall = line.get("test_recall", line.get("train_recall"))
+        parts = [
+            f"{update:,}/{updates:,} updates",
+            f"{rate:.3g}/s",
+            f"T={line['length']:,}",
+            f"loss {_number(loss)} (baseline {baseline:.3g})",
+        ]
+        if replicas > 1:
+            parts.insert(0, f"replica {replica}")
+        if recall is not None:
+            parts.append(f"recall {recall:.2%}")
+        if rate:
+            minutes, rest = divmod(round(left / rate), 60)
+            parts.append(f"at most {minutes:,}:{rest:02d} left")
+        return ", ".join(parts)
 
     if not console.is_terminal:
-        last = -float("inf")
+        last: dict[int, float] = {}
 
-        def log(update: int, loss: float, seconds: float) -> None:
-            nonlocal last
+        def log(line: Line) -> None:
             now = time.monotonic()
-            if now - last >= LOG_SECONDS or update == updates:
-                last = now
-                console.print(describe(update, loss, seconds), soft_wrap=True)
+            text = describe(line)
+            recent = now - last.get(line["replica"], -LOG_SECONDS) < LOG_SECONDS
+            if not recent or line["update"] == updates:
+                last[line["replica"]] = now
+                console.print(text, soft_wrap=True)
 
         yield log
         return
 
-    columns = (BarColumn(bar_width=None), TextColumn("{task.description}", markup=False))
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, expand=True) as live:
-        task = live.add_task(f"0/{updates:,} updates", total=updates)
+        task = live.add_task(f"0/{updates:,} updates, compiling", total=updates * replicas)
 
-        def show(update: int, loss: float, seconds: float) -> None:
-            live.update(task, completed=update, description=describe(update, loss, seconds))
+        def show(line: Line) -> None:
+            text = describe(line)
+            done = sum(entry["update"] for entry in latest.values())
+            live.update(task, completed=done, description=text)
 
         yield show
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2e}"

@@ -1,155 +1,362 @@
-"""One training run as the user sees it: header, progress, records, picture, verdict."""
+"""A study as the user sees it: header, progress, records, checkpoints, pictures, verdict."""
 
-import dataclasses
-import math
-import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from rich.console import Console
 
-from experiments.common.metrics import read_run, write_line
-from experiments.common.plots import learning_curves
+from experiments.common import pictures
+from experiments.common.checkpoints import Checkpoints
+from experiments.common.machine import machine
+from experiments.common.metrics import Line, Writer, read_run
+from experiments.common.model import parameter_count
 from experiments.common.progress import progress
-from experiments.common.training import TrainChunk, TrainState
+from experiments.common.settings import Settings, UsageError, as_json, command_line
+from experiments.common.task import Mark, Stage, Task
+from experiments.common.training import TrainState, make_evaluate, make_train_chunk, train_init
 
 EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "interrupted": 130}
+RUNNING = "running"
 
 
-class UsageError(Exception):
-    """What the user asked for cannot be done; the message says why and what to do."""
+class Study(NamedTuple):
+    """Where a run stands. A replica is one seed with one learning rate."""
+
+    states: TrainState  # leaves [replicas, ...]
+    stages: tuple[int, ...]  # of each replica, an index into the task's
+    updates: tuple[int, ...]
+    verdicts: tuple[str, ...]
+    chunks: int
+    lines: int  # of the record that belong to this
+    seconds: float  # of training
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run needs to know of its task; all of it goes into the record's header."""
+class Group(NamedTuple):
+    """The replicas that are trained next, all at one stage, and by how many updates."""
 
-    title: str
-    config: dict[str, Any]
-    parameters: int
-    updates: int  # the budget
-    eval_every: int
-    batch_size: int
-    baseline: float
-    threshold: float  # solved when the test loss is below
+    members: tuple[int, ...]
+    stage: int
+    updates: int
 
 
-class Eval(NamedTuple):
-    update: int
-    train_loss: float
-    test_loss: float
-    seconds: float
+class Programs:
+    """The compiled programs of a run, each made when first needed."""
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        self.seconds = 0.0  # spent on compiling
+        self.settings, self._task = settings, task
+        self._cache: dict[tuple[Any, ...], Any] = {}
+
+    def train(self, states: TrainState, count: int, stage: Stage) -> Any:
+        chunk = make_train_chunk(self._task, self.settings, stage.length)
+        args = (states, *(jnp.int32(value) for value in (count, stage.symbols, stage.decay)))
+        return self._run("train", jax.vmap(chunk, in_axes=(0, None, None, None)), stage, args)
+
+    def evaluate(self, states: TrainState, stage: Stage) -> dict[str, Array]:
+        evaluate = make_evaluate(self._task, self.settings, stage)
+        return self._run("evaluate", jax.vmap(evaluate), stage, (states.network,))
+
+    def _run(self, name: str, function: Callable[..., Any], stage: Stage, args: Any) -> Any:
+        key = (name, stage.length, jax.tree.leaves(args[0])[0].shape[0])
+        if key not in self._cache:
+            start = time.perf_counter()
+            self._cache[key] = jax.jit(function).lower(*args).compile()
+            self.seconds += time.perf_counter() - start
+        return self._cache[key](*args)
 
 
-def make_folder(out: Path) -> None:
-    """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
+def run(console: Console, task: Task, settings: Settings, defaults: Settings) -> int:
+    """Train every replica until solved or until its budget is spent; returns the exit code."""
+    replicas = _replicas(settings)
+    study = _start(task, settings, replicas)
+    header = _header(task, settings, defaults, study, replicas)
+    _print_header(console, header)
+
+    path = settings.out / "metrics.jsonl"
+    checkpoints = Checkpoints(settings.out / "checkpoints")
+    saved = 0
+    if settings.resume:
+        study = _restore(console, checkpoints, study)
+        saved = study.chunks
+    writer = Writer(path, keep=study.lines)
+    if not writer.lines:
+        writer.write("header", **header)
+    study = study._replace(lines=writer.lines)
+
+    programs = Programs(task, settings)
+    interrupted = False
+    last_save = time.monotonic()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UsageError(f"{out} is in use; choose another folder with --out, or remove it")
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror}") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write to {out}: permission denied")
+        with progress(console, settings.updates, len(replicas), task.baseline) as show:
+            while (group := _next_group(study, settings)) is not None:
+                study, lines = _advance(console, writer, programs, task, study, group)
+                for line in lines:
+                    show(line)
+                if time.monotonic() - last_save >= settings.save_every:
+                    _save(checkpoints, study)
+                    saved, last_save = study.chunks, time.monotonic()
+    except KeyboardInterrupt:
+        interrupted = True
+    if study.chunks > saved:
+        _save(checkpoints, study)
+    checkpoints.close()
+
+    if interrupted:
+        writer.close()
+        console.print(
+            "Interrupted; all is saved. To go on: "
+            f"{header['module']} --out {settings.out} --resume",
+            soft_wrap=True,
+        )
+        return EXIT_CODES["interrupted"]
+    results = _results(task, study, read_run(path).evals, programs)
+    for result in results:
+        writer.write("result", **result)
+    writer.close()
+    _print_results(console, header, results)
+    written = pictures.draw(task, settings, read_run(path), study.states.network)
+    console.print(f"Wrote metrics.jsonl, {', '.join(written)} to {settings.out}", soft_wrap=True)
+    return max(EXIT_CODES[verdict] for verdict in study.verdicts)
 
 
-def run(
+def _start(task: Task, settings: Settings, replicas: list[tuple[int, float]]) -> Study:
+    seeds = jnp.array([seed for seed, _ in replicas], jnp.uint32)
+    rates = jnp.array([rate for _, rate in replicas], jnp.float32)
+    init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, settings, seed, rate)))
+    zeros = (0,) * len(replicas)
+    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, 0, 0.0)
+
+
+def _next_group(study: Study, settings: Settings) -> Group | None:
+    """Those at the lowest stage; the others wait, so that short sequences never pay for long ones.
+
+    What a replica computes does not depend on the others: it takes `eval_every` updates at a time,
+    until its budget is spent, whoever else is in the group.
+    """
+    active = [r for r, verdict in enumerate(study.verdicts) if verdict == RUNNING]
+    if not active:
+        return None
+    stage = min(study.stages[r] for r in active)
+    left = {
+        r: min(settings.eval_every, settings.updates - study.updates[r])
+        for r in active
+        if study.stages[r] == stage
+    }
+    count = max(left.values())
+    return Group(tuple(r for r in left if left[r] == count), stage, count)
+
+
+def _advance(
     console: Console,
-    plan: Plan,
-    out: Path,
-    train_chunk: TrainChunk,
-    state: TrainState,
-    test_set: Any,
-) -> int:
-    """Train until solved or until the budget is spent; returns the exit code."""
-    device = jax.devices()[0]
-    machine = {
-        "device": device.device_kind,
-        "platform": device.platform,
+    writer: Writer,
+    programs: Programs,
+    task: Task,
+    study: Study,
+    group: Group,
+) -> tuple[Study, list[Line]]:
+    """One chunk of updates of one group and its evaluation, and the lines of it in the record."""
+    settings, stage = programs.settings, task.stages[group.stage]
+    compiling = programs.seconds
+    start = time.perf_counter()
+    before = _take(study.states, group.members)
+    states, chunk = programs.train(before, group.updates, stage)
+    trained = jax.device_get(chunk)
+    last = group.stage + 1 == len(task.stages)
+    spent = any(study.updates[r] + group.updates == settings.updates for r in group.members)
+    # In a curriculum the task itself is looked at only when training has come to it, or ends.
+    tested = programs.evaluate(states, task.stages[-1]) if last or spent else {}
+    tested = jax.device_get(tested)
+    took = time.perf_counter() - start - (programs.seconds - compiling)
+    seconds = study.seconds + took
+
+    stages, updates = list(study.stages), list(study.updates)
+    verdicts = list(study.verdicts)
+    fine, lines = [], []
+    for k, r in enumerate(group.members):
+        train = {name: float(values[k]) for name, values in trained.means.items()}
+        test = {name: float(values[k]) for name, values in tested.items()}
+        broken = int(trained.broken[k])
+        if broken:
+            verdicts[r] = "not finite"
+            console.print(
+                f"Replica {r}: the loss or its gradient was not finite at update {broken:,}, of "
+                f"{stage.length:,} steps; its state before update {updates[r] + 1:,} is kept. "
+                "A lower --learning-rate or --clip-norm may help.",
+                soft_wrap=True,
+            )
+            continue
+        fine.append(k)
+        updates[r] += group.updates
+        line = {"replica": r, "update": updates[r], "length": stage.length}
+        if stage.symbols:
+            line["symbols"] = stage.symbols
+        line |= {f"train_{name}": value for name, value in train.items()}
+        line |= {f"test_{name}": value for name, value in test.items()}
+        line["seconds"] = round(seconds, 3)
+        lines.append(line)
+        writer.write("eval", **line)
+        if test and task.solved and all(mark.reached(test) for mark in task.solved):
+            verdicts[r] = "solved"
+        elif updates[r] == settings.updates:
+            verdicts[r] = "not solved"
+        elif not last and task.passed(stage).reached(train):
+            stages[r] += 1
+
+    kept = _take(states, tuple(fine))
+    study = Study(
+        states=_put(study.states, tuple(group.members[k] for k in fine), kept),
+        stages=tuple(stages),
+        updates=tuple(updates),
+        verdicts=tuple(verdicts),
+        chunks=study.chunks + 1,
+        lines=writer.lines,
+        seconds=seconds,
+    )
+    return study, lines
+
+
+def _take(states: TrainState, members: tuple[int, ...]) -> TrainState:
+    count = states.update.shape[0]
+    if members == tuple(range(count)):
+        return states
+    return jax.tree.map(lambda leaf: leaf[np.array(members, int)], states)
+
+
+def _put(states: TrainState, members: tuple[int, ...], new: TrainState) -> TrainState:
+    if len(members) == states.update.shape[0]:
+        return new
+    index = np.array(members, int)
+    return jax.tree.map(lambda leaf, part: leaf.at[index].set(part), states, new)
+
+
+def _save(checkpoints: Checkpoints, study: Study) -> None:
+    facts = study._asdict()
+    checkpoints.save(study.chunks, facts.pop("states"), facts)
+
+
+def load(task: Task, settings: Settings, out: Path, say: Callable[[str], None]) -> Study:
+    """A run as its last checkpoint has it. Raises: UsageError without one."""
+    replicas = _replicas(settings)
+    checkpoints = Checkpoints(out / "checkpoints")
+    found = _read(checkpoints, _start(task, settings, replicas), say)
+    checkpoints.close()
+    if found is None:
+        raise UsageError(f"{out} has no checkpoint")
+    return found
+
+
+def _replicas(settings: Settings) -> list[tuple[int, float]]:
+    return [(seed, rate) for rate in settings.learning_rate for seed in settings.seeds]
+
+
+def _read(checkpoints: Checkpoints, start: Study, say: Callable[[str], None]) -> Study | None:
+    found = checkpoints.restore(start.states, say)
+    if found is None:
+        return None
+    facts = {name: found.facts[name] for name in Study._fields if name != "states"}
+    for name in ("stages", "updates", "verdicts"):
+        facts[name] = tuple(facts[name])
+    return Study(states=found.state, **facts)
+
+
+def _restore(console: Console, checkpoints: Checkpoints, start: Study) -> Study:
+    study = _read(checkpoints, start, console.print)
+    if study is None:
+        console.print("No checkpoint yet: starting from the first update.")
+        return start
+    console.print(f"Going on after {', '.join(f'{u:,}' for u in study.updates)} updates.")
+    return study
+
+
+def _header(
+    task: Task,
+    settings: Settings,
+    defaults: Settings,
+    study: Study,
+    replicas: list[tuple[int, float]],
+) -> Line:
+    network = jax.tree.map(lambda leaf: leaf[0], study.states.network)
+    return {
+        "task": task.name,
+        "title": task.title,
+        "module": f"python -m experiments.{task.name}",
+        "command": command_line(f"python -m experiments.{task.name}", settings, defaults),
+        "settings": as_json(settings),
+        "replicas": [{"seed": seed, "learning_rate": rate} for seed, rate in replicas],
+        "parameters": parameter_count(network),
+        "baseline": task.baseline,
+        "measures": task.measures,
+        "solved": [str(mark) for mark in task.solved],
+        "stages": len(task.stages),
+        "machine": machine(),
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
-    _print_header(console, plan, machine)
-
-    evals: list[Eval] = []
-    compile_seconds = 0.0
-    verdict = "not solved"
-    path = out / "metrics.jsonl"
-    with path.open("w") as file:
-        write_line(file, "header", **dataclasses.asdict(plan) | machine)
-        try:
-            compile_start = time.perf_counter()
-            compiled = jax.jit(train_chunk).lower(state, jnp.int32(1), test_set).compile()
-            compile_seconds = time.perf_counter() - compile_start
-            console.print(f"Compiled in {compile_seconds:.1f} s.")
-            with progress(console, plan.updates, plan.baseline) as show:
-                for line in _train(compiled, state, test_set, plan.updates, plan.eval_every):
-                    evals.append(line)
-                    write_line(file, "eval", **line._asdict())
-                    show(line.update, line.test_loss, line.seconds)
-                    if not (math.isfinite(line.train_loss) and math.isfinite(line.test_loss)):
-                        verdict = "not finite"
-                        break
-                    if line.test_loss < plan.threshold:
-                        verdict = "solved"
-                        break
-        except KeyboardInterrupt:
-            verdict = "interrupted"
-        last = evals[-1] if evals else Eval(0, math.nan, math.nan, 0.0)
-        write_line(
-            file, "result", verdict=verdict, **last._asdict(), compile_seconds=compile_seconds
-        )
-
-    _print_verdict(console, plan, verdict, last, compile_seconds)
-    written = [path.name]
-    if evals:
-        learning_curves(out / "learning_curve.png", [read_run(path)])
-        written.append("learning_curve.png")
-    console.print(f"Wrote {' and '.join(written)} to {out}", soft_wrap=True)
-    return EXIT_CODES[verdict]
 
 
-def _train(
-    train_chunk: Any, state: TrainState, test_set: Any, updates: int, eval_every: int
-) -> Iterator[Eval]:
-    done, start = 0, time.perf_counter()
-    while done < updates:
-        count = min(eval_every, updates - done)
-        state, losses = train_chunk(state, jnp.int32(count), test_set)
-        done += count
-        train_loss, test_loss = map(float, jax.device_get(losses))
-        yield Eval(done, train_loss, test_loss, time.perf_counter() - start)
-
-
-def _print_header(console: Console, plan: Plan, machine: dict[str, str]) -> None:
-    examples = plan.updates * plan.batch_size
+def _print_header(console: Console, header: Line) -> None:
+    settings = header["settings"]
+    size, updates, count = settings["batch_size"], settings["updates"], len(header["replicas"])
+    seeds = " ".join(str(seed) for seed in settings["seeds"])
+    rates = " ".join(f"{rate:g}" for rate in settings["learning_rate"])
     lines = {
-        plan.title: "",
-        "parameters": f"{plan.parameters:,}",
-        "budget": f"{plan.updates:,} updates of {plan.batch_size} examples, {examples:,} in all",
-        "baseline": f"{plan.baseline:.4f}; solved below {plan.threshold:g}",
-        "device": f"{machine['device']}, jax {machine['jax']}",
+        header["title"]: "",
+        "parameters": f"{header['parameters']:,}",
+        "budget": f"{updates:,} updates of {size} examples, {updates * size:,} in all, "
+        + (f"for each of {count} replicas" if count > 1 else ""),
+        "replicas": f"seeds {seeds}; learning rates {rates}; all in one program",
+        "curriculum": f"{header['stages']} stages" if header["stages"] > 1 else "none",
+        "baseline": f"loss {header['baseline']:.3g}, the best answer without memory",
+        "solved": f"test {' and '.join(header['solved'])}" if header["solved"] else "not asked",
+        "device": f"{header['machine']}, jax {header['jax']}",
     }
     for name, text in lines.items():
-        console.print(f"{name:<12}{text}".rstrip(), soft_wrap=True)
+        console.print(f"{name:<12}{text}".rstrip(" ,"), soft_wrap=True)
 
 
-def _print_verdict(
-    console: Console, plan: Plan, verdict: str, last: Eval, compile_seconds: float
-) -> None:
-    what = {
-        "solved": f"Solved: test loss {last.test_loss:.2e}, below {plan.threshold:g}.",
-        "not solved": f"Not solved: test loss {last.test_loss:.2e}, not below {plan.threshold:g}.",
-        "not finite": "Stopped: the loss is no longer finite. A lower --learning-rate may help.",
-        "interrupted": "Interrupted.",
-    }[verdict]
-    console.print(
-        f"{what} {last.update:,} updates, {last.update * plan.batch_size:,} examples, "
-        f"{last.seconds:.1f} s and {compile_seconds:.1f} s to compile.",
-        soft_wrap=True,
-    )
+def _reached(mark: Mark, line: Line) -> bool:
+    value = line.get(f"test_{mark.measure}")
+    return value is not None and mark.reached({mark.measure: value})
+
+
+def _results(task: Task, study: Study, evals: list[list[Line]], programs: Programs) -> list[Line]:
+    results = []
+    for r, lines in enumerate(evals):
+        reached = {
+            str(mark): next((line["update"] for line in lines if _reached(mark, line)), None)
+            for mark in task.marks
+        }
+        last = lines[-1] if lines else {}
+        last = {k: v for k, v in last.items() if k not in ("kind", "replica", "update")}
+        results.append(
+            {"replica": r, "verdict": study.verdicts[r], "update": study.updates[r]}
+            | last
+            | {"updates_to": reached, "compile_seconds": round(programs.seconds, 1)}
+        )
+    return results
+
+
+def _print_results(console: Console, header: Line, results: list[Line]) -> None:
+    for result, replica in zip(results, header["replicas"], strict=True):
+        measures = [
+            f"test {name} {result[f'test_{name}']:.4g}"
+            for name in header["measures"]
+            if result.get(f"test_{name}") is not None
+        ]
+        examples = result["update"] * header["settings"]["batch_size"]
+        console.print(
+            f"Seed {replica['seed']}, rate {replica['learning_rate']:g}: "
+            f"{', '.join([result['verdict'], *measures])} after {result['update']:,} updates, "
+            f"{examples:,} examples.",
+            soft_wrap=True,
+        )
+    seconds = max(result.get("seconds", 0.0) for result in results)
+    compiling = max(result["compile_seconds"] for result in results)
+    console.print(f"{seconds:.1f} s of training, {compiling:.1f} s of compiling.")

@@ -1,72 +1,134 @@
-"""Training on the device: many updates in one compiled call, on data drawn from the key.
+"""Training on the device: many updates in one compiled call, on data drawn from the seed.
 
-A task is two pure functions of one example: `sample(key) -> example` and
-`loss(params, example) -> scalar`. To train several seeds in one program, `jax.vmap` over the state:
-
-    jax.vmap(train_chunk, in_axes=(0, None, None))(states, updates, test_set)
+Everything here is about one run; `jax.vmap` over the state makes it several, of different seeds
+and learning rates, in one program.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-Sample = Callable[[Array], Any]
-Loss = Callable[[Any, Any], Array]
+from experiments.common.model import Network, network_init, read_out, states
+from experiments.common.optimizers import learning_rate, make_optimizer
+from experiments.common.settings import Settings
+from experiments.common.task import Example, Stage, Task
 
-EVAL_BATCH = 100  # bounds the memory of an evaluation, whatever the size of the test set
+WEIGHTS, DATA, TEST = range(3)  # what a key is for
+TEST_SEED = 2**32 - 1
+EVAL_STEPS = 100_000  # examples times time steps that are evaluated at once: bounds the memory
 
 
 class TrainState(NamedTuple):
-    params: Any
+    network: Network
     opt_state: optax.OptState
-    key: Array  # of the training data; that of update k is fold_in(key, k)
+    seed: Array  # uint32
+    learning_rate: Array
     update: Array  # int32: updates done
+    decayed: Array  # int32: those of them by which the schedule has moved on
 
 
-class Losses(NamedTuple):
-    train: Array  # mean over the chunk's updates, each taken before its update
-    test: Array  # after the chunk
+class Chunk(NamedTuple):
+    """What happened in a stretch of updates."""
+
+    means: dict[str, Array]  # over the updates, each measured before it was made
+    broken: Array  # int32: the first update whose loss or gradient was not finite, or 0
 
 
-TrainChunk = Callable[[TrainState, Array, Any], tuple[TrainState, Losses]]
-
-
-def train_init(params: Any, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
-
-
-def draw_batch(sample: Sample, key: Array, size: int) -> Any:
-    return jax.vmap(sample)(jax.random.split(key, size))
+def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> TrainState:
+    """The state before the first update; a pure function of the seed."""
+    network_key, own_key = jax.random.split(_key(seed, WEIGHTS))
+    network = network_init(network_key, settings, task.input_size, task.output_size)
+    network = task.prepare(own_key, network)
+    opt_state = make_optimizer(settings).init(cast(Any, network))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(network, opt_state, seed, peak, zero, zero)
 
 
 def make_train_chunk(
-    sample: Sample, loss: Loss, optimizer: optax.GradientTransformation, batch_size: int
-) -> TrainChunk:
-    """`(state, updates, test_set) -> (state, losses)`: that many updates, then an evaluation.
+    task: Task, settings: Settings, length: int
+) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Chunk]]:
+    """`(state, updates, symbols, decay) -> (state, what happened)`.
 
-    `updates` is an int32 scalar and may be traced, so one program serves chunks of every size, and
-    how a run is cut into chunks changes nothing that it computes.
+    All three are int32 scalars and may be traced, so one program serves chunks of every size, and
+    how a run is cut into chunks changes nothing that it computes. `symbols` and `decay` are those
+    of a `Stage`.
     """
+    sample = task.sampler(length)
+    scale = task.loss_scale(length)
+    optimizer = make_optimizer(settings)
 
-    def batch_loss(params: Any, batch: Any) -> Array:
-        return jax.vmap(loss, in_axes=(None, 0))(params, batch).mean()
+    def batch_loss(network: Network, batch: Example) -> tuple[Array, dict[str, Array]]:
+        measures = jax.vmap(lambda example: _measure(task, settings, network, example))(batch)
+        means = jax.tree.map(lambda values: values.astype(jnp.float32).mean(), measures)
+        return scale * means["loss"], means
 
-    def train_chunk(state: TrainState, updates: Array, test_set: Any) -> tuple[TrainState, Losses]:
-        def one_update(_: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
-            (params, opt_state, key, update), total = carry
-            batch = draw_batch(sample, jax.random.fold_in(key, update), batch_size)
-            value, grads = jax.value_and_grad(batch_loss)(params, batch)
-            steps, opt_state = optimizer.update(grads, opt_state, params)
-            params = optax.apply_updates(params, steps)
-            return TrainState(params, opt_state, key, update + 1), total + value
+    def train_chunk(
+        state: TrainState, updates: Array, symbols: Array, decay: Array
+    ) -> tuple[TrainState, Chunk]:
+        data_key = _key(state.seed, DATA)
 
-        start = (state, jnp.zeros((), jnp.float32))
-        state, total = lax.fori_loop(jnp.zeros_like(updates), updates, one_update, start)
-        test_losses = lax.map(lambda e: loss(state.params, e), test_set, batch_size=EVAL_BATCH)
-        return state, Losses(total / updates.astype(jnp.float32), test_losses.mean())
+        def one_update(_: Array, carry: tuple[TrainState, Chunk]) -> tuple[TrainState, Chunk]:
+            state, chunk = carry
+            params: Any = state.network
+            keys = jax.random.split(jax.random.fold_in(data_key, state.update), settings.batch_size)
+            batch = jax.vmap(sample, in_axes=(0, None))(keys, symbols)
+            grads, means = jax.grad(batch_loss, has_aux=True)(params, batch)
+            steps, opt_state = optimizer.update(grads, state.opt_state, params)
+            rate = learning_rate(settings, state.learning_rate, state.decayed)
+            steps = jax.tree.map(lambda step: -rate.astype(step.dtype) * step, steps)
+            network: Any = optax.apply_updates(params, steps)
+            fine = jnp.isfinite(means["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+            update = state.update + 1
+            broken = jnp.where((chunk.broken == 0) & ~fine, update, chunk.broken)
+            totals = jax.tree.map(jnp.add, chunk.means, means)
+            decayed = state.decayed + decay
+            state = state._replace(
+                network=network, opt_state=opt_state, update=update, decayed=decayed
+            )
+            return state, Chunk(totals, broken)
+
+        zeros = {name: jnp.zeros((), jnp.float32) for name in task.measures}
+        start = Chunk(zeros, jnp.zeros((), jnp.int32))
+        state, chunk = lax.fori_loop(jnp.zeros_like(updates), updates, one_update, (state, start))
+        count = updates.astype(jnp.float32)
+        return state, chunk._replace(means={k: v / count for k, v in chunk.means.items()})
 
     return train_chunk
+
+
+def make_evaluate(
+    task: Task, settings: Settings, stage: Stage
+) -> Callable[[Network], dict[str, Array]]:
+    """`network ->` means over the test set, which is the same for every run of a task."""
+    sample = task.sampler(stage.length)
+    keys = test_keys(settings.test_examples)
+    batch_size = min(settings.test_examples, max(1, EVAL_STEPS // stage.length))
+
+    def evaluate(network: Network) -> dict[str, Array]:
+        def one(key: Array) -> dict[str, Array]:
+            return _measure(task, settings, network, sample(key, jnp.int32(stage.symbols)))
+
+        measures = lax.map(one, keys, batch_size=batch_size)
+        return jax.tree.map(lambda values: values.astype(jnp.float32).mean(), measures)
+
+    return evaluate
+
+
+def test_keys(count: int) -> Array:
+    """Of the held-out examples: the same for every run."""
+    return jax.random.split(_key(jnp.uint32(TEST_SEED), TEST), count)
+
+
+def _measure(
+    task: Task, settings: Settings, network: Network, example: Example
+) -> dict[str, Array]:
+    hs = states(network, example.xs, settings.dtype, settings.checkpoint)
+    return task.measure(read_out(network, hs), example)
+
+
+def _key(seed: Array, purpose: int) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), purpose)

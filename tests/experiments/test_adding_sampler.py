@@ -1,20 +1,24 @@
 """The sampler of the adding problem against what NumPy finds in its examples."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.adding_task import task
-from experiments.common.training import draw_batch
 
-LAYOUTS = ("halves", "anywhere")
+LAYOUTS = tuple(task.LAYOUTS)
 
 
 def draw(layout, length, count):
-    sample = task.sampler(layout, length)
-    batch = jax.jit(lambda key: draw_batch(sample, key, count))(jax.random.key(3))
-    return jax.tree.map(np.asarray, batch)
+    """Inputs, the target at the last step, and what is asked at the other steps: nothing."""
+    sample = jax.jit(jax.vmap(lambda key: task.LAYOUTS[layout](key, length)))
+    xs, targets, weights = map(np.asarray, sample(jax.random.split(jax.random.key(3), count)))
+    assert targets.shape == weights.shape == (count, length)
+    assert np.array_equal(weights, np.broadcast_to(np.eye(length)[-1], weights.shape))
+    return xs, targets[:, -1]
 
 
 def marked_steps(xs):
@@ -75,11 +79,15 @@ def test_baseline_is_the_loss_of_answering_the_mean(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_key_decides_the_example(layout):
-    sample = task.sampler(layout, 10)
-    xs, target = sample(jax.random.key(0))
-    again, _ = jax.jit(sample)(jax.random.key(0))
-    other, _ = sample(jax.random.key(1))
+    sample = partial(task.LAYOUTS[layout], length=10)
+    xs = sample(jax.random.key(0)).xs
     assert xs.shape == (10, 2)
-    assert target.shape == ()
-    assert jnp.array_equal(xs, again)
-    assert not jnp.array_equal(xs, other)
+    assert jnp.array_equal(xs, jax.jit(sample)(jax.random.key(0)).xs)
+    assert not jnp.array_equal(xs, sample(jax.random.key(1)).xs)
+
+
+def test_the_loss_is_the_squared_error_of_the_last_output():
+    example = task.sample_halves(jax.random.key(0), 6)
+    outputs = jnp.arange(6, dtype=jnp.float32)[:, None]
+    expected = (5 - float(example.targets[-1])) ** 2
+    assert float(task.measure(outputs, example)["loss"]) == pytest.approx(expected, rel=1e-6)

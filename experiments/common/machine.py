@@ -1,22 +1,10 @@
-"""What the numbers were measured on, and with."""
+"""What the numbers were measured on."""
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import jax
-
-LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "dm-haiku",
-    "equinox",
-    "keras",
-    "torch",
-    "onnxruntime",
-)
 
 
 def machine() -> str:
@@ -31,14 +19,3 @@ def machine() -> str:
     devices = jax.devices()
     accelerator = "" if devices[0].platform == "cpu" else f", {devices[0].device_kind}"
     return f"{processor}, {os.cpu_count()} cores{accelerator}"
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of all contestants."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,0 +1,80 @@
+"""The checkpoints of a run: orbax writes them, a digest tells whether they are still whole."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+KEPT = 3
+
+
+class Restored(NamedTuple):
+    state: Any
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """In a folder, the last few, by number. A checkpoint is a pytree and some facts, as JSON."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, number: int, state: Any, facts: dict[str, Any]) -> None:
+        """Written aside and renamed, so that a kill at any moment leaves the others whole."""
+        facts = facts | {"digest": _digest(state)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
+        )
+        self._manager.save(number, args=args)
+
+    def latest(self) -> int | None:
+        numbers = self._numbers()
+        return numbers[0] if numbers else None
+
+    def restore(self, like: Any, say: Callable[[str], None]) -> Restored | None:
+        """The newest that is whole, or None. Damaged ones are named and put aside."""
+        for number in self._numbers():
+            try:
+                return self._read(number, like)
+            except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            aside = self._folder.parent / f"damaged_checkpoint_{number}"
+            (self._folder / str(number)).rename(aside)
+            self._manager.reload()
+            say(f"Checkpoint {number} is damaged ({reason}); moved to {aside.name}.")
+        return None
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, number: int, like: Any) -> Restored:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
+        )
+        found = self._manager.restore(number, args=args)
+        if _digest(found["state"]) != found["facts"]["digest"]:
+            raise ValueError("its content is not what was written")
+        return Restored(found["state"], found["facts"])
+
+    def _numbers(self) -> list[int]:
+        """Those in the folder, newest first, unfinished ones too."""
+        names = [path.name for path in self._folder.iterdir()]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _digest(state: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""The command line of a study: settings, presets, and runs that are gone on with."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments.common.metrics import read_run
+from experiments.common.run import EXIT_CODES, run
+from experiments.common.settings import Settings, UsageError, as_json, check, flag, from_json
+from experiments.common.task import Task
+
+S = TypeVar("S", bound=Settings)
+
+
+def main(
+    kind: type[S],
+    presets: Mapping[str, Mapping[str, Any]],
+    check_own: Callable[[S], None],
+    make_task: Callable[[S], Task],
+    args: Sequence[str] | None,
+) -> int:
+    """Parse, check, run; returns the exit code. A wrong value is one line of error."""
+    prog = f"python -m experiments.{kind.__module__.split('.')[-2]}"
+
+    def parse(default: S) -> S:
+        return tyro.cli(kind, prog=prog, args=args, default=default)
+
+    try:
+        settings = parse(kind())
+        if settings.resume:
+            settings = _resumed(kind, settings, parse)
+        elif settings.preset:
+            settings = parse(kind(preset=settings.preset, **presets[settings.preset]))
+        check(settings)
+        check_own(settings)
+        if settings.dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        if not settings.resume:
+            _make_folder(settings.out)
+        return run(Console(highlight=False), make_task(settings), settings, kind())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before there was anything to record
+        return EXIT_CODES["interrupted"]
+
+
+def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
+    """The settings of the run in --out. Flags may repeat them, not change them."""
+    saved = saved_settings(kind, asked.out)
+    settings = parse(saved)
+    for name, value in as_json(settings).items():
+        if name not in ("out", "resume") and value != as_json(saved)[name]:
+            raise UsageError(
+                f"{flag(name)} is {as_json(saved)[name]} in {asked.out}, got {value}; "
+                "a run goes on as it began"
+            )
+    return settings
+
+
+def saved_settings(kind: type[S], out: Path) -> S:
+    """The settings of the run in a folder. Raises: UsageError."""
+    path = out / "metrics.jsonl"
+    try:
+        return from_json(kind, read_run(path).header["settings"])
+    except OSError as error:
+        raise UsageError(f"no run in {out}: {path.name}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"no run in {out}: {error}") from error
+
+
+def _make_folder(out: Path) -> None:
+    """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UsageError(
+                f"{out} is in use; go on with its run by --resume, choose another folder with "
+                "--out, or remove it"
+            )
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {out}: permission denied")

@@ -1,0 +1,1 @@
+"""The copy task: recall ten symbols after a long gap."""

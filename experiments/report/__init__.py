@@ -1,0 +1,1 @@
+"""Runs beside the published numbers, as a page and as a table."""

@@ -1,0 +1,124 @@
+"""Runs and published numbers as rows, and rows as Markdown."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from experiments.common.metrics import Line, Run
+from experiments.report.published import PUBLISHED
+
+COLUMNS = (
+    "network",
+    "parameters",
+    "test loss",
+    "recall",
+    "solved",
+    "updates",
+    "minutes",
+)
+Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The runs of one task, layout and length, beside what is published of them."""
+
+    title: str
+    rows: list[Row]
+    runs: list[Run]
+    labels: list[str]  # of the runs: what sets them apart
+
+
+def tables(runs: list[Run]) -> list[Table]:
+    groups: dict[tuple[str, str, int], list[Run]] = {}
+    for run in runs:
+        settings = run.header["settings"]
+        key = (run.header["task"], settings["layout"], settings["length"])
+        groups.setdefault(key, []).append(run)
+    return [_table(*key, groups[key]) for key in sorted(groups)]
+
+
+def markdown(table: Table) -> str:
+    lines = [f"## {table.title}", "", " | ".join(["", *COLUMNS, ""]).strip()]
+    lines.append("| " + " | ".join("---" for _ in COLUMNS) + " |")
+    for row in table.rows:
+        lines.append("| " + " | ".join(row.get(column, "") for column in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def commands(runs: list[Run]) -> list[str]:
+    return [run.header["command"] for run in runs]
+
+
+def _table(task: str, layout: str, length: int, runs: list[Run]) -> Table:
+    name = {"adding_task": "Adding problem", "copy_task": "Copy task"}[task]
+    baseline = {
+        "network": "no memory: the baseline",
+        "test loss": f"{runs[0].header['baseline']:.3g}",
+    }
+    if task == "copy_task":
+        baseline["recall"] = "12.5%"
+    published = [
+        {"network": f"{row.network} ({row.source})", "test loss": f"{row.loss:.2g}"}
+        for row in PUBLISHED
+        if (row.task, row.layout, row.length) == (task, layout, length)
+    ]
+    labels = _labels(runs)
+    rows = [_row(run, label) for run, label in zip(runs, labels, strict=True)]
+    return Table(f"{name}, {layout}, T={length:,}", [baseline, *published, *rows], runs, labels)
+
+
+def _row(run: Run, label: str) -> Row:
+    lasts = [_last(run, replica) for replica in range(len(run.evals))]
+    solved = sum(last.get("verdict") == "solved" for last in lasts)
+    row = {
+        "network": label,
+        "parameters": f"{run.header['parameters']:,}",
+        "test loss": _spread([last.get("test_loss") for last in lasts], "{:.2g}"),
+        "recall": _spread([last.get("test_recall") for last in lasts], "{:.2%}"),
+        "solved": f"{solved} of {len(lasts)}",
+        "updates": _spread([last.get("update") for last in lasts], "{:,}"),
+    }
+    seconds = max((last.get("seconds") or 0 for last in lasts), default=0)
+    row["minutes"] = f"{seconds / 60:.1f}"
+    if not run.results:
+        row["solved"] = "unfinished"
+    return row
+
+
+def _last(run: Run, replica: int) -> Line:
+    for result in run.results:
+        if result["replica"] == replica:
+            return result
+    return run.evals[replica][-1] if run.evals[replica] else {}
+
+
+def _spread(values: list[Any], form: str) -> str:
+    """The median, and in brackets the least and the greatest."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    median = form.format(statistics.median_low(known))
+    least, greatest = form.format(min(known)), form.format(max(known))
+    return median if least == greatest else f"{median} ({least} to {greatest})"
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    """The cell and size of each run, and the settings in which it differs from the others."""
+    ignored = ("out", "resume", "save_every", "cell", "hidden_size", "preset", "length", "layout")
+    all_settings = [run.header["settings"] for run in runs]
+    names = [
+        name
+        for name in all_settings[0]
+        if name not in ignored and len({str(s.get(name)) for s in all_settings}) > 1
+    ]
+    labels = []
+    for settings in all_settings:
+        parts = [f"{settings['cell']} of {settings['hidden_size']}"]
+        parts += [f"{name.replace('_', ' ')} {_text(settings.get(name))}" for name in names]
+        labels.append(", ".join(parts))
+    return labels
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

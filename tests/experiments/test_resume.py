@@ -1,0 +1,159 @@
+"""A run that is killed and gone on with ends as if nothing had happened."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments.common import metrics
+from experiments.common.checkpoints import Checkpoints
+from experiments.copy_task.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
+# Orbax does, where a checkpoint is damaged.
+leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+# Two replicas that go through a curriculum at different speeds.
+FLAGS = ("--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", "16",
+         "--batch-size", "8", "--first-symbols", "9", "--pass-symbols", "0.1", "--pass-nats",
+         "23.6", "--seeds", "0", "1", "--updates", "100", "--eval-every", "5",
+         "--test-examples", "20", "--save-every", "0")  # fmt: skip
+
+
+def content(out):
+    """All that must be the same: the last checkpoint bit for bit, the record but for the times."""
+    with ocp.CheckpointManager(out.absolute() / "checkpoints") as manager:
+        step = manager.latest_step()
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+        found = manager.restore(step, args=items)
+    leaves = jax.tree_util.tree_leaves_with_path(found["state"])
+    state = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+    facts = dict(found["facts"])
+    facts.pop("seconds")
+    _, evals, results = metrics.read_run(out / "metrics.jsonl")
+    times = {"seconds": 0, "compile_seconds": 0}
+    lines = [line | times for line in (*evals[0], *evals[1], *results)]
+    return step, state, facts, lines
+
+
+def assert_same(a, b):
+    assert content(a) == content(b)
+
+
+@pytest.fixture(scope="module")
+def whole(optax_promotes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*FLAGS, "--out", str(out)]) == 1
+    return out
+
+
+def start(out, *flags):
+    command = [sys.executable, "-m", "experiments.copy_task", *flags, "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+def test_killed_at_three_random_moments(whole, tmp_path):
+    """The moments are drawn anew in every run of this test, over training and writing alike."""
+    out, moments = tmp_path / "run", random.Random()
+    process = start(out, *FLAGS)
+    kills = 0
+    while kills < 3:
+        while process.poll() is None and not (out / "checkpoints").exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 4))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        assert process.wait() in (-signal.SIGKILL, 1)
+        if process.returncode == 1:  # it was done before the moment came
+            break
+        process = start(out, "--resume")
+    assert process.wait() == 1
+    assert kills
+    assert_same(whole, out)
+
+
+def torn(whole, out):
+    """A copy of the run whose record ends in the middle of a line."""
+    shutil.copytree(whole, out)
+    record = (whole / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(record[:-7])
+    return out
+
+
+@leaves_files_open
+def test_lines_that_no_checkpoint_holds_are_written_again(whole, tmp_path):
+    """As after a kill: torn lines in the record, and the last checkpoint half written."""
+    out = torn(whole, tmp_path / "run")
+    last = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    for path in (out / "checkpoints" / str(last)).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert main(["--out", str(out), "--resume"]) == 1
+    assert_same(whole, out)
+
+
+@leaves_files_open
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, capsys, damage):
+    out = torn(whole, tmp_path / "run")
+    last = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    data = max((out / "checkpoints" / str(last)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    if damage == "gone":
+        data.unlink()
+    else:
+        data.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert main(["--out", str(out), "--resume"]) == 1
+    assert f"Checkpoint {last} is damaged" in capsys.readouterr().out
+    assert (out / f"damaged_checkpoint_{last}").is_dir()
+    assert_same(whole, out)
+
+
+def test_a_finished_run_is_told_again(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert main(["--out", str(out), "--resume"]) == 1
+    assert "not solved" in capsys.readouterr().out
+    assert_same(whole, out)
+
+
+def test_a_run_goes_on_as_it_began(whole, capsys):
+    assert main(["--out", str(whole), "--resume", "--hidden-size", "17"]) == 2
+    error = capsys.readouterr().err
+    assert "--hidden-size is 16 in" in error
+    assert "got 17" in error
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"kind": "header"}', "[]", '{"replicas": 3}'])
+def test_what_is_no_record_is_not_gone_on_with(text, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert main(["--out", str(tmp_path), "--resume"]) == 2
+    assert "no run in" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for number in range(1, 6):
+        checkpoints.save(number, {"x": np.arange(number)}, {"number": number})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4", "5"]
+    found = checkpoints.restore({"x": np.zeros(5, np.int64)}, print)
+    assert found is not None
+    assert found.facts["number"] == 5
+    np.testing.assert_array_equal(found.state["x"], np.arange(5))
+    checkpoints.close()
