@@ -1,0 +1,62 @@
+"""The share of memory that a step replaces, against steps in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import jaxgru
+from experiments.common.gates import draw_gates, renewal
+
+INITS = {
+    "gru": jaxgru.gru_init,
+    "gru-reset-after": lambda *a, **k: jaxgru.gru_init(*a, reset_after=True, **k),
+    "lstm": jaxgru.lstm_init,
+}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_it_is_the_gate_of_the_step(name):
+    params = INITS[name](jax.random.key(0), 3, 5, init="torch")
+    xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
+    _, hs = jaxgru.scan(params, xs)
+    hs = np.concatenate([np.zeros((1, 5)), hs], dtype=np.float64)
+    w_ih, w_hh, b = (
+        np.asarray(a, np.float64)[..., 1, :] for a in (params.w_ih, params.w_hh, params.b)
+    )
+    gate = sigmoid(np.asarray(xs, np.float64) @ w_ih + hs[:-1] @ w_hh + b)
+    expected = 1 - gate if name == "lstm" else gate
+    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)  # float32 of numbers < 1
+
+
+def test_of_a_stack_it_is_the_top_layer():
+    stack = jaxgru.stack_init(jax.random.key(0), 3, 5, 2)
+    xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
+    below, top = stack.layers
+    np.testing.assert_array_equal(renewal(stack, xs), renewal(top, jaxgru.scan(below, xs)[1]))
+
+
+@pytest.mark.parametrize("steps", [4, 500])
+def test_the_picture_sorts_units_by_their_mean(steps):
+    params = jaxgru.gru_init(jax.random.key(0), 3, 5, chrono=50)
+    xs = jax.random.normal(jax.random.key(1), (2, steps, 3), jnp.float32)
+    figure = Figure()
+    assert draw_gates(figure, params, xs, "title")
+    axes = [each for each in figure.axes if each.images]
+    assert len(axes) == (1 if steps == 4 else 3)
+    drawn = np.asarray(axes[steps > 4].images[0].get_array())
+    assert drawn.shape == (5, steps)
+    means = drawn.mean(1)
+    assert np.array_equal(means, np.sort(means))
+    expected = np.mean([renewal(params, x) for x in xs], axis=0).mean(0)
+    np.testing.assert_allclose(means, np.sort(expected), rtol=1e-5)
+
+
+def test_a_plain_rnn_has_no_gates_to_draw():
+    params = jaxgru.elman_init(jax.random.key(0), 3, 5)
+    assert not draw_gates(Figure(), params, jnp.ones((2, 4, 3), jnp.float32), "title")

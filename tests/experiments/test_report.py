@@ -1,0 +1,106 @@
+"""`python -m experiments.report` and what else is made of finished runs."""
+
+import json
+import re
+
+import pytest
+from matplotlib.image import imread
+
+from experiments.adding_task.__main__ import main as adding
+from experiments.copy_task import generalization
+from experiments.copy_task.__main__ import main as copying
+from experiments.report.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
+TINY = ("--hidden-size", "4", "--batch-size", "2", "--updates", "4", "--eval-every", "2")
+TINY += ("--test-examples", "3", "--seeds", "0", "1")
+
+
+@pytest.fixture(scope="module")
+def runs(optax_promotes, tmp_path_factory):
+    """A run at a published length, one at another, and two that differ in a setting."""
+    folder = tmp_path_factory.mktemp("runs")
+    names = [folder / name for name in ("published", "copy", "chrono", "lstm")]
+    published = ("--layout", "anywhere", "--length", "600", "--solved", "100")
+    assert adding([*TINY, *published, "--out", str(names[0])]) == 0
+    flags = [*TINY, "--length", "3", "--curriculum", "0"]
+    assert copying([*flags, "--out", str(names[1])]) == 1
+    assert copying([*flags, "--chrono", "0", "--out", str(names[2])]) == 1
+    assert copying([*flags, "--cell", "lstm", "--layers", "2", "--out", str(names[3])]) == 1
+    return names
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "new"
+    assert main([*map(str, runs), "--out", str(out)]) == 0
+    return out
+
+
+def test_the_table_sets_runs_beside_what_is_published(report):
+    text = (report / "report.md").read_text()
+    adding_table, copy_table = text.split("\n## ")
+    assert "Adding problem, anywhere, T=600" in adding_table
+    assert "no memory: the baseline | | 0.167" in re.sub(" +", " ", adding_table)
+    assert "GRU (Bai, Kolter & Koltun 2018) | | 5.3e-05" in re.sub(" +", " ", adding_table)
+    assert "| gru of 4 |" in adding_table
+    assert "| 2 of 2 |" in adding_table
+    assert "12.5%" in copy_table
+    assert "| 0 of 2 |" in copy_table
+    for label in ("gru of 4, layers 1, chrono 100", "gru of 4, layers 1, chrono 0", "lstm of 4"):
+        assert label in copy_table
+    for line in text.splitlines():
+        assert line.count("|") in (0, 8)
+
+
+def test_the_page_needs_no_network(report, runs):
+    page = (report / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 4 * 3 + 1  # three pictures a run, and the comparison
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in re.sub(r'src="[^"]*"', "", page)
+    assert "python -m experiments.copy_task --length 3" in page
+    assert page.count("<h3>") == len(runs)
+
+
+def test_runs_of_one_table_share_a_picture(report):
+    assert imread(report / "comparison_1.png").std() > 0
+    assert not (report / "comparison_0.png").exists()
+
+
+def test_a_run_that_was_killed_is_unfinished(runs, tmp_path):
+    lines = (runs[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
+    assert main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert "| unfinished |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_is_no_run_is_one_line_of_error(tmp_path, capsys):
+    assert main([]) == 2
+    assert main([str(tmp_path / "absent")]) == 2
+    (tmp_path / "metrics.jsonl").write_text("nonsense\n")
+    assert main([str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "name at least one folder" in errors[0]
+    assert "absent" in errors[1]
+    assert "is no record of a run" in errors[2]
+
+
+def test_recall_at_other_gaps(runs, capsys):
+    flags = ("--lengths", "2", "5", "--test-examples", "4")
+    assert generalization.main([str(runs[1]), str(runs[3]), *flags]) == 0
+    found = json.loads((runs[1] / "generalization.json").read_text())
+    assert found["lengths"] == [2, 5]
+    for name in ("copy", "lstm"):
+        assert set(found["recall"][name]) == {"0", "1"}
+        assert all(0 <= recall <= 1 for curve in found["recall"][name].values() for recall in curve)
+    assert imread(runs[1] / "generalization.png").std() > 0
+    assert "T=5" in capsys.readouterr().out
+
+
+def test_recall_of_no_run_is_one_line_of_error(runs, tmp_path, capsys):
+    for flags in ([], [str(tmp_path)], [str(runs[1]), "--lengths", "0"]):
+        assert generalization.main(flags) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
