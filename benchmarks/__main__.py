@@ -35,6 +35,7 @@ class Config:
                 "layers",
                 "batch",
                 "population",
+                "seeds",
                 "streaming",
                 "compilation",
                 "memory",
