@@ -33,8 +33,8 @@ class Writer:
         self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line and flush it. NaN and inf, which JSON does not have, become null."""
-        self._file.write(json.dumps({"kind": kind} | _finite(fields), allow_nan=False) + "\n")
+        """Append one line and flush it: six digits; NaN and inf, which JSON lacks, become null."""
+        self._file.write(json.dumps({"kind": kind} | _plain(fields), allow_nan=False) + "\n")
         self._file.flush()
         self.lines += 1
 
@@ -59,9 +59,11 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is no record of a run: {error}") from error
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

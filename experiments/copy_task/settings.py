@@ -66,7 +66,7 @@ class CopySettings(Settings):
     """Stop above this test recall; 0: ask none."""
     solved_loss: float = 0
     """And below this test loss; 0: ask none."""
-    eval_every: int = 100
+    eval_every: int = 20
     """Updates between two evaluations."""
     out: Path = Path("runs/copy_task")
     """Folder of the run; a used one is refused."""

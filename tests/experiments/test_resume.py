@@ -1,5 +1,6 @@
 """A run that is killed and gone on with ends as if nothing had happened."""
 
+import gc
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ from experiments.copy_task.__main__ import main
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
-# Orbax does, where a checkpoint is damaged.
+# Orbax does, where a checkpoint is damaged; they are collected here, not in some other test.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Two replicas that go through a curriculum at different speeds.
@@ -104,6 +105,7 @@ def test_lines_that_no_checkpoint_holds_are_written_again(whole, tmp_path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert main(["--out", str(out), "--resume"]) == 1
     assert_same(whole, out)
+    gc.collect()
 
 
 @leaves_files_open
@@ -122,6 +124,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, caps
     assert f"Checkpoint {last} is damaged" in capsys.readouterr().out
     assert (out / f"damaged_checkpoint_{last}").is_dir()
     assert_same(whole, out)
+    gc.collect()
 
 
 def test_a_finished_run_is_told_again(whole, tmp_path, capsys):
