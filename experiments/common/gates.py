@@ -60,7 +60,7 @@ def draw_gates(figure: Figure, cell: Any, examples: Array, title: str) -> bool:
             extent=(first, last, 0, mean.shape[0]),
         )  # fmt: skip
         axes.set_xlabel("time step")
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
     names = ["the first steps", "the whole sequence", "the last steps"]
     if len(windows) > 1:
         for axes, name in zip(grid, names, strict=True):
