@@ -37,10 +37,11 @@ def progress(console: Console, updates: int, replicas: int, baseline: float) -> 
         recall = line.get("test_recall", line.get("train_recall"))
         parts = [
             f"{update:,}/{updates:,} updates",
-            f"{rate:.3g}/s",
             f"T={line['length']:,}",
             f"loss {_number(loss)} (baseline {baseline:.3g})",
         ]
+        if rate:
+            parts.insert(1, f"{rate:.3g}/s")
         if replicas > 1:
             parts.insert(0, f"replica {replica}")
         if recall is not None:

@@ -186,9 +186,9 @@ def _advance(
         if broken:
             verdicts[r] = "not finite"
             console.print(
-                f"Replica {r}: the loss or its gradient was not finite at update {broken:,}, of "
-                f"{stage.length:,} steps; its state before update {updates[r] + 1:,} is kept. "
-                "A lower --learning-rate or --clip-norm may help.",
+                f"Replica {r}: the loss, its gradient or a weight was not finite at update "
+                f"{broken:,}, of {stage.length:,} steps; its state before update "
+                f"{updates[r] + 1:,} is kept. A lower --learning-rate or --clip-norm may help.",
                 soft_wrap=True,
             )
             continue

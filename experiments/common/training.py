@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
     """What happened in a stretch of updates."""
 
     means: dict[str, Array]  # over the updates, each measured before it was made
-    broken: Array  # int32: the first update whose loss or gradient was not finite, or 0
+    broken: Array  # int32: the first update with a loss, gradient or weight not finite, or 0
 
 
 def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> TrainState:
@@ -81,7 +81,7 @@ def make_train_chunk(
             rate = learning_rate(settings, state.learning_rate, state.decayed)
             steps = jax.tree.map(lambda step: -rate.astype(step.dtype) * step, steps)
             network: Any = optax.apply_updates(params, steps)
-            fine = jnp.isfinite(means["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+            fine = _finite((means["loss"], optax.tree.norm(grads), network))
             update = state.update + 1
             broken = jnp.where((chunk.broken == 0) & ~fine, update, chunk.broken)
             totals = jax.tree.map(jnp.add, chunk.means, means)
@@ -128,6 +128,10 @@ def _measure(
 ) -> dict[str, Array]:
     hs = states(network, example.xs, settings.dtype, settings.checkpoint)
     return task.measure(read_out(network, hs), example)
+
+
+def _finite(tree: Any) -> Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _key(seed: Array, purpose: int) -> Array:

@@ -59,7 +59,7 @@ def _table(task: str, layout: str, length: int, runs: list[Run]) -> Table:
     if task == "copy_task":
         baseline["recall"] = "12.5%"
     published = [
-        {"network": f"{row.network} ({row.source})", "test loss": f"{row.loss:.2g}"}
+        {"network": f"{row.network} ({row.source})", "test loss": f"{row.loss:.3g}"}
         for row in PUBLISHED
         if (row.task, row.layout, row.length) == (task, layout, length)
     ]
