@@ -104,21 +104,21 @@ def _spread(values: list[Any], form: str) -> str:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """The cell and size of each run, and the settings in which it differs from the others."""
+    """The cell and size of each run, and the settings that set it apart from most of the others."""
     ignored = ("out", "resume", "save_every", "cell", "hidden_size", "preset", "length", "layout")
     all_settings = [run.header["settings"] for run in runs]
-    names = [
-        name
-        for name in all_settings[0]
-        if name not in ignored and len({str(s.get(name)) for s in all_settings}) > 1
-    ]
     labels = []
     for settings in all_settings:
         parts = [f"{settings['cell']} of {settings['hidden_size']}"]
-        parts += [f"{name.replace('_', ' ')} {_text(settings.get(name))}" for name in names]
+        for name, value in settings.items():
+            usual = statistics.mode(_text(other.get(name)) for other in all_settings)
+            if name not in ignored and _text(value) != usual:
+                parts.append(f"{name.replace('_', ' ')} {_text(value)}")
         labels.append(", ".join(parts))
     return labels
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
