@@ -343,6 +343,12 @@ def _results(task: Task, study: Study, evals: list[list[Line]], programs: Progra
     return results
 
 
+def _first(result: Line) -> str:
+    """When each mark was first reached."""
+    reached = [f"{mark} at {at:,}" for mark, at in result["updates_to"].items() if at is not None]
+    return f"; test {', '.join(reached)}" if reached else ""
+
+
 def _print_results(console: Console, header: Line, results: list[Line]) -> None:
     for result, replica in zip(results, header["replicas"], strict=True):
         measures = [
@@ -354,7 +360,7 @@ def _print_results(console: Console, header: Line, results: list[Line]) -> None:
         console.print(
             f"Seed {replica['seed']}, rate {replica['learning_rate']:g}: "
             f"{', '.join([result['verdict'], *measures])} after {result['update']:,} updates, "
-            f"{examples:,} examples.",
+            f"{examples:,} examples{_first(result)}.",
             soft_wrap=True,
         )
     seconds = max(result.get("seconds", 0.0) for result in results)

@@ -111,6 +111,14 @@ def test_what_is_solved_stops(tmp_path, capsys):
     assert "solved, test loss" in capsys.readouterr().out
 
 
+def test_when_a_mark_was_first_reached(tmp_path, capsys):
+    run(tmp_path, "--updates", "500", "--eval-every", "50", "--solved", "0")
+    _, (evals,), (result,) = metrics.read_run(tmp_path / "metrics.jsonl")
+    first = next(line["update"] for line in evals if line["test_loss"] < 0.01)
+    assert result["updates_to"]["loss < 0.01"] == first
+    assert f"; test loss < 0.01 at {first}" in capsys.readouterr().out
+
+
 def test_a_curriculum_grows_each_replica_by_itself(tmp_path, capsys):
     flags = ["--length", "30", "--hidden-size", "16", "--first-symbols", "10"]
     flags += [
