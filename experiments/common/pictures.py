@@ -42,6 +42,7 @@ def draw(task: Task, settings: Settings, run: Run, networks: Network) -> list[st
     size = max(1, EVAL_STEPS // stage.length)
     count = min(len(keys), max(GATED, size))
     examples, outputs = jax.jit(lambda keys: lax.map(answer, keys, batch_size=size))(keys[:count])
+    gated = examples.xs[:GATED].astype(network.w_out.dtype)
     name = f"{task.title}, seed {run.header['replicas'][shown]['seed']}"
 
     def curves(figure: Figure) -> Any:
@@ -53,7 +54,7 @@ def draw(task: Task, settings: Settings, run: Run, networks: Network) -> list[st
         _picture(settings.out / "answers.png", lambda f: task.picture(f, examples, outputs, name)),
         _picture(
             settings.out / "gates.png",
-            lambda f: draw_gates(f, network.cell, examples.xs[:GATED], name),
+            lambda f: draw_gates(f, network.cell, gated, name),
         ),
     ]
     return [path for path in written if path]

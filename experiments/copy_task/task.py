@@ -128,10 +128,10 @@ def measure(outputs: Array, example: Example) -> dict[str, Array]:
     # The barrier keeps the compiler from folding constants as long as the sequences, for seconds.
     weights = lax.optimization_barrier(example.weights.astype(losses.dtype))
     asked = example.targets > 0
-    right = (outputs.argmax(axis=-1) == example.targets) & asked
+    right = (lax.argmax(outputs, 1, jnp.int32) == example.targets) & asked
     return {
         "loss": (losses * weights).sum(),
-        "recall": right.sum() / asked.sum(),
+        "recall": right.sum(dtype=jnp.float32) / asked.sum(dtype=jnp.float32),
     }
 
 

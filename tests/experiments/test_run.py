@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import jax
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
@@ -88,6 +89,19 @@ def test_a_seed_decides_the_run(finished, tmp_path):
     again = metrics.read_run(tmp_path / "metrics.jsonl").evals
     for a, b in zip(first[0] + first[1], again[0] + again[1], strict=True):
         assert a | {"seconds": 0} == b | {"seconds": 0}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("command", [main, copy_main])
+def test_every_dtype(command, dtype, tmp_path):
+    flags = ["--length", "4", "--hidden-size", "5", "--updates", "2", "--batch-size", "2"]
+    flags += ["--test-examples", "3", "--curriculum", "0", "--dtype", dtype]
+    before = jax.config.jax_enable_x64
+    try:
+        assert command([*flags, "--out", str(tmp_path)]) == 1
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert (tmp_path / "gates.png").exists()
 
 
 def test_several_learning_rates_in_one_program(tmp_path):
