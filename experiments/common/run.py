@@ -36,6 +36,7 @@ class Study(NamedTuple):
     chunks: int
     lines: int  # of the record that belong to this
     seconds: float  # of training
+    compiling: float  # seconds
 
 
 class Group(NamedTuple):
@@ -116,7 +117,7 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
             soft_wrap=True,
         )
         return EXIT_CODES["interrupted"]
-    results = _results(task, study, read_run(path).evals, programs)
+    results = _results(task, study, read_run(path).evals)
     for result in results:
         writer.write("result", **result)
     writer.close()
@@ -131,7 +132,7 @@ def _start(task: Task, settings: Settings, replicas: list[tuple[int, float]]) ->
     rates = jnp.array([rate for _, rate in replicas], jnp.float32)
     init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, settings, seed, rate)))
     zeros = (0,) * len(replicas)
-    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, 0, 0.0)
+    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, 0, 0.0, 0.0)
 
 
 def _next_group(study: Study, settings: Settings) -> Group | None:
@@ -163,7 +164,7 @@ def _advance(
 ) -> tuple[Study, list[Line]]:
     """One chunk of updates of one group and its evaluation, and the lines of it in the record."""
     settings, stage = programs.settings, task.stages[group.stage]
-    compiling = programs.seconds
+    compiled = programs.seconds
     start = time.perf_counter()
     before = _take(study.states, group.members)
     states, chunk = programs.train(before, group.updates, stage)
@@ -173,8 +174,8 @@ def _advance(
     # In a curriculum the task itself is looked at only when training has come to it, or ends.
     tested = programs.evaluate(states, task.stages[-1]) if last or spent else {}
     tested = jax.device_get(tested)
-    took = time.perf_counter() - start - (programs.seconds - compiling)
-    seconds = study.seconds + took
+    compiling = programs.seconds - compiled
+    seconds = study.seconds + time.perf_counter() - start - compiling
 
     stages, updates = list(study.stages), list(study.updates)
     verdicts = list(study.verdicts)
@@ -218,6 +219,7 @@ def _advance(
         chunks=study.chunks + 1,
         lines=writer.lines,
         seconds=seconds,
+        compiling=study.compiling + compiling,
     )
     return study, lines
 
@@ -326,7 +328,7 @@ def _reached(mark: Mark, line: Line) -> bool:
     return value is not None and mark.reached({mark.measure: value})
 
 
-def _results(task: Task, study: Study, evals: list[list[Line]], programs: Programs) -> list[Line]:
+def _results(task: Task, study: Study, evals: list[list[Line]]) -> list[Line]:
     results = []
     for r, lines in enumerate(evals):
         reached = {
@@ -338,7 +340,7 @@ def _results(task: Task, study: Study, evals: list[list[Line]], programs: Progra
         results.append(
             {"replica": r, "verdict": study.verdicts[r], "update": study.updates[r]}
             | last
-            | {"updates_to": reached, "compile_seconds": round(programs.seconds, 1)}
+            | {"updates_to": reached, "compile_seconds": round(study.compiling, 1)}
         )
     return results
 

@@ -38,5 +38,6 @@ def rasters(figure: Figure, examples: Example, outputs: Array, title: str) -> No
         line[0].set_ylabel(name)
     for axes in grid[-1]:
         axes.set_xlabel("time step")
+        axes.locator_params(axis="x", nbins=3)
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), ax=grid, label="probability")
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
