@@ -10,7 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.common.metrics import read_run
+from experiments.common.metrics import UNFINISHED, read_run
 from experiments.common.run import EXIT_CODES, run
 from experiments.common.settings import Settings, UsageError, as_json, check, flag, from_json
 from experiments.common.task import Task
@@ -79,7 +79,7 @@ def _make_folder(out: Path) -> None:
     """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if any(path.name != UNFINISHED for path in out.iterdir()):
             raise UsageError(
                 f"{out} is in use; go on with its run by --resume, choose another folder with "
                 "--out, or remove it"

@@ -20,26 +20,42 @@ class Run(NamedTuple):
     results: list[Line]  # of each replica; none while the run goes on, or if it was killed
 
 
+UNFINISHED = "metrics.new"  # the name of a record until its first lines are all there
+
+
 class Writer:
     """Appends to a record; `lines` counts those written."""
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
-        """Keep so many lines of what is there: those that belong to the checkpoint resumed from."""
-        kept = path.read_text().splitlines(keepends=True)[:keep] if keep else []
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(kept))
-        os.replace(fresh, path)
+    def __init__(self, path: Path, keep: int) -> None:
+        """Keep the first lines, those that belong to the checkpoint that is gone on from."""
+        kept = path.read_text().splitlines(keepends=True)[:keep]
+        _replace(path, kept)
         self.lines = len(kept)
         self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line and flush it: six digits; NaN and inf, which JSON lacks, become null."""
-        self._file.write(json.dumps({"kind": kind} | _plain(fields), allow_nan=False) + "\n")
+        self._file.write(_as_line(kind, fields))
         self._file.flush()
         self.lines += 1
 
     def close(self) -> None:
         self._file.close()
+
+
+def begin(path: Path, header: Line) -> None:
+    """A record with its header; a kill leaves all of it, or none."""
+    _replace(path, [_as_line("header", header)])
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    fresh = path.with_name(UNFINISHED)
+    fresh.write_text("".join(lines))
+    os.replace(fresh, path)
+
+
+def _as_line(kind: str, fields: Line) -> str:
+    """Numbers have six digits; NaN and inf, which JSON lacks, become null."""
+    return json.dumps({"kind": kind} | _plain(fields), allow_nan=False) + "\n"
 
 
 def read_run(path: Path) -> Run:

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments.common import pictures
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.machine import machine
-from experiments.common.metrics import Line, Writer, read_run
+from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
 from experiments.common.progress import progress
 from experiments.common.settings import Settings, UsageError, as_json, command_line
@@ -24,6 +24,7 @@ from experiments.common.training import TrainState, make_evaluate, make_train_ch
 
 EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "interrupted": 130}
 RUNNING = "running"
+HEADER = 1  # line of the record before the first evaluation
 
 
 class Study(NamedTuple):
@@ -81,15 +82,13 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
     _print_header(console, header)
 
     path = settings.out / "metrics.jsonl"
+    if not settings.resume:
+        begin(path, header)
     checkpoints = Checkpoints(settings.out / "checkpoints")
-    saved = 0
     if settings.resume:
         study = _restore(console, checkpoints, study)
-        saved = study.chunks
+    saved = study.chunks
     writer = Writer(path, keep=study.lines)
-    if not writer.lines:
-        writer.write("header", **header)
-    study = study._replace(lines=writer.lines)
 
     programs = Programs(task, settings)
     interrupted = False
@@ -132,7 +131,7 @@ def _start(task: Task, settings: Settings, replicas: list[tuple[int, float]]) ->
     rates = jnp.array([rate for _, rate in replicas], jnp.float32)
     init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, settings, seed, rate)))
     zeros = (0,) * len(replicas)
-    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, 0, 0.0, 0.0)
+    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, HEADER, 0.0, 0.0)
 
 
 def _next_group(study: Study, settings: Settings) -> Group | None:

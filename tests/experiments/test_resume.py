@@ -73,8 +73,8 @@ def test_killed_at_three_random_moments(whole, tmp_path):
     process = start(out, *FLAGS)
     kills = 0
     while kills < 3:
-        while process.poll() is None and not (out / "checkpoints").exists():
-            time.sleep(0.01)
+        while process.poll() is None and not (out / "metrics.jsonl").exists():
+            time.sleep(0.001)
         time.sleep(moments.uniform(0, 4))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -86,6 +86,27 @@ def test_killed_at_three_random_moments(whole, tmp_path):
     assert process.wait() == 1
     assert kills
     assert_same(whole, out)
+
+
+def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
+    """The header is there or not, never in part."""
+    out = tmp_path / "run"
+    out.mkdir()
+    header = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    (out / "metrics.new").write_text(header[:50])
+    assert main(["--out", str(out), "--resume"]) == 2
+    assert "no run in" in capsys.readouterr().err
+    (out / "metrics.new").rename(out / "metrics.jsonl")
+    (out / "metrics.jsonl").write_text(header)
+    assert main(["--out", str(out), "--resume"]) == 1
+    assert "No checkpoint yet" in capsys.readouterr().out
+    assert_same(whole, out)
+
+
+def test_what_a_kill_left_unfinished_does_not_use_a_folder(tmp_path):
+    (tmp_path / "metrics.new").write_text("{")
+    flags = ["--length", "3", "--curriculum", "0", "--updates", "1", "--test-examples", "2"]
+    assert main([*flags, "--hidden-size", "3", "--out", str(tmp_path)]) == 1
 
 
 def torn(whole, out):
