@@ -4,6 +4,7 @@ One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it,
 derivative of JAX differentiates it.
 """
 
+from jaxgru import interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
@@ -23,6 +24,7 @@ __all__ = [
     "gru_init",
     "gru_step",
     "initial_carry",
+    "interop",
     "lstm_init",
     "lstm_step",
     "scan",

@@ -18,6 +18,8 @@ flags = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+# Keras chooses when it is imported, by itself TensorFlow.
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

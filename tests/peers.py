@@ -6,7 +6,6 @@ converters. Update gates that weigh the old state are negated, since sigmoid(-a)
 
 import importlib
 import importlib.util
-import os
 import warnings
 
 import jax.numpy as jnp
@@ -14,8 +13,6 @@ import numpy as np
 import pytest
 
 import jaxgru
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 #: What float64 peers are held to: the order of their sums differs from ours and their sigmoid may
 #: be another formula, both a few ulp a step.

@@ -1,0 +1,26 @@
+"""Weights of other libraries, read and written; each library is imported only when needed.
+
+`jaxgru.interop.flax`, modules for a model in Flax, imports flax and is imported by itself.
+"""
+
+from jaxgru.interop.equinox import from_equinox, to_equinox
+from jaxgru.interop.haiku import from_haiku, to_haiku
+from jaxgru.interop.keras import from_keras, to_keras
+from jaxgru.interop.linen import from_linen, to_linen
+from jaxgru.interop.nnx import from_nnx, to_nnx
+from jaxgru.interop.torch import from_torch, to_torch
+
+__all__ = [
+    "from_equinox",
+    "from_haiku",
+    "from_keras",
+    "from_linen",
+    "from_nnx",
+    "from_torch",
+    "to_equinox",
+    "to_haiku",
+    "to_keras",
+    "to_linen",
+    "to_nnx",
+    "to_torch",
+]

@@ -1,0 +1,188 @@
+"""What the converters share: arrays found by name and checked, gates put in another order."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgru import checks, layers
+from jaxgru.cell import Params, accumulator
+from jaxgru.elman import ElmanParams
+from jaxgru.gru import GRUParams
+from jaxgru.lstm import LSTMParams
+
+
+class Form(NamedTuple):
+    """How a library keeps the gates of one of its cells."""
+
+    params_type: type
+    order: tuple[int, ...]
+    """Where our k-th gate stands among theirs."""
+    negated: tuple[int, ...] = ()
+    """Our gates that weigh the opposite there: sigmoid(-a) = 1 - sigmoid(a)."""
+    reset_after: bool | None = None
+    """Which GRU it is; None for other cells."""
+
+
+class Packed(NamedTuple):
+    """One cell's weights with a library's gates side by side; biases are both there or neither.
+
+    The candidate of a GRU with `reset_after=True` reads its two biases apart, all other gates their
+    sum.
+    """
+
+    w_ih: np.ndarray
+    """`[I, G * H]`."""
+    w_hh: np.ndarray
+    """`[H, G * H]`."""
+    b_ih: np.ndarray | None = None
+    """`[G * H]`."""
+    b_hh: np.ndarray | None = None
+    """`[G * H]`."""
+
+
+def to_params(form: Form, packed: Packed) -> Params:
+    """The same cell as our params."""
+    w_ih, w_hh = _ours(form, packed.w_ih), _ours(form, packed.w_hh)
+    b = b_hn = None
+    if packed.b_ih is not None:
+        b_hh = np.zeros_like(packed.b_ih) if packed.b_hh is None else packed.b_hh
+        b, b_hh = _ours(form, packed.b_ih), _ours(form, b_hh)
+        if form.reset_after:
+            b_hn, b_hh = b_hh[2], np.stack([b_hh[0], b_hh[1], np.zeros_like(b_hh[2])])
+        wide = accumulator(b.dtype)
+        b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
+    if form.params_type is GRUParams:
+        arrays = jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b, "b_hn": b_hn})
+        return GRUParams(**arrays, reset_after=bool(form.reset_after))
+    if form.params_type is ElmanParams:  # has no axis of gates
+        w_ih, w_hh, b = w_ih[:, 0], w_hh[:, 0], None if b is None else b[0]
+    return form.params_type(**jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b}))
+
+
+def to_packed(form: Form, params: Params) -> Packed:
+    """Our params as the same cell there; b_hh is zero but for a candidate's own bias."""
+    leaves: Any = params
+    w_ih, w_hh = np.asarray(leaves.w_ih), np.asarray(leaves.w_hh)
+    if form.params_type is ElmanParams:
+        w_ih, w_hh = w_ih[:, None], w_hh[:, None]
+    kernels = _theirs(form, w_ih), _theirs(form, w_hh)
+    b_hn = getattr(params, "b_hn", None)
+    if leaves.b is None and b_hn is None:
+        return Packed(*kernels)
+    b, b_hh = np.zeros_like(w_ih[0]), np.zeros_like(w_ih[0])
+    if leaves.b is not None:
+        b[:] = leaves.b
+    if b_hn is not None:
+        b_hh[2] = b_hn
+    return Packed(*kernels, _theirs(form, b), _theirs(form, b_hh))
+
+
+def _ours(form: Form, w: np.ndarray) -> np.ndarray:
+    """`[..., G * H]` in their order -> `[..., G, H]` in ours."""
+    gates = len(form.order)
+    w = w.reshape(*w.shape[:-1], gates, w.shape[-1] // gates)[..., list(form.order), :]
+    return _negate(form, w)
+
+
+def _theirs(form: Form, w: np.ndarray) -> np.ndarray:
+    """The inverse of `_ours`."""
+    w = _negate(form, w)[..., list(np.argsort(form.order)), :]
+    return w.reshape(*w.shape[:-2], w.shape[-2] * w.shape[-1])
+
+
+def _negate(form: Form, w: np.ndarray) -> np.ndarray:
+    """A copy, in which the gates that weigh the opposite have the other sign."""
+    w = w.copy()
+    for gate in form.negated:
+        w[..., gate, :] = -w[..., gate, :]
+    return w
+
+
+def form_of(caller: str, forms: Iterable[Form], params: Params, why: str = "") -> Form:
+    """The form that holds these params, which are one cell's. Raises where there is none.
+
+    `why` is what to say of params types that have no counterpart.
+    """
+    forms = tuple(forms)
+    layers.check(caller, params)
+    same_type = [form for form in forms if form.params_type is type(params)]
+    if not same_type:
+        names = " or ".join(dict.fromkeys(form.params_type.__name__ for form in forms))
+        raise checks.error(TypeError, caller, "params", names, type(params).__name__, why)
+    reset_after = getattr(params, "reset_after", None)
+    for form in same_type:
+        if form.reset_after == reset_after:
+            return form
+    raise other_form(caller, "GRUParams.reset_after", not reset_after, bool(reset_after))
+
+
+def other_form(caller: str, name: str, expected: bool, got: bool) -> Exception:
+    """The error for a GRU whose reset gate acts on the other side of the product."""
+    fix = (
+        "With the reset gate before or after the recurrent product, a GRU is two different "
+        "functions: weights of one never fit the other."
+    )
+    return checks.error(ValueError, caller, name, str(expected), str(got), fix)
+
+
+def as_numpy(caller: str, name: str, value: Any) -> np.ndarray:
+    """An array, or a tensor of torch, of a dtype that this process has."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy does not know
+            value = np.asarray(value.float()).astype(jnp.bfloat16)
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise checks.error(TypeError, caller, name, "an array", checks.describe(value))
+    value = np.asarray(value)
+    checks.float_dtype(caller, name, value.dtype)
+    return value
+
+
+class Named:
+    """Arrays by name, each of which must be asked for."""
+
+    def __init__(self, caller: str, arrays: Mapping[str, Any]) -> None:
+        self._caller, self._arrays, self._asked = caller, arrays, set[str]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def array(self, name: str, *shape: int | str) -> np.ndarray:
+        """The array of this name, of this shape; letters stand for sizes that may be anything."""
+        if name not in self._arrays:
+            expected = f"there, of shape [{', '.join(map(str, shape))}]"
+            raise checks.error(
+                ValueError, self._caller, repr(name), expected, _listed(self._arrays)
+            )
+        self._asked.add(name)
+        value = as_numpy(self._caller, repr(name), self._arrays[name])
+        fix = ""
+        turned = [b if isinstance(a, str) else a for a, b in zip(shape, value.shape, strict=False)]
+        if len(shape) == 2 and len(value.shape) == 2 and list(value.shape[::-1]) == turned:
+            fix = "It seems to be transposed."
+        checks.array(self._caller, repr(name), value, shape, fix)
+        return value
+
+    def finish(self, fix: str = "") -> None:
+        """Raises if there are arrays that nobody asked for."""
+        rest = [name for name in self._arrays if name not in self._asked]
+        if rest:
+            expected = f"nothing but {_listed(sorted(self._asked))}"
+            raise checks.error(
+                ValueError, self._caller, "weights", expected, f"also {_listed(rest)}", fix
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """At most eight names in quotes."""
+    names = list(names)
+    shown = ", ".join(map(repr, names[:8]))
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "nothing"
+
+
+GRU_LIKE_TORCH = Form(GRUParams, (0, 1, 2), negated=(1,), reset_after=True)
+LSTM_LIKE_TORCH = Form(LSTMParams, (0, 1, 2, 3))
+ELMAN = Form(ElmanParams, (0,))
