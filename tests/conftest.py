@@ -5,6 +5,8 @@ suite passes both ways. Tests that claim float64 accuracy ask for the fixture `x
 proven in both modes.
 """
 
+import ast
+import importlib.util
 import os
 
 import hypothesis
@@ -44,3 +46,27 @@ def lenient():
     """Plain JAX promotion rules, for peers that were not written for the strict ones."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Examples in docstrings that import another library: skipped where it is not installed."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            code = "".join(example.source for example in item.dtest.examples)
+            for name in sorted(_imported(code) - {"jax", "jaxgru"}):
+                # What it deprecates is not our business.
+                item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+                if importlib.util.find_spec(name) is None:
+                    reason = f"{name} is not installed: pip install 'jaxgru[interop]'"
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _imported(code):
+    """The packages that some code imports."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    return found

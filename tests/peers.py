@@ -25,7 +25,7 @@ def peer(name):
     """Import a peer, or skip, saying what would have made it run. A broken peer is a failure."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(
-            f"{name} is not installed: pip install 'jaxgru[oracles]'", allow_module_level=True
+            f"{name} is not installed: pip install 'jaxgru[interop]'", allow_module_level=True
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a peer deprecates is not our business

@@ -49,7 +49,7 @@ def from_keras(layer: Any) -> Params:
 
     Example:
         >>> import jaxgru, keras
-        >>> layer = keras.layers.GRU(4, return_sequences=True)
+        >>> layer = keras.layers.GRU(4, recurrent_initializer="glorot_uniform")
         >>> layer.build((None, None, 3))
         >>> jaxgru.interop.from_keras(layer).reset_after
         True
@@ -78,7 +78,7 @@ def to_keras(params: Params, layer: Any) -> None:
     Example:
         >>> import jax, jaxgru, keras
         >>> params = jaxgru.gru_init(jax.random.key(0), 3, 4)
-        >>> layer = keras.layers.GRU(4, reset_after=False)
+        >>> layer = keras.layers.GRU(4, reset_after=False, recurrent_initializer="zeros")
         >>> layer.build((None, None, 3))
         >>> jaxgru.interop.to_keras(params, layer)
 

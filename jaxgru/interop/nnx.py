@@ -138,7 +138,7 @@ def to_nnx(params: Params) -> Any:
         ELMAN: nnx.SimpleCell,
     }[form]
     sizes, dtype = (packed.w_ih.shape[0], packed.w_hh.shape[0]), packed.w_ih.dtype
-    cell: Any = kind(*sizes, param_dtype=dtype, rngs=nnx.Rngs(0))
+    cell: Any = kind(*sizes, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
     cell.dense_i.kernel[...] = jnp.asarray(packed.w_ih)
     cell.dense_h.kernel[...] = jnp.asarray(packed.w_hh)
     biased = cell.dense_h if form is LSTM_LIKE_TORCH else cell.dense_i

@@ -159,10 +159,9 @@ class Named:
             )
         self._asked.add(name)
         value = as_numpy(self._caller, repr(name), self._arrays[name])
-        fix = ""
-        turned = [b if isinstance(a, str) else a for a, b in zip(shape, value.shape, strict=False)]
-        if len(shape) == 2 and len(value.shape) == 2 and list(value.shape[::-1]) == turned:
-            fix = "It seems to be transposed."
+        turned = zip(shape, value.shape[::-1], strict=False)
+        transposed = value.ndim == 2 and all(isinstance(n, str) or n == m for n, m in turned)
+        fix = "It seems to be transposed." if transposed else ""  # said where the shape is wrong
         checks.array(self._caller, repr(name), value, shape, fix)
         return value
 

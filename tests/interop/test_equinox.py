@@ -1,0 +1,71 @@
+"""equinox: weights read and written, against equinox' own outputs; wrong input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+import peers
+from cases import assert_close, assert_same, draw
+from jaxgru.interop import from_equinox, to_equinox
+from peers import TOL
+
+eqx = peers.peer("equinox")
+pytestmark = pytest.mark.usefixtures("x64", "lenient")
+
+INPUT, HIDDEN = 3, 4
+
+
+def make(name, use_bias=True):
+    cell = getattr(eqx.nn, name)(INPUT, HIDDEN, use_bias, key=jax.random.key(0), dtype=jnp.float64)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda w: jnp.asarray(peers.random(rng, w.shape)) if eqx.is_array(w) else w, cell
+    )
+
+
+def compare(cell, params):
+    rng = np.random.default_rng(1)
+    x, h = jnp.asarray(rng.standard_normal(INPUT)), jnp.asarray(rng.standard_normal(HIDDEN))
+    lstm = isinstance(params, jaxgru.LSTMParams)
+    expected = cell(x, (h, 0.5 * h) if lstm else h)
+    ours = jaxgru.step(params, jaxgru.LSTMCarry(h, 0.5 * h) if lstm else h, x)
+    assert_close(jax.tree.leaves(ours), jax.tree.leaves(expected), TOL)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("name", ["GRUCell", "LSTMCell"])
+def test_both_ways(name, use_bias):
+    cell = make(name, use_bias)
+    params = from_equinox(cell)
+    compare(cell, params)
+    back = to_equinox(params)
+    compare(back, params)
+    assert back.use_bias == use_bias
+    assert_same(jax.tree.leaves(back), jax.tree.leaves(cell))
+
+
+def test_wrong_modules():
+    expected = r"^from_equinox: cell must be an equinox GRUCell or LSTMCell, got Linear"
+    with pytest.raises(TypeError, match=expected):
+        from_equinox(eqx.nn.Linear(3, 4, key=jax.random.key(0)))
+    turned = eqx.tree_at(lambda cell: cell.weight_ih, make("GRUCell"), replace_fn=jnp.transpose)
+    expected = r"^from_equinox: 'weight_ih' must be .* \[12, 3\], got float64\[3, 12\]\. It seems"
+    with pytest.raises(ValueError, match=expected):
+        from_equinox(turned)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("gru", r"GRUParams.reset_after must be True, got False"),
+        (
+            "elman",
+            r"params must be GRUParams or LSTMParams, got ElmanParams\. Equinox has no plain",
+        ),
+    ],
+)
+def test_params_without_a_counterpart(kind, message):
+    with pytest.raises((TypeError, ValueError), match=f"^to_equinox: .*{message}"):
+        to_equinox(draw(kind))
