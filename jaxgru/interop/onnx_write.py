@@ -168,8 +168,10 @@ def _run(graph: _Graph, params: Params, xs: str, path: tuple[int, ...], reverse:
 
 def _alike(one: Params, other: Params) -> bool:
     """Whether one node can hold both."""
+    if not (is_cell(one) and type(one) is type(other)):  # JAX compares no types
+        return False
     same = jax.tree.structure(one) == jax.tree.structure(other)
-    return same and is_cell(one) and layers.sizes(one) == layers.sizes(other)
+    return same and layers.sizes(one) == layers.sizes(other)
 
 
 def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direction: str) -> str:
