@@ -51,8 +51,8 @@ class OnnxNode(NamedTuple):
 def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
     """Read a GRU, LSTM or RNN node of an ONNX model: `from_onnx("model.onnx").params`.
 
-        b = Wb + Rb                         LSTM, RNN, GRU with linear_before_reset=0
-        b = Wb + [Rb_z, Rb_r, 0], b_hn = Rb_h           GRU with linear_before_reset=1
+        b = Wb + Rb                               LSTM, RNN, GRU with linear_before_reset=0
+        b = Wb + [Rb_z, Rb_r, 0],  b_hn = Rb_h    GRU with linear_before_reset=1
 
     linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state; its
     weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
@@ -102,8 +102,10 @@ def _read(node: Any, constants: Constants) -> OnnxNode:
     for role in ("W", "R", "B", "P"):
         if role not in arrays and (role in values or role in ("W", "R")):
             label = labels.get(role, f"{role} of {owner}")
-            got = "a value that comes at run time" if role in values else "nothing"
-            fix = "If it is computed from constants, export the model with constant folding."
+            got, fix = "nothing", ""
+            if role in values:
+                got = "a value that comes at run time"
+                fix = "If it is computed from constants, export the model with constant folding."
             raise checks.error(ValueError, "from_onnx", label, "a constant", got, fix)
 
     attributes = _attributes(node, owner)

@@ -101,5 +101,5 @@ class Constants:
         try:
             return numpy_helper.to_array(tensor, str(self._folder or ""))
         except Exception as reason:  # of many kinds: a file missing, cut off or outside the folder
-            expected, got = f"readable, of shape {list(tensor.dims)}", f"{reason}"
+            expected, got = f"readable, of shape {list(tensor.dims)}", f"{reason}".rstrip(".")
             raise checks.error(ValueError, "from_onnx", label, expected, got) from reason

@@ -96,7 +96,7 @@ WRONG = {
     "no R": (
         lambda: [model_of(gru(drop=["R"]))],
         ValueError,
-        "R of GRU 'encoder' must be a constant, got nothing",
+        "R of GRU 'encoder' must be a constant, got nothing.",
     ),
     "W transposed": (
         lambda: [model_of(gru(W=zeros(1, INPUT, 3 * HIDDEN)))],

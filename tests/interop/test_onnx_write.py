@@ -52,12 +52,12 @@ def scanned(params, xs, carry, length, reverse=False):
     return [ys, *jax.tree.leaves(last)]
 
 
-def native(kind, dtype="float32", bias=True, seed=0):
+def native(kind, dtype="float32", bias=True, seed=0, hidden=HIDDEN):
     """Params that are native nodes alone: a Bidirectional is one of two cells of one kind."""
     rng = np.random.default_rng(seed)
 
     def cell(kind, inputs):
-        return draw_cell(rng, kind, inputs, HIDDEN, dtype, bias)
+        return draw_cell(rng, kind, inputs, hidden, dtype, bias)
 
     one, _, layers = kind.partition(" x ")
     if layers:
@@ -92,13 +92,17 @@ def test_onnxruntime_equals_scan(kind, reverse, tmp_path):
             assert not np.any(ys[end:, k])
 
 
-PAIRS = [("lstm", "elman", True), ("gru", "gru_after", False), ("gru", "gru", True)]
+PAIRS = {
+    "two kinds": (native("lstm"), native("elman")),
+    "two forms": (native("gru", bias=False), native("gru_after", bias=False)),
+    "two sizes": (native("gru"), native("gru", hidden=HIDDEN + 1)),
+    "biases in one": (native("gru"), native("gru", bias=False)),
+}
 
 
-@pytest.mark.parametrize(("one", "other", "bias"), PAIRS)
-def test_directions_that_need_a_node_each(one, other, bias, tmp_path):
-    """Two kinds of one size; two forms; biases in one of them only."""
-    params = jaxgru.Bidirectional(native(one, bias=bias), native(other, bias=False, seed=1))
+@pytest.mark.parametrize("pair", PAIRS)
+def test_directions_that_need_a_node_each(pair, tmp_path):
+    params = jaxgru.Bidirectional(*PAIRS[pair])
     xs = random_xs(6, 2)
     none = jax.tree.map(jnp.zeros_like, draw_carries(params, 2))
     actual = session(exported(params, tmp_path)).run(None, {"xs": xs})
