@@ -8,19 +8,24 @@ from jaxgru.interop.haiku import from_haiku, to_haiku
 from jaxgru.interop.keras import from_keras, to_keras
 from jaxgru.interop.linen import from_linen, to_linen
 from jaxgru.interop.nnx import from_nnx, to_nnx
+from jaxgru.interop.onnx import OnnxNode, from_onnx
+from jaxgru.interop.onnx_write import to_onnx
 from jaxgru.interop.torch import from_torch, to_torch
 
 __all__ = [
+    "OnnxNode",
     "from_equinox",
     "from_haiku",
     "from_keras",
     "from_linen",
     "from_nnx",
+    "from_onnx",
     "from_torch",
     "to_equinox",
     "to_haiku",
     "to_keras",
     "to_linen",
     "to_nnx",
+    "to_onnx",
     "to_torch",
 ]

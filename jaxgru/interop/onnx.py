@@ -1,0 +1,223 @@
+"""Nodes of ONNX, read: GRU (both forms), LSTM and RNN. `onnx_write` writes them."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgru import checks, layers
+from jaxgru.cell import Carry, Params
+from jaxgru.gru import GRUParams
+from jaxgru.interop.onnx_model import Constants, find, load, name_of
+from jaxgru.interop.weights import ELMAN, Form, Packed, as_numpy, to_params
+from jaxgru.layers import Bidirectional
+from jaxgru.lstm import LSTMCarry, LSTMParams
+
+# By the type of the node; a GRU's by its attribute linear_before_reset.
+FORMS = {
+    "GRU": tuple(
+        Form(GRUParams, (1, 0, 2), negated=(1,), reset_after=after) for after in (False, True)
+    ),
+    "LSTM": (Form(LSTMParams, (0, 2, 3, 1)),),
+    "RNN": (ELMAN,),
+}
+ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN": ["Tanh"]}
+DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+
+
+class OnnxNode(NamedTuple):
+    """A recurrent node of an ONNX model: its weights, and what else the model fixes.
+
+    `jaxgru.scan(params, xs, carry, length=length, reverse=reverse)` under `jax.vmap` is the node;
+    for most nodes carry and length are None and reverse is False.
+    """
+
+    params: Params
+    """GRUParams, LSTMParams, ElmanParams, or a Bidirectional of two of a kind."""
+    reverse: bool
+    """Whether the node runs from the last step to the first: `direction="reverse"`."""
+    carry: Carry | None
+    """The initial state, with an axis `[N, ...]` for the batch, where the model holds one that is
+    not zero; zeros for a part that it does not hold."""
+    length: Array | None
+    """`sequence_lens`, int32 `[N]`, where the model holds them."""
+    inputs: dict[str, str]
+    """The inputs of the node that come at run time, each with the name of the value in the model:
+    X, and any of sequence_lens, initial_h, initial_c."""
+
+
+def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
+    """Read a GRU, LSTM or RNN node of an ONNX model: `from_onnx("model.onnx").params`.
+
+        b = Wb + Rb                               LSTM, RNN, GRU with linear_before_reset=0
+        b = Wb + [Rb_z, Rb_r, 0],  b_hn = Rb_h    GRU with linear_before_reset=1
+
+    linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state; its
+    weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
+    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept.
+
+    Args:
+        source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights may be
+            initializers, in external files too if source is a path, or Constant nodes. Nothing in
+            the model is run.
+        node: the name of the node, or of one of its outputs; may be left out where the model has
+            one recurrent node. Layers are read one at a time, to be put into a Stack.
+
+    Returns:
+        OnnxNode(params, reverse, carry, length, inputs). The dtype is that of the weights.
+
+    Raises:
+        TypeError, ValueError: not a model, or one that is cut off; no such node, or several;
+            weights that are not constants, or do not fit; something without a counterpart: other
+            activations, their alpha and beta, clip, input_forget, peepholes.
+
+    Example:
+        >>> import jax, jaxgru, pathlib, tempfile
+        >>> params = jaxgru.gru_init(jax.random.key(0), 3, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "gru.onnx")
+        ...     jaxgru.interop.to_onnx(params, path)
+        ...     node = jaxgru.interop.from_onnx(path)
+        >>> bool((node.params.w_hh == params.w_hh).all()), node.reverse, node.inputs["X"]
+        (True, False, 'xs')
+
+    Source: the operators GRU, LSTM and RNN in the documentation of ONNX.
+    """
+    model, where, folder = load(source)
+    found = find(model.graph.node, where, node)
+    return _read(found, Constants(model.graph, folder))
+
+
+def _read(node: Any, constants: Constants) -> OnnxNode:
+    owner = f"{node.op_type} {name_of(node)!r}"
+    values = {role: name for role, name in zip(INPUTS, node.input, strict=False) if name}
+    labels = {role: f"{role} ({name!r}) of {owner}" for role, name in values.items()}
+    arrays = {
+        role: constants.array(labels[role], name)
+        for role, name in values.items()
+        if role != "X" and name in constants
+    }
+    for role in ("W", "R", "B", "P"):
+        if role not in arrays and (role in values or role in ("W", "R")):
+            label = labels.get(role, f"{role} of {owner}")
+            got, fix = "nothing", ""
+            if role in values:
+                got = "a value that comes at run time"
+                fix = "If it is computed from constants, export the model with constant folding."
+            raise checks.error(ValueError, "from_onnx", label, "a constant", got, fix)
+
+    attributes = _attributes(node, owner)
+    direction = attributes.get("direction", "forward")
+    form = FORMS[node.op_type][bool(attributes.get("linear_before_reset", 0))]
+    shapes = _Shapes(labels, arrays, DIRECTIONS[direction], len(form.order))
+    size = attributes.get("hidden_size", "H")
+    cells = [to_params(form, packed) for packed in shapes.weights(size)]
+    params = Bidirectional(*cells) if direction == "bidirectional" else cells[0]
+    carry, length = shapes.start(layers.carry_shape(cells[0]), attributes.get("layout", 0))
+    inputs = {role: name for role, name in values.items() if role not in arrays}
+    return OnnxNode(params, direction == "reverse", carry, length, inputs)
+
+
+def _attributes(node: Any, owner: str) -> dict[str, Any]:
+    """The attributes by name. Raises where one has no counterpart here."""
+    from onnx import helper
+
+    found = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+    known = {"direction": tuple(DIRECTIONS), "layout": (0, 1), "input_forget": (0,)}
+    if node.op_type == "GRU":
+        known["linear_before_reset"] = (0, 1)
+    for name in sorted(found, key=lambda name: name not in known):  # direction before activations
+        value = found[name]
+        expected = "absent"
+        fits = name.startswith("activation_") and not value
+        if name in known:
+            expected = " or ".join(map(repr, known[name]))
+            fits = value in known[name]
+        elif name == "activations":
+            wanted = ACTIVATIONS[node.op_type] * DIRECTIONS[found.get("direction", "forward")]
+            expected = f"{wanted}"
+            fits = [str(v).lower() for v in value] == [w.lower() for w in wanted]
+        elif name == "hidden_size":
+            expected = "a positive integer"
+            fits = isinstance(value, int) and value > 0
+        if not fits:
+            fix = "Nothing else has a counterpart here."
+            label = f"{name} of {owner}"
+            raise checks.error(ValueError, "from_onnx", label, expected, f"{value!r}", fix)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """An attribute's strings come as bytes."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class _Shapes:
+    """The constants of one node, checked and taken apart."""
+
+    def __init__(
+        self, labels: dict[str, str], arrays: dict[str, np.ndarray], directions: int, gates: int
+    ) -> None:
+        self._labels, self._arrays = labels, arrays
+        self._directions, self._gates = directions, gates
+
+    def _array(self, role: str, *shape: int | str) -> np.ndarray:
+        value = as_numpy("from_onnx", self._labels[role], self._arrays[role])
+        fix = ""
+        if value.ndim == 3 and len(shape) == 3:
+            turned = zip(shape, (value.shape[0], value.shape[2], value.shape[1]), strict=True)
+            if all(isinstance(want, str) or want == have for want, have in turned):
+                fix = "It seems to be transposed."
+        checks.array("from_onnx", self._labels[role], value, shape, fix)
+        if value.dtype != self._arrays["R"].dtype:
+            expected = f"{self._arrays['R'].dtype} as R is"
+            got = checks.describe(value)
+            raise checks.error(TypeError, "from_onnx", self._labels[role], expected, got)
+        return value
+
+    def weights(self, size: int | str) -> list[Packed]:
+        """One cell's a direction; size is what the node says of H."""
+        r = self._array("R", self._directions, "gates * H", size)
+        size = r.shape[2]
+        width = self._gates * size
+        r = self._array("R", self._directions, width, size)
+        w = self._array("W", self._directions, width, "I")
+        b = self._array("B", self._directions, 2 * width) if "B" in self._arrays else None
+        if "P" in self._arrays and np.any(self._array("P", self._directions, 3 * size)):
+            fix = "Peepholes have no counterpart."
+            label = self._labels["P"]
+            raise checks.error(ValueError, "from_onnx", label, "zero", "other values", fix)
+        halves = [(None, None) if b is None else np.split(b[d], 2) for d in range(len(r))]
+        return [Packed(w[d].T, r[d].T, *halves[d]) for d in range(len(r))]
+
+    def start(self, like: Any, layout: int) -> tuple[Carry | None, Array | None]:
+        """(carry, length), each None where the model holds none; like is one cell's carry."""
+        batch: int | str = "N"
+        parts = {}
+        for role in ("initial_h", "initial_c"):
+            if role in self._arrays:
+                size = (like.h if isinstance(like, LSTMCarry) else like).shape[0]
+                lead = (batch, self._directions) if layout else (self._directions, batch)
+                part = self._array(role, *lead, size)
+                parts[role] = np.swapaxes(part, 0, 1) if layout else part
+                batch = parts[role].shape[1]
+        length = None
+        if "sequence_lens" in self._arrays:
+            label, value = self._labels["sequence_lens"], self._arrays["sequence_lens"]
+            checks.array("from_onnx", label, value, (batch,))
+            if value.dtype != np.int32:
+                raise checks.error(TypeError, "from_onnx", label, "int32", checks.describe(value))
+            length = jnp.asarray(value)
+        if not any(map(np.any, parts.values())):
+            return None, length
+        zeros = np.zeros_like(next(iter(parts.values())))
+        h, c = (jnp.asarray(parts.get(role, zeros)) for role in ("initial_h", "initial_c"))
+        carries = tuple(
+            LSTMCarry(h[d], c[d]) if isinstance(like, LSTMCarry) else h[d]
+            for d in range(self._directions)
+        )
+        return carries if self._directions == 2 else carries[0], length

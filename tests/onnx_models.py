@@ -1,0 +1,104 @@
+"""ONNX models of recurrent nodes with random weights, for the tests of both directions."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import peers
+from cases import HIDDEN, INPUT
+
+onnx = peers.peer("onnx")
+ort = peers.peer("onnxruntime")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+
+#: Two float32 evaluations of one network over a few steps, numbers of order one: a dozen ulp.
+TOL = 2e-6
+GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+ROLES = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+
+
+class Node(NamedTuple):
+    op: str
+    arrays: dict[str, Any]
+    attributes: dict[str, Any]
+    name: str = ""
+    outputs: tuple[str, ...] = ("Y", "Y_h", "Y_c")
+
+
+def draw_node(op, seed=0, bias=True, batch=None, **attributes):
+    """A node of random weights; with a batch, random initial states and lengths too."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return peers.random(rng, shape).astype("float32")
+
+    sides = 2 if attributes.get("direction") == "bidirectional" else 1
+    width = GATES[op] * HIDDEN
+    arrays = {"W": normal(sides, width, INPUT), "R": normal(sides, width, HIDDEN)}
+    if bias:
+        arrays["B"] = normal(sides, 2 * width)
+    if batch is not None:
+        arrays["sequence_lens"] = np.asarray(rng.integers(1, 7, batch), "int32")
+        for state in ("initial_h", "initial_c")[: 1 + (op == "LSTM")]:
+            arrays[state] = normal(sides, batch, HIDDEN)
+    return Node(op, arrays, {"hidden_size": HIDDEN, **attributes})
+
+
+def model_of(*nodes, fed=(), held=None):
+    """An ONNX model. Arrays are initializers named like `W0`, but for those roles that are fed."""
+    graph_nodes, inputs, outputs, tensors = [], [], [], []
+    for k, node in enumerate(nodes):
+        kind = helper.np_dtype_to_tensor_dtype(node.arrays["W"].dtype)
+        names = [f"{role}{k}" if role in ("X", *node.arrays) else "" for role in ROLES]
+        ys = [f"{y}{k}" for y in node.outputs[: 2 + (node.op == "LSTM")]]
+        inputs.append(helper.make_tensor_value_info(f"X{k}", kind, [None, None, INPUT]))
+        outputs += [helper.make_tensor_value_info(y, kind, None) for y in ys]
+        for role, array in node.arrays.items():
+            tensor = numpy_helper.from_array(array, f"{role}{k}")
+            if role in fed:
+                shape = [None] * array.ndim
+                inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
+            else:
+                tensors.append(tensor)
+        while not names[-1]:
+            names.pop()
+        graph_nodes.append(helper.make_node(node.op, names, ys, name=node.name, **node.attributes))
+    constants = [helper.make_node("Constant", [], [t.name], value=t) for t in held or []]
+    tensors = [t for t in tensors if t.name not in {t.name for t in held or []}]
+    graph = helper.make_graph([*constants, *graph_nodes], "test", inputs, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def session(model):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # inputs that may be left out are worth a warning there
+    source = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def random_xs(steps, batch, seed=1):
+    return np.random.default_rng(seed).standard_normal((steps, batch, INPUT)).astype("float32")
+
+
+def held_elsewhere(where, folder):
+    """One GRU node, its weights kept in different ways: something that from_onnx takes."""
+    node = draw_node("GRU")
+    model = model_of(node)
+    path = folder / "model.onnx"
+    if where == "a Constant node":
+        return model_of(node, held=list(model.graph.initializer))
+    if where == "behind Identity":
+        for tensor in model.graph.initializer:
+            for k in range(2):
+                name = f"{tensor.name}{'_' * k}"
+                model.graph.node.append(helper.make_node("Identity", [f"{name}_"], [name]))
+            tensor.name += "__"
+    if where == "bytes":
+        return model.SerializeToString()
+    if where == "external data":
+        onnx.save(model, path, save_as_external_data=True, location="data", size_threshold=0)
+    elif where in ("a path", "a string"):
+        path.write_bytes(model.SerializeToString())
+    else:
+        return model
+    return str(path) if where == "a string" else path
