@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.common.metrics import plain
 from experiments.gradient_flow.measure import Flow, Sweep, rates
@@ -23,69 +26,47 @@ Flows = Mapping[str, Mapping[str, Flow]]  # fresh or trained -> cell -> flow
 def memory(out: Path, flows: Flows) -> dict[str, Any]:
     """Gain against lag."""
 
-    def draw(figure: Figure) -> None:
-        for axes, when in zip(_panels(figure), WHEN, strict=True):
-            logs = {NAMES[cell]: flow.log_gain for cell, flow in flows[when].items()}
-            _title(plots.memory_gradient(axes, logs), WHEN[when])
+    def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
+        plots.memory_gradient(axes, {name: flow.log_gain for name, flow in cells.items()})
 
-    numbers = {
-        when: {
-            cell: {
-                "factor_per_step": rates(flow.log_gain).tolist(),
-                "log_gain_at_last_lag": flow.log_gain[:, -1].tolist(),
-                "log_gain": flow.log_gain.tolist(),
-            }
-            for cell, flow in cells.items()
+    def numbers(flow: Flow) -> dict[str, np.ndarray]:
+        return {
+            "factor_per_step": rates(flow.log_gain),
+            "log_gain_at_last_lag": flow.log_gain[:, -1],
+            "log_gain": flow.log_gain,
         }
-        for when, cells in flows.items()
-    }
-    return _write(out / "memory", (7.2, 3.2), draw, numbers)
+
+    return _compare(out / "memory", flows, panel, numbers)
 
 
 def loss_gradient(out: Path, flows: Flows) -> dict[str, Any]:
     """The loss's gradient against time."""
 
-    def draw(figure: Figure) -> None:
-        for axes, when in zip(_panels(figure), WHEN, strict=True):
-            norms = {NAMES[cell]: np.exp(flow.log_norms) for cell, flow in flows[when].items()}
-            _title(plots.gradient_norms(axes, norms), WHEN[when])
+    def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
+        plots.gradient_norms(axes, {name: np.exp(flow.log_norms) for name, flow in cells.items()})
 
-    numbers = {
-        when: {
-            cell: {
-                "log_first_over_last": (flow.log_norms[:, 0] - flow.log_norms[:, -1]).tolist(),
-                "log_norms": flow.log_norms.tolist(),
-            }
-            for cell, flow in cells.items()
-        }
-        for when, cells in flows.items()
-    }
-    return _write(out / "loss_gradient", (7.2, 3.2), draw, numbers)
+    def numbers(flow: Flow) -> dict[str, np.ndarray]:
+        first, last = flow.log_norms[:, 0], flow.log_norms[:, -1]
+        return {"log_first_over_last": first - last, "log_norms": flow.log_norms}
+
+    return _compare(out / "loss_gradient", flows, panel, numbers)
 
 
 def lyapunov(out: Path, flows: Flows) -> dict[str, Any]:
     """The spectra of the first seed."""
 
-    def draw(figure: Figure) -> None:
-        for axes, when in zip(_panels(figure), WHEN, strict=True):
-            spectra = {
-                NAMES[cell]: LyapunovSpectrum(flow.exponents[0], flow.errors[0])
-                for cell, flow in flows[when].items()
-            }
-            _title(plots.lyapunov_spectrum(axes, spectra), WHEN[when])
-
-    numbers = {
-        when: {
-            cell: {
-                "largest": flow.exponents[:, 0].tolist(),
-                "error_of_largest": flow.errors[:, 0].tolist(),
-                "exponents": flow.exponents.tolist(),
-            }
-            for cell, flow in cells.items()
+    def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
+        spectra = {
+            name: LyapunovSpectrum(jnp.asarray(flow.exponents[0]), jnp.asarray(flow.errors[0]))
+            for name, flow in cells.items()
         }
-        for when, cells in flows.items()
-    }
-    return _write(out / "lyapunov", (7.2, 3.2), draw, numbers)
+        plots.lyapunov_spectrum(axes, spectra)
+
+    def numbers(flow: Flow) -> dict[str, np.ndarray]:
+        largest = {"largest": flow.exponents[:, 0], "error_of_largest": flow.errors[:, 0]}
+        return largest | {"exponents": flow.exponents}
+
+    return _compare(out / "lyapunov", flows, panel, numbers)
 
 
 def update_bias(out: Path, biases: tuple[float, ...], found: Sweep) -> dict[str, Any]:
@@ -104,7 +85,7 @@ def update_bias(out: Path, biases: tuple[float, ...], found: Sweep) -> dict[str,
         bar = figure.colorbar(scale, ax=left, ticks=sorted(biases), label="update bias")
         bar.ax.tick_params(labelsize=7)
         plots.memory_gradient(left, {})
-        left.set_ylim(bottom=1e-6)
+        left.set_ylim(1e-6, 3)
         _title(left, "as drawn, update bias set")
         plots.memory_gradient(right, {})
         xs = np.asarray(biases)[order]
@@ -113,6 +94,7 @@ def update_bias(out: Path, biases: tuple[float, ...], found: Sweep) -> dict[str,
         right.plot(xs, np.median(last, axis=0)[order], color=plots.COLOURS[2], marker="o",
                    markersize=4, linewidth=1.2)  # fmt: skip
         right.set_xlabel("update bias")
+        right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _title(right, f"at lag {gains.shape[1] - 1}")
 
     numbers = {
@@ -165,14 +147,32 @@ def gates(out: Path, statistics: Mapping[str, GateStatistics]) -> dict[str, Any]
     return _write(out / "gates", (7.2, 3.2), draw, numbers)
 
 
-def _panels(figure: Figure) -> Any:
-    return figure.subplots(1, 2, sharey=True)
+def _compare(
+    path: Path,
+    flows: Flows,
+    panel: Callable[[Axes, Mapping[str, Flow]], None],
+    numbers: Callable[[Flow], dict[str, np.ndarray]],
+) -> dict[str, Any]:
+    """All cells in two panels, as drawn and after training."""
+
+    def draw(figure: Figure) -> None:
+        for axes, when in zip(figure.subplots(1, 2, sharey=True), WHEN, strict=True):
+            panel(axes, {NAMES[cell]: flow for cell, flow in flows[when].items()})
+            axes.label_outer()
+            _title(axes, WHEN[when])
+
+    found = {
+        when: {
+            cell: {name: values.tolist() for name, values in numbers(flow).items()}
+            for cell, flow in cells.items()
+        }
+        for when, cells in flows.items()
+    }
+    return _write(path, (7.2, 3.2), draw, found)
 
 
-def _title(axes: Any, text: str) -> None:
-    """Above the legend; of panels that share an axis, the left one has its label."""
-    if len(axes.get_shared_y_axes().get_siblings(axes)) > 1:
-        axes.label_outer()
+def _title(axes: Axes, text: str) -> None:
+    """Above the legend."""
     axes.set_title(text, fontsize=9, loc="left", pad=20 if axes.get_legend() else 6)
 
 

@@ -23,8 +23,8 @@ class MemoryGradient(NamedTuple):
     """`[T + 1]`: of |P|_F / sqrt(S), the root mean square by which P = ds_T/ds_{T-lag} stretches a
     random direction. 0 at lag 0."""
     log_singular_values: Array | None
-    """`[T + 1, S]`: of P, falling; the first is that of the spectral norm. None unless asked for.
-    """
+    """`[T + 1, S]`: of P, falling; the first is that of the spectral norm. Those below eps times
+    the first are rounding. None unless asked for."""
 
 
 def gradient_norms(
