@@ -43,10 +43,9 @@ def flow(task: Task, networks: Network, examples: Example) -> Flow:
             of_loss = partial(loss, example)
             return jnp.log(diagnostics.gradient_norms(of_loss, network.cell, example.xs))
 
-        gain = jax.vmap(lambda xs: diagnostics.memory_gradient(network.cell, xs).log_gain)
         end_to_end = examples.xs.reshape(-1, examples.xs.shape[-1])
         spectrum = diagnostics.lyapunov_spectrum(network.cell, end_to_end)
-        return gain(examples.xs).mean(0), jax.vmap(norms)(examples).mean(0), *spectrum
+        return log_gain(network.cell, examples.xs), jax.vmap(norms)(examples).mean(0), *spectrum
 
     return Flow(*_each(one, networks))
 
@@ -57,26 +56,33 @@ def sweep(networks: Network, xs: Array, biases: tuple[float, ...]) -> Sweep:
     def one(network: Network) -> tuple[Array, Array]:
         def at(bias: Array) -> tuple[Array, Array]:
             cell = dataclasses.replace(network.cell, b=network.cell.b.at[1].set(bias))
-            gain = jax.vmap(lambda xs: diagnostics.memory_gradient(cell, xs).log_gain)
-            return gain(xs).mean(0), term_shares(cell, xs)
+            return log_gain(cell, xs), term_shares(cell, xs)
 
         return lax.map(at, jnp.asarray(biases, xs.dtype))
 
     return Sweep(*_each(one, networks))
 
 
+def log_gain(cell: Any, xs: Array) -> Array:
+    """`[T + 1]`: the mean over examples `[N, T, I]`."""
+    return jax.vmap(lambda xs: diagnostics.memory_gradient(cell, xs).log_gain)(xs).mean(0)
+
+
 def term_shares(cell: jaxgru.GRUParams, xs: Array) -> Array:
-    """`[4]`: means over examples `[N, T, I]` and steps."""
-    terms = lambda xs: diagnostics.gru_jacobian_terms(cell, xs).shares().mean(0)  # noqa: E731
-    return lax.map(terms, xs).mean(0)
+    """`[4]`: the mean over examples `[N, T, I]` and steps."""
+
+    def one(xs: Array) -> Array:
+        return diagnostics.gru_jacobian_terms(cell, xs).shares().mean(0)
+
+    return lax.map(one, xs).mean(0)
 
 
-def rates(log_gain: np.ndarray) -> np.ndarray:
+def rates(log_gains: np.ndarray) -> np.ndarray:
     """`[..., T + 1] -> [...]`: the factor per step, of a straight line through the log gain."""
-    lags = np.arange(FIRST_LAG, log_gain.shape[-1])
-    lines = log_gain[..., FIRST_LAG:].reshape(-1, len(lags))
+    lags = np.arange(FIRST_LAG, log_gains.shape[-1])
+    lines = log_gains[..., FIRST_LAG:].reshape(-1, len(lags))
     slopes = np.polyfit(lags, lines.T, 1)[0]
-    return np.exp(slopes).reshape(log_gain.shape[:-1])
+    return np.exp(slopes).reshape(log_gains.shape[:-1])
 
 
 def _each(one: Any, networks: Network) -> Any:

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
-from jaxgru.diagnostics.states import before, check, pulled, states_of
+from jaxgru.diagnostics.states import before, check, norm, pulled, states_of
 
 
 class MemoryGradient(NamedTuple):
@@ -38,7 +38,8 @@ def gradient_norms(
     one backward pass; memory for T states.
 
     Args:
-        loss: a function of the outputs hs `[T, H]`, as `scan` returns them, to a scalar.
+        loss: a function of the outputs hs `[T, H]`, as `scan` returns them, to a scalar. Compiled
+            once for each function object, so pass the same one again.
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start, as `initial_carry(params)` makes it; zeros if None.
@@ -83,7 +84,7 @@ def _gradient_norms(
         return loss(lax.scan(body, start + push[0], (xs, push[1:]))[1])
 
     push = jnp.zeros((xs.shape[0] + 1, states.size), start.dtype)
-    return jnp.linalg.norm(jax.grad(pushed_loss)(push), axis=1)
+    return jax.vmap(norm)(jax.grad(pushed_loss)(push))
 
 
 def memory_gradient(

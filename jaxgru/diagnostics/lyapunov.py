@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from jaxgru import checks
 from jaxgru.cell import Carry, Params
-from jaxgru.diagnostics.states import check, pushed, states_of
+from jaxgru.diagnostics.states import check, norm, pushed, states_of
 
 BLOCKS = 20
 
@@ -130,11 +130,11 @@ def _orthonormalized(frame: Array) -> tuple[Array, Array]:
     def one(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         frame, norms = carry
         column = lax.dynamic_index_in_dim(frame, j, 1, keepdims=False)
-        norm = jnp.linalg.norm(column)
-        unit = column / jnp.where(norm > 0, norm, 1)  # a lost direction: log 0 = -inf, not NaN
+        length = norm(column)
+        unit = column / jnp.where(length > 0, length, 1)  # a lost direction: log 0 = -inf, not NaN
         along = jnp.where(columns > j, unit @ frame, 0)
         frame = frame - unit[:, None] * along[None]
-        return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(norm)
+        return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(length)
 
     norms = jnp.zeros(frame.shape[1], frame.dtype)
     frame, norms = lax.fori_loop(0, frame.shape[1], one, (frame, norms))

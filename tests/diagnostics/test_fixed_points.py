@@ -130,7 +130,9 @@ def test_points_closer_than_apart_are_one():
 
 
 def test_a_search_that_is_cut_short_is_lost():
-    found = search(bistable(2), iterations=1)
+    found = search(
+        bistable(2), iterations=1, slow=10.0
+    )  # q is small enough: it has not come to rest
     assert found.fixed.points.shape == (0, 2)
     assert found.fixed.eigenvalues.shape == (0, 2)
     assert found.lost > 200

@@ -49,8 +49,7 @@ def test_it_is_the_derivative_of_the_oracle(kind):
     assert_close(state_jacobians(params, xs, carry), expected, 1e-8)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("hidden", [1, HIDDEN, 32])
+@pytest.mark.parametrize(("hidden", "bias"), [(1, True), (HIDDEN, False), (32, True)])
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_closed_form_is_that_of_autodiff(kind, hidden, bias):
     params, xs = draw(kind, hidden=hidden, bias=bias), draw_xs()
@@ -109,7 +108,7 @@ def test_a_stack_is_block_lower_triangular():
     assert float(jnp.abs(found[:, HIDDEN:, :HIDDEN]).max()) > 1e-2
 
 
-@pytest.mark.parametrize("kind", STREAMABLE)
+@pytest.mark.parametrize("kind", ["gru", "stack"])
 def test_vmap_and_jit(kind):
     params = draw(kind)
     batch = jnp.stack([draw_xs(seed=seed) for seed in range(3)])
