@@ -4,7 +4,7 @@ One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it,
 derivative of JAX differentiates it.
 """
 
-from jaxgru import interop
+from jaxgru import diagnostics, interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
@@ -19,6 +19,7 @@ __all__ = [
     "LSTMCarry",
     "LSTMParams",
     "Stack",
+    "diagnostics",
     "elman_init",
     "elman_step",
     "gru_init",

@@ -161,16 +161,17 @@ def key(caller: str, value: Any) -> Array:
     return value
 
 
-def size(caller: str, name: str, value: Any) -> int:
-    """A positive integer."""
+def size(caller: str, name: str, value: Any, least: int = 1) -> int:
+    """An integer, positive or at least so many."""
+    expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise error(TypeError, caller, name, "a positive integer", describe(value)) from None
-    if number < 1:
-        raise error(ValueError, caller, name, "a positive integer", str(number))
+        raise error(TypeError, caller, name, expected, describe(value)) from None
+    if number < least:
+        raise error(ValueError, caller, name, expected, str(number))
     return number
 
 

@@ -42,7 +42,7 @@ def main(
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         if not settings.resume:
-            _make_folder(settings.out)
+            make_folder(settings.out)
         return run(Console(highlight=False), make_task(settings), settings, kind())
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,7 +75,7 @@ def saved_settings(kind: type[S], out: Path) -> S:
         raise UsageError(f"no run in {out}: {error}") from error
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
     try:
         out.mkdir(parents=True, exist_ok=True)

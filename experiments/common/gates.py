@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from matplotlib.cm import ScalarMappable
@@ -11,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import jaxgru
+from jaxgru.diagnostics.gates import gate_values
 
 SHORT = 60  # time steps that are drawn whole; of longer sequences, also both ends by themselves
 FLOOR = 1e-4
@@ -27,12 +27,8 @@ def renewal(cell: Any, xs: Array) -> Array:
         *below, cell = cell.layers
         for layer in below:
             xs = jaxgru.scan(layer, xs)[1]
-    _, hs = jaxgru.scan(cell, xs)
-    before = jnp.concatenate([jnp.zeros_like(hs[:1]), hs[:-1]])
-    update_or_forget = 1
-    gate = xs @ cell.w_ih[:, update_or_forget] + before @ cell.w_hh[:, update_or_forget]
-    gate = gate + cell.b[update_or_forget][None]
-    return jax.nn.sigmoid(gate if isinstance(cell, jaxgru.GRUParams) else -gate)
+    gates = gate_values(cell, xs)
+    return gates["z"] if "z" in gates else 1 - gates["f"]
 
 
 def draw_gates(figure: Figure, cell: Any, examples: Array, title: str) -> bool:

@@ -55,7 +55,7 @@ def _replace(path: Path, lines: list[str]) -> None:
 
 def _as_line(kind: str, fields: Line) -> str:
     """Numbers have six digits; NaN and inf, which JSON lacks, become null."""
-    return json.dumps({"kind": kind} | _plain(fields), allow_nan=False) + "\n"
+    return json.dumps({"kind": kind} | plain(fields), allow_nan=False) + "\n"
 
 
 def read_run(path: Path) -> Run:
@@ -75,11 +75,11 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is no record of a run: {error}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

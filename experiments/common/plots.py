@@ -6,9 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.common.metrics import Line, Run
-
-# Okabe & Ito 2008: told apart by colour-blind eyes too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+from jaxgru.diagnostics.plots import COLOURS
 
 
 def learning_curves(figure: Figure, runs: list[Run], labels: list[str]) -> None:

@@ -95,7 +95,7 @@ def check(settings: Settings) -> None:
     require(settings, "curriculum", grows == 0 or 1 < grows < math.inf, "0 or above 1")
 
 
-def require(settings: Settings, name: str, holds: bool, expected: str) -> None:
+def require(settings: Any, name: str, holds: bool, expected: str) -> None:
     if not holds:
         value = getattr(settings, name)
         text = " ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -106,7 +106,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
+def as_json(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings) | {"out": str(settings.out)}
 
 
@@ -123,7 +123,7 @@ def from_json(kind: type[S], fields: dict[str, Any]) -> S:
     return kind(**values)
 
 
-def command_line(module: str, settings: Settings, defaults: Settings) -> str:
+def command_line(module: str, settings: Any, defaults: Any) -> str:
     """The shortest command that has these settings."""
     words = [module]
     for field in dataclasses.fields(settings):

@@ -1,0 +1,216 @@
+"""Where a network comes to rest when its input stays the same."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxgru import checks, layers
+from jaxgru.cell import Params
+from jaxgru.diagnostics.states import check_params, states_of
+
+PATIENCE = 20  # rejected steps in a row that end a search: damping has risen by 4^20
+ROUNDING = 20  # |F(s) - s| of a fixed point, at most so many eps sqrt(S)
+
+
+class RestingPoints(NamedTuple):
+    """Points of one kind, the slowest first; P of them, as NumPy arrays."""
+
+    points: np.ndarray
+    """`[P, S]`."""
+    speed: np.ndarray
+    """`[P]`: q = |F(s) - s|^2 / 2."""
+    eigenvalues: np.ndarray
+    """`[P, S]`, complex: of dF/ds, the largest modulus first."""
+    stable: np.ndarray
+    """`[P]`, bool: all moduli below 1."""
+    time_constants: np.ndarray
+    """`[P, S]`, steps: -1 / log |eigenvalue|, in which a small distance along that direction falls
+    by e; negative where it grows by e."""
+    found: np.ndarray
+    """`[P]`: how many starts ended here."""
+
+
+class FixedPoints(NamedTuple):
+    """What `fixed_points` found, and what became of the other starts."""
+
+    fixed: RestingPoints
+    """F(s) = s to rounding."""
+    slow: RestingPoints
+    """Minima of q that are no fixed points: places that are left slowly."""
+    lost: int
+    """Starts that ended at neither."""
+
+
+def fixed_points(
+    params: Params,
+    x: Array,
+    key: Array,
+    states: Array | None = None,
+    *,
+    starts: int = 256,
+    spread: float = 0.1,
+    iterations: int = 200,
+    slow: float = 1e-4,
+    apart: float = 1e-3,
+) -> FixedPoints:
+    """The fixed and slow points of a network under a constant input.
+
+        F(s) = step(params, s, x),    q(s) = |F(s) - s|^2 / 2
+        (A^T A + d 1) ds = -A^T (F(s) - s),    A = dF/ds - 1
+
+    Every start goes downhill in q by damped Newton steps (Levenberg-Marquardt); d falls after a
+    step that lowers q, and rises after one that does not and is taken back. All starts run in one
+    compiled program, with `[starts, S, S]` of memory. What comes after, telling points apart and
+    their eigenvalues, is NumPy, for the number of points is not known beforehand: not for use
+    inside `jax.jit` or `jax.vmap`. In float32 a slow direction of more than some 1,000 steps cannot
+    be told from a resting one: use float64.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        x: the input `[I]`, of the dtype of params.
+        key: a `jax.random.key` for the starts.
+        states: `[N, S]`, where to begin, best states that the network visits; each in turn. None:
+            everywhere in the box [-1, 1]^S. The state is h; [h, c] for an LSTM; the layers one
+            after the other for a Stack.
+        starts: how many searches.
+        spread: the standard deviation of the noise added to states; 0 begins at them exactly.
+        iterations: the most steps of a search.
+        slow: the largest q of a slow point.
+        apart: points closer than this (Euclidean) are one.
+
+    Returns:
+        FixedPoints(fixed, slow, lost). A point counts as fixed where |F(s) - s| is at most
+        20 eps sqrt(S), as slow where q has come to a minimum above that. A search proves nothing
+        about points that no start came to.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> x, key = jnp.zeros(3, "float32"), jax.random.key(1)
+        >>> result = jaxgru.diagnostics.fixed_points(params, x, key, starts=32)
+        >>> result.fixed.points.shape, bool(result.fixed.stable[0])
+        ((1, 8), True)
+
+    Source: Sussillo & Barak 2013, "Opening the black box"; Golub & Sussillo 2018.
+    """
+    caller = "fixed_points"
+    check_params(caller, params)
+    checks.inputs(caller, "x", x, layers.sizes(params)[:1], layers.dtype(params))
+    checks.key(caller, key)
+    size = states_of(params).size
+    if states is not None:
+        fix = "One row a state; an LSTM's is [h, c]."
+        checks.array(caller, "states", states, ("N", size), fix)
+        checks.same_dtype(caller, "states", states, x.dtype)
+        if states.shape[0] == 0:
+            got = checks.describe(states)
+            raise checks.error(ValueError, caller, "states", "at least one row", got)
+    starts = checks.size(caller, "starts", starts)
+    iterations = checks.size(caller, "iterations", iterations)
+    for name, value in (("spread", spread), ("slow", slow), ("apart", apart)):
+        checks.number(caller, name, value)
+        if value < 0:
+            raise checks.error(ValueError, caller, name, "at least 0", f"{value}")
+
+    begin = _starts(key, size, states, starts, spread, x.dtype)
+    found = jax.tree.map(np.asarray, _search(params, x, begin, iterations))
+    limit = (ROUNDING * float(jnp.finfo(x.dtype).eps)) ** 2 * size / 2
+    is_fixed = found.speed <= limit
+    is_slow = ~is_fixed & found.rests & (found.speed <= slow)
+    fixed, lingering = _told_apart(found, is_fixed, apart), _told_apart(found, is_slow, apart)
+    return FixedPoints(fixed, lingering, int(starts - is_fixed.sum() - is_slow.sum()))
+
+
+class _Ends(NamedTuple):
+    """Of all searches: states `[starts, S]`, q and whether it is a minimum `[starts]`, dF/ds."""
+
+    points: Array
+    speed: Array
+    rests: Array
+    jacobians: Array
+
+
+def _starts(
+    key: Array, size: int, states: Array | None, starts: int, spread: float, dtype: jnp.dtype
+) -> Array:
+    if states is None:
+        return jax.random.uniform(key, (starts, size), dtype, -1, 1)
+    noise = jax.random.normal(key, (starts, size), dtype)
+    return jnp.asarray(states, dtype)[np.arange(starts) % states.shape[0]] + spread * noise
+
+
+@partial(jax.jit, static_argnums=3)
+def _search(params: Params, x: Array, begin: Array, iterations: int) -> _Ends:
+    return jax.vmap(lambda start: _descend(params, x, start, iterations))(begin)
+
+
+def _descend(params: Params, x: Array, start: Array, iterations: int) -> _Ends:
+    advance, unit = states_of(params).advance, jnp.eye(start.size, dtype=start.dtype)
+    eps = jnp.finfo(start.dtype).eps
+
+    def away(state: Array) -> Array:
+        return advance(state, x) - state
+
+    def speed(state: Array) -> Array:
+        difference = away(state)
+        return difference @ difference / 2
+
+    def unfinished(search: tuple[Array, Array, Array, Array, Array]) -> Array:
+        _, q, _, rejected, count = search
+        return (count < iterations) & (rejected < PATIENCE) & (q > 0)
+
+    def improve(search: tuple[Array, Array, Array, Array, Array]):
+        state, q, damping, rejected, count = search
+        a = jax.jacfwd(away)(state)
+        step = jnp.linalg.solve(a.T @ a + damping * unit, a.T @ -away(state))
+        tried = state + step
+        tried_q = speed(tried)
+        better = tried_q < q  # False for NaN
+        state, q = jnp.where(better, tried, state), jnp.where(better, tried_q, q)
+        damping = jnp.where(better, jnp.maximum(damping / 4, eps * eps), damping * 4)
+        return state, q, damping, jnp.where(better, 0, rejected + 1), count + 1
+
+    zero = jnp.zeros((), jnp.int32)
+    search = (start, speed(start), jnp.ones((), start.dtype), zero, zero)
+    state, q, *_ = lax.while_loop(unfinished, improve, search)
+    jacobian = jax.jacfwd(lambda state: advance(state, x))(state)
+    # A^T (F - s) is the gradient of q. Rounding of q hides less of it than this.
+    rests = jnp.linalg.norm((jacobian - unit).T @ away(state)) <= eps**0.5 * jnp.sqrt(2 * q)
+    return _Ends(state, q, rests, jacobian)
+
+
+def _told_apart(found: _Ends, chosen: np.ndarray, apart: float) -> RestingPoints:
+    """The chosen ends without repetition; of those close to each other, the slowest stands."""
+    order = np.flatnonzero(chosen)
+    order = order[np.argsort(found.speed[order], kind="stable")]
+    points = np.asarray(found.points)[order]
+    kept: list[int] = []
+    counts: list[int] = []
+    for k, point in enumerate(points):
+        distances = np.linalg.norm(points[kept] - point, axis=1)
+        if kept and distances.min() <= apart:
+            counts[int(distances.argmin())] += 1
+        else:
+            kept.append(k)
+            counts.append(1)
+    eigenvalues = np.linalg.eigvals(np.asarray(found.jacobians)[order[kept]]).astype(complex)
+    largest_first = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
+    eigenvalues = np.take_along_axis(eigenvalues, largest_first, axis=1)
+    modulus = np.abs(eigenvalues)
+    with np.errstate(divide="ignore"):  # a modulus of 1 never falls, one of 0 has fallen at once
+        time_constants = -1 / np.log(modulus)
+    return RestingPoints(
+        points=points[kept],
+        speed=np.asarray(found.speed)[order[kept]],
+        eigenvalues=eigenvalues,
+        stable=np.asarray((modulus < 1).all(axis=1)),
+        time_constants=time_constants,
+        found=np.array(counts, int),
+    )

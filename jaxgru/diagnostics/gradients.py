@@ -1,0 +1,211 @@
+"""How much of a gradient arrives at earlier states."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxgru import checks, layers
+from jaxgru.cell import Carry, Params
+from jaxgru.diagnostics.states import before, check, norm, pulled, states_of
+
+
+class MemoryGradient(NamedTuple):
+    """How the last state depends on earlier ones; the first axis is the lag, 0 .. T.
+
+    Natural logarithms, for a gradient that vanishes soon is below the smallest float.
+    """
+
+    log_gain: Array
+    """`[T + 1]`: of |P|_F / sqrt(S), the root mean square by which P = ds_T/ds_{T-lag} stretches a
+    random direction. 0 at lag 0."""
+    log_singular_values: Array | None
+    """`[T + 1, S]`: of P, falling; the first is that of the spectral norm. Those below eps times
+    the first are rounding. None unless asked for."""
+
+
+def gradient_norms(
+    loss: Callable[[Array], Array], params: Params, xs: Array, carry: Carry | None = None
+) -> Array:
+    """The size of a loss's gradient at every state.
+
+        g_t = |dL/ds_t|,    L = loss(hs),    t = 0 .. T
+
+    dL/ds_t is what a small change of s_t does to the loss through all that follows. One forward and
+    one backward pass; memory for T states.
+
+    Args:
+        loss: a function of the outputs hs `[T, H]`, as `scan` returns them, to a scalar. Compiled
+            once for each function object, so pass the same one again.
+        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+
+    Returns:
+        `[T + 1]`, the Euclidean norm over the whole state: h; [h, c] of an LSTM; all layers of a
+        Stack.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the loss is not a scalar.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> last = lambda hs: hs[-1].sum()
+        >>> norms = jaxgru.diagnostics.gradient_norms(last, params, jnp.ones((20, 3), "float32"))
+        >>> norms.shape, bool(norms[0] < norms[-1])
+        ((21,), True)
+
+    Source: Bengio, Simard & Frasconi 1994.
+    """
+    carry = check("gradient_norms", params, xs, carry)
+    _check_loss(loss, jax.ShapeDtypeStruct((xs.shape[0], layers.sizes(params)[1]), xs.dtype))
+    return _gradient_norms(loss, params, xs, carry)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient_norms(
+    loss: Callable[[Array], Array], params: Params, xs: Array, carry: Carry
+) -> Array:
+    states = states_of(params)
+    start = states.flat(carry)
+
+    def pushed_loss(push: Array) -> Array:
+        """Of the run in which every state t is moved by push_t: the gradient at push = 0."""
+
+        def body(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, push = inputs
+            state = states.advance(state, x) + push
+            return state, states.output(state)
+
+        return loss(lax.scan(body, start + push[0], (xs, push[1:]))[1])
+
+    push = jnp.zeros((xs.shape[0] + 1, states.size), start.dtype)
+    return jax.vmap(norm)(jax.grad(pushed_loss)(push))
+
+
+def memory_gradient(
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    probes: int | None = None,
+    key: Array | None = None,
+    singular_values: bool = False,
+) -> MemoryGradient:
+    """How much the last state still depends on the one `lag` steps before it.
+
+        P_lag = ds_T/ds_{T-lag} = J_T J_{T-1} ... J_{T-lag+1},    P_0 = 1
+
+    The product is built from the left, row by row, as a gradient travels: no Jacobian is formed.
+    S rows cost S backward passes of one cell, 2 S times the products of a forward pass, and memory
+    for T states and one `[S, S]`. With probes=k it is k random rows, and gain^2 has a relative
+    standard error of at most sqrt(2 / k). Singular values take T decompositions of `[S, S]`.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        probes: estimate the gain from so many random directions; None for the exact one.
+        key: a `jax.random.key` for the probes.
+        singular_values: whether to return those of every product, which needs all rows.
+
+    Returns:
+        MemoryGradient(log_gain `[T + 1]`, log_singular_values `[T + 1, S]` or None).
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; probes without key, or with
+            singular_values.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> memory = jaxgru.diagnostics.memory_gradient(params, jnp.ones((20, 3), "float32"))
+        >>> gain = jnp.exp(memory.log_gain)
+        >>> gain.shape, float(gain[0]), bool(gain[-1] < 0.1)
+        ((21,), 1.0, True)
+
+    Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
+    """
+    carry = check("memory_gradient", params, xs, carry)
+    checks.flag("memory_gradient", "singular_values", singular_values)
+    if probes is not None:
+        probes = checks.size("memory_gradient", "probes", probes)
+    _check_probes(probes, key, singular_values)
+    return _memory_gradient(probes, singular_values, params, xs, carry, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _memory_gradient(
+    probes: int | None,
+    singular_values: bool,
+    params: Params,
+    xs: Array,
+    carry: Carry,
+    key: Array | None,
+) -> MemoryGradient:
+    states = states_of(params)
+    rows = _rows(states.size, xs.dtype, probes, key)
+    zero = jnp.zeros((), xs.dtype)
+
+    def logs(rows: Array, log_scale: Array) -> MemoryGradient:
+        gain = jnp.log(jnp.linalg.norm(rows)) + log_scale
+        if not singular_values:
+            return MemoryGradient(gain, None)
+        values = jnp.linalg.svd(rows, compute_uv=False) * states.size**0.5
+        return MemoryGradient(gain, jnp.log(values) + log_scale)
+
+    def body(carry: tuple[Array, Array], inputs: tuple[Array, Array]):
+        rows, log_scale = carry
+        rows = pulled(states, *inputs, rows)
+        size = jnp.abs(rows).max()
+        size = jnp.where(size > 0, size, 1)  # all is forgotten: the logarithm is -inf, not NaN
+        carry = rows / size, log_scale + jnp.log(size)
+        return carry, logs(*carry)
+
+    inputs = before(states, carry, xs), xs
+    _, after = lax.scan(body, (rows, zero), inputs, reverse=True)
+    first = logs(rows, zero)
+    return jax.tree.map(lambda one, rest: jnp.concatenate([one[None], rest[::-1]]), first, after)
+
+
+def _rows(size: int, dtype: jnp.dtype, probes: int | None, key: Array | None) -> Array:
+    """What P is multiplied with from the left: `[k, S]` of Frobenius norm 1, each row the same.
+
+    The expectation of |rows P|^2 is |P|_F^2 / S.
+    """
+    if probes is None or key is None:
+        return jnp.eye(size, dtype=dtype) / size**0.5
+    drawn = jax.random.normal(key, (probes, size), dtype)
+    return drawn / (jnp.linalg.norm(drawn, axis=1, keepdims=True) * probes**0.5)
+
+
+def _check_probes(probes: int | None, key: Array | None, singular_values: bool) -> None:
+    caller = "memory_gradient"
+    if probes is None and key is not None:
+        fix = "Without probes nothing is drawn."
+        raise checks.error(ValueError, caller, "key", "None without probes", "a key", fix)
+    if probes is not None and key is None:
+        fix = "Pass key=jax.random.key(seed)."
+        raise checks.error(ValueError, caller, "key", "given with probes", "None", fix)
+    if probes is not None:
+        checks.key(caller, key)
+    if probes is not None and singular_values:
+        fix = "Singular values need every row of the product."
+        raise checks.error(
+            ValueError, caller, "probes", "None with singular_values=True", f"{probes}", fix
+        )
+
+
+def _check_loss(loss: Callable[[Array], Array], hs: jax.ShapeDtypeStruct) -> None:
+    expected = "a function of the outputs [T, H] to a scalar"
+    if not callable(loss):
+        got = checks.describe(loss)
+        raise checks.error(TypeError, "gradient_norms", "loss", expected, got)
+    value = jax.eval_shape(loss, hs)
+    if getattr(value, "shape", None) != ():
+        got = f"one to {checks.describe(value)}"
+        raise checks.error(ValueError, "gradient_norms", "loss", expected, got)

@@ -1,0 +1,154 @@
+"""What one time step does to a small change of the state."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks
+from jaxgru.cell import Carry, Params, advance, cell_of
+from jaxgru.diagnostics.states import before, check, states_of
+from jaxgru.gru import GRUParams
+
+
+class GRUJacobianTerms(NamedTuple):
+    """The terms of dh_t/dh_{t-1} of a GRU, `[T, H, H]` each; their sum is the Jacobian."""
+
+    leak: Array
+    """D(1 - z): what the update gate lets pass. Diagonal."""
+    candidate: Array
+    """Through the candidate n, with all gates held."""
+    reset: Array
+    """Through the reset gate r."""
+    update: Array
+    """Through the update gate z."""
+
+    def total(self) -> Array:
+        """The Jacobian, `[T, H, H]`."""
+        return self.leak + self.candidate + self.reset + self.update
+
+    def shares(self) -> Array:
+        """The part of each term in the Jacobian, `[T, 4]`, which add up to 1.
+
+            share_k = <A_k, J> / <J, J>,    <A, B> = sum_ij A_ij B_ij
+
+        A term that works against the others has a negative share.
+        """
+        total = self.total()
+        along = [(term * total).sum((-2, -1)) for term in self]
+        return jnp.stack(along, axis=-1) / (total * total).sum((-2, -1))[..., None]
+
+
+def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Array:
+    """The Jacobian of every step: what it does to a small change of the state.
+
+        J_t = ds_t/ds_{t-1},    (J_t)_ij = d(s_t)_i / d(s_{t-1})_j,    t = 1 .. T
+
+    For a GRU in closed form (`gru_jacobian_terms`), for the others by S forward derivatives. Takes
+    memory T S^2; `memory_gradient` and `lyapunov_spectrum` see products of Jacobians without it.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+
+    Returns:
+        `[T, S, S]`. The state s is h, S = H, for a GRU and a plain RNN; [h, c], S = 2 H, for an
+        LSTM; the layers' states one after the other for a Stack, whose Jacobian is block lower
+        triangular, for a layer sees only itself and those below.
+
+    Raises:
+        TypeError: a Bidirectional, whose state has no one direction in time; a structure or dtype
+            that does not fit.
+        ValueError: a shape that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.lstm_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> jaxgru.diagnostics.state_jacobians(params, jnp.ones((20, 3), "float32")).shape
+        (20, 16, 16)
+
+    Source: Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.
+    """
+    carry = check("state_jacobians", params, xs, carry)
+    if isinstance(params, GRUParams):
+        return _terms(params, xs, carry).total()
+    return _jacobians(params, xs, carry)
+
+
+@jax.jit
+def _jacobians(params: Params, xs: Array, carry: Carry) -> Array:
+    states = states_of(params)
+    return jax.vmap(jax.jacfwd(states.advance))(before(states, carry, xs), xs)
+
+
+def gru_jacobian_terms(
+    params: GRUParams, xs: Array, carry: Array | None = None
+) -> GRUJacobianTerms:
+    """The Jacobian of every step of a GRU, split into its four terms.
+
+        dh_t/dh_{t-1} = D(1-z)                                               leak
+            + D(z (1-n^2)) U_n D(r)                                          candidate
+            + D(z (1-n^2)) U_n D(h r (1-r)) U_r                              reset
+            + D((n-h) z (1-z)) U_z                                           update
+
+    with h = h_{t-1}, D(v) the matrix with diagonal v, and U_k the transpose of `w_hh[:, k]`, so
+    that U_k h is what the step adds to gate k. With `reset_after=True` the candidate's product is
+    m = U_n h + b_hn, and
+
+        candidate = D(z (1-n^2) r) U_n,    reset = D(z (1-n^2) m r (1-r)) U_r
+
+    Args:
+        params: GRUParams of either form; float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: h_0 `[H]`; zeros if None.
+
+    Returns:
+        GRUJacobianTerms(leak, candidate, reset, update), `[T, H, H]` each, with `.total()` and
+        `.shares()`.
+
+    Raises:
+        TypeError, ValueError: a structure, shape or dtype does not fit; params of another cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> xs = jnp.ones((20, 3), "float32")
+        >>> terms = jaxgru.diagnostics.gru_jacobian_terms(params, xs)
+        >>> jacobians = jaxgru.diagnostics.state_jacobians(params, xs)
+        >>> bool(jnp.allclose(sum(terms), jacobians, atol=1e-6)), terms.shares().shape
+        (True, (20, 4))
+
+    Source: the derivative of Cho et al. 2014, arXiv:1406.1078v3.
+    """
+    if not isinstance(params, GRUParams):
+        fix = "state_jacobians takes any params."
+        got = checks.describe(params)
+        raise checks.error(TypeError, "gru_jacobian_terms", "params", "GRUParams", got, fix)
+    return _terms(params, xs, check("gru_jacobian_terms", params, xs, carry))
+
+
+@jax.jit
+def _terms(params: GRUParams, xs: Array, carry: Array) -> GRUJacobianTerms:
+    h = before(states_of(params), carry, xs)
+    cell = cell_of(params)
+    _, gates = advance(cell, cell.blocks(params), h, xs)
+    r, z, n = gates[:3]
+    u_r, u_z, u_n = jnp.moveaxis(params.w_hh, 0, 2)  # [3, H, H], each the transpose of a gate's
+
+    into_n = z * (1 - n * n)
+    if params.reset_after:
+        candidate = _scaled(into_n * r, u_n)
+        reset = _scaled(into_n * gates[3] * r * (1 - r), u_r)
+    else:
+        candidate = _scaled(into_n, u_n) * r[:, None, :]
+        into_r = _scaled(into_n, u_n) * (h * r * (1 - r))[:, None, :]
+        reset = jnp.einsum("tij,jk->tik", into_r, u_r)
+    leak = _scaled(1 - z, jnp.eye(h.shape[1], dtype=h.dtype))
+    return GRUJacobianTerms(leak, candidate, reset, _scaled((n - h) * z * (1 - z), u_z))
+
+
+def _scaled(rows: Array, matrix: Array) -> Array:
+    """D(rows_t) @ matrix for every t, `[T, H], [H, H] -> [T, H, H]`."""
+    return rows[:, :, None] * matrix[None]

@@ -1,0 +1,141 @@
+"""How fast nearby states part or meet, on average over a long run."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxgru import checks
+from jaxgru.cell import Carry, Params
+from jaxgru.diagnostics.states import check, norm, pushed, states_of
+
+BLOCKS = 20
+
+
+class LyapunovSpectrum(NamedTuple):
+    """The rates at which small differences of the state grow, the fastest first."""
+
+    exponents: Array
+    """`[k]`, in nats per step: positive where neighbours part, negative where they meet."""
+    errors: Array
+    """`[k]`, the standard error of each, from the scatter of up to 20 stretches of the run. Right
+    where a stretch is longer than the run's memory; NaN with less than two stretches."""
+
+
+def lyapunov_spectrum(
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    k: int | None = None,
+    *,
+    warm_up: int | None = None,
+    every: int = 1,
+) -> LyapunovSpectrum:
+    """The first k Lyapunov exponents of a network that is driven by inputs.
+
+        Q_t R_t = J_t Q_{t-1},    exponent_i = mean over t of log (R_t)_ii
+
+    with J_t = ds_t/ds_{t-1} and Q `[S, k]` orthonormal, from a random frame that is the same for
+    every call. Memory does not grow with T: only the state and Q are carried along. A step costs
+    k forward derivatives, about 2 k times the products of the step, and orthonormalization S k^2.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        k: how many exponents, the largest first; None for all S.
+        warm_up: steps that come first and do not count, for the state to forget its start and Q to
+            turn into the directions that grow; T // 10 if None.
+        every: steps between two orthonormalizations. A few are cheaper than one, and right as long
+            as k directions stay apart so long: where the first and the last exponent are d apart,
+            d * every must stay well below log(1 / eps), 16 in float32. Warm-up grows by up to
+            every - 1 steps, so that the others make whole stretches.
+
+    Returns:
+        LyapunovSpectrum(exponents `[k]`, errors `[k]`), in nats per step.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; k above S; nothing left after warm-up.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> xs = jax.random.normal(jax.random.key(1), (500, 3), "float32")
+        >>> spectrum = jaxgru.diagnostics.lyapunov_spectrum(params, xs, k=2)
+        >>> spectrum.exponents.shape, bool((spectrum.exponents < 0).all())
+        ((2,), True)
+
+    Source: Benettin et al. 1980; Vogt et al. 2020, arXiv:2006.14123.
+    """
+    caller = "lyapunov_spectrum"
+    carry = check(caller, params, xs, carry)
+    size, steps = states_of(params).size, xs.shape[0]
+    k = size if k is None else checks.size(caller, "k", k)
+    if k > size:
+        raise checks.error(ValueError, caller, "k", f"at most S = {size}", f"{k}")
+    every = checks.size(caller, "every", every)
+    warm_up = steps // 10 if warm_up is None else checks.size(caller, "warm_up", warm_up, least=0)
+    if steps < warm_up + every:
+        expected = f"at least warm_up + every = {warm_up + every} steps long"
+        raise checks.error(ValueError, caller, "xs", expected, checks.describe(xs))
+    return _spectrum(k, warm_up, every, params, xs, carry)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _spectrum(
+    k: int, warm_up: int, every: int, params: Params, xs: Array, carry: Carry
+) -> LyapunovSpectrum:
+    states, steps = states_of(params), xs.shape[0]
+    stretches, counted = steps // every, (steps - warm_up) // every
+    skipped, blocks = stretches - counted, min(BLOCKS, counted)
+
+    def step(moving: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], None]:
+        return pushed(states, moving[0], x, moving[1]), None
+
+    def stretch(index: Array, moving: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Of `every` steps. Sliced here, since xs cut into stretches could be a copy of it."""
+        state, frame, sums = moving
+        inputs = lax.dynamic_slice_in_dim(xs, steps % every + index * every, every)
+        (state, frame), _ = lax.scan(step, (state, frame), inputs)
+        frame, logs = _orthonormalized(frame)
+        block = jnp.maximum(index - skipped, 0) * blocks // counted
+        return state, frame, sums.at[block].add(jnp.where(index >= skipped, logs, 0))
+
+    # The first k columns of one frame: fewer exponents are the first of more.
+    frame = jax.random.normal(jax.random.key(0), (states.size, states.size), xs.dtype)[:, :k]
+    moving = states.flat(carry), _orthonormalized(frame)[0]
+    (state, frame), _ = lax.scan(step, moving, xs[: steps % every])
+    moving = state, _orthonormalized(frame)[0], jnp.zeros((blocks, k), xs.dtype)
+    *_, sums = lax.fori_loop(0, stretches, stretch, moving)
+
+    ends = np.array([-(-b * counted // blocks) for b in range(blocks + 1)])
+    rates = sums / jnp.asarray(np.diff(ends)[:, None] * every, xs.dtype)
+    exponents = sums.sum(0) / (counted * every)
+    if blocks == 1:
+        return LyapunovSpectrum(exponents, jnp.full_like(exponents, jnp.nan))
+    return LyapunovSpectrum(exponents, rates.std(0, ddof=1) / blocks**0.5)
+
+
+def _orthonormalized(frame: Array) -> tuple[Array, Array]:
+    """(Q, log of the diagonal of R) of frame = Q R, by modified Gram-Schmidt.
+
+    R is as accurate as Householder's. By hand, for batched QR decompositions in one program can
+    block each other for good on a CPU (jaxlib 0.10.2), and a user may `vmap` this.
+    """
+    columns = jnp.arange(frame.shape[1])
+
+    def one(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        frame, norms = carry
+        column = lax.dynamic_index_in_dim(frame, j, 1, keepdims=False)
+        length = norm(column)
+        unit = column / jnp.where(length > 0, length, 1)  # a lost direction: log 0 = -inf, not NaN
+        along = jnp.where(columns > j, unit @ frame, 0)
+        frame = frame - unit[:, None] * along[None]
+        return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(length)
+
+    norms = jnp.zeros(frame.shape[1], frame.dtype)
+    frame, norms = lax.fori_loop(0, frame.shape[1], one, (frame, norms))
+    return frame, jnp.log(norms)

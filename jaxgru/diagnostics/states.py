@@ -1,0 +1,116 @@
+"""The state of a network as one vector, and one time step as a map between such vectors.
+
+S is the size of that vector: H for a GRU or a plain RNN, 2 H for an LSTM, [h, c]; the sum over
+layers for a Stack, lowest layer first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+
+from jaxgru import checks, layers
+from jaxgru.cell import Carry, Params, cell_of
+from jaxgru.layers import Bidirectional, Stack, initial_carry
+from jaxgru.step import step
+
+
+class States(NamedTuple):
+    """Between a carry and its vector."""
+
+    size: int
+    """S."""
+    flat: Callable[[Carry], Array]
+    """carry -> `[S]`."""
+    carry: Callable[[Array], Carry]
+    """`[S]` -> carry."""
+    advance: Callable[[Array, Array], Array]
+    """(state `[S]`, x `[I]`) -> the next state `[S]`: one time step."""
+    output: Callable[[Array], Array]
+    """state `[S]` -> its part that is the output `[H]`."""
+
+
+def states_of(params: Params) -> States:
+    """The states of params that `check_params` has let pass."""
+    zeros, unravel = ravel_pytree(initial_carry(params))
+
+    def advance(state: Array, x: Array) -> Array:
+        return ravel_pytree(step(params, unravel(state), x))[0]
+
+    return States(
+        size=zeros.size,
+        flat=lambda carry: ravel_pytree(carry)[0],
+        carry=unravel,
+        advance=advance,
+        output=lambda state: _output(params, unravel(state)),
+    )
+
+
+def before(states: States, carry: Carry, xs: Array) -> Array:
+    """The state that every step starts from, `[T, S]`."""
+
+    def body(state: Array, x: Array) -> tuple[Array, Array]:
+        return states.advance(state, x), state
+
+    return lax.scan(body, states.flat(carry), xs)[1]
+
+
+def pushed(states: States, state: Array, x: Array, columns: Array) -> tuple[Array, Array]:
+    """(the next state, J @ columns `[S, k]`), with J = d next state / d state."""
+
+    def along(column: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda state: states.advance(state, x), (state,), (column,))
+
+    return jax.vmap(along, in_axes=1, out_axes=(None, 1))(columns)
+
+
+def pulled(states: States, state: Array, x: Array, rows: Array) -> Array:
+    """rows @ J, `[k, S]`."""
+    _, pull = jax.vjp(lambda state: states.advance(state, x), state)
+    return jax.vmap(lambda row: pull(row)[0])(rows)
+
+
+def norm(vector: Array) -> Array:
+    """The Euclidean norm of `[N]`, also where the squares would be below the smallest float."""
+    size = jnp.abs(vector).max()
+    return size * jnp.linalg.norm(vector / jnp.where(size > 0, size, 1))
+
+
+def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
+    """Check the arguments; the carry to start from, zeros if None."""
+    check_params(caller, params)
+    checks.inputs(caller, "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
+    if carry is not None:
+        checks.carry(caller, "carry", carry, layers.carry_shape(params))
+    return initial_carry(params) if carry is None else carry
+
+
+def check_params(caller: str, params: Params) -> None:
+    """Params that run forward in time, of a dtype in which derivatives are worth looking at."""
+    layers.check(caller, params)
+    _check_forward(caller, params)
+    dtype = layers.dtype(params)
+    if jnp.finfo(dtype).bits < 32:
+        fix = "Cast them with jax.tree.map: half precision would measure its own rounding."
+        raise checks.error(
+            TypeError, caller, "params", "float32 or float64", jnp.dtype(dtype).name, fix
+        )
+
+
+def _check_forward(caller: str, params: Params) -> None:
+    if isinstance(params, Bidirectional):
+        expected = "params that run forward in time"
+        fix = "Look at its two directions, .forward and .backward, one by one."
+        raise checks.error(TypeError, caller, "params", expected, "Bidirectional", fix)
+    if isinstance(params, Stack):
+        for layer in params.layers:
+            _check_forward(caller, layer)
+
+
+def _output(params: Params, carry: Any) -> Array:
+    if isinstance(params, Stack):
+        return _output(params.layers[-1], carry[-1])
+    return cell_of(params).output(carry)

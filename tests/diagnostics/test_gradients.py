@@ -1,0 +1,158 @@
+"""Gradients at earlier states: against explicit products of Jacobians."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+from cases import (
+    GRAD_TOL,
+    STEPS,
+    STREAMABLE,
+    VALUE_TOL,
+    assert_close,
+    draw,
+    draw_carry,
+    draw_like,
+    draw_xs,
+)
+from jaxgru.diagnostics import gradient_norms, memory_gradient, state_jacobians
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+TOL = VALUE_TOL["float64"]
+
+
+def products(params, xs, carry):
+    """ds_T/ds_{T-lag} for every lag, multiplied one by one."""
+    jacobians = np.asarray(state_jacobians(params, xs, carry))
+    out = [np.eye(jacobians.shape[1])]
+    for jacobian in jacobians[::-1]:
+        out.append(out[-1] @ jacobian)
+    return np.stack(out)
+
+
+def output_rows(params):
+    """Where in the state the output stands."""
+    carry = jaxgru.initial_carry(params)
+    sizes = [leaf.size for leaf in jax.tree.leaves(carry)]
+    if isinstance(params, jaxgru.Stack):
+        return slice(sum(sizes[:-1]), sum(sizes))
+    return slice(0, sizes[0])
+
+
+@pytest.mark.parametrize("kind", STREAMABLE)
+def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
+    """lambda_t = dL/dh_t directly + J_{t+1}^T lambda_{t+1}, in NumPy."""
+    params, xs = draw(kind), draw_xs()
+    carry = draw_carry(params)
+    weights = np.asarray(draw_like(jaxgru.scan(params, xs)[1]))
+    found = gradient_norms(lambda hs: (jnp.sin(hs) * weights).sum(), params, xs, carry)
+
+    jacobians = np.asarray(state_jacobians(params, xs, carry))
+    direct = weights * np.cos(jaxgru.scan(params, xs, carry)[1])
+    gradient, rows = np.zeros(jacobians.shape[1]), output_rows(params)
+    expected = np.zeros(STEPS + 1)
+    for t in range(STEPS, 0, -1):
+        gradient[rows] += direct[t - 1]
+        expected[t] = np.linalg.norm(gradient)
+        gradient = jacobians[t - 1].T @ gradient
+    expected[0] = np.linalg.norm(gradient)
+    assert_close(found, expected, TOL)
+    assert expected.min() > 1e-2
+
+
+@pytest.mark.parametrize("kind", STREAMABLE)
+def test_at_the_start_it_is_the_gradient_of_scan(kind):
+    params, xs = draw(kind), draw_xs()
+    carry = draw_carry(params)
+    grads = jax.grad(lambda carry: jaxgru.scan(params, xs, carry)[1][-1].sum())(carry)
+    expected = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads)))
+    found = gradient_norms(lambda hs: hs[-1].sum(), params, xs, carry)
+    assert_close(found[0], expected, GRAD_TOL["float64"])
+
+
+@pytest.mark.parametrize("kind", STREAMABLE)
+def test_memory_gradient_is_that_of_the_product(kind):
+    params, xs = draw(kind), draw_xs()
+    carry = draw_carry(params)
+    found = memory_gradient(params, xs, carry, singular_values=True)
+    expected = products(params, xs, carry)
+    size = expected.shape[1]
+    gain = np.linalg.norm(expected, axis=(1, 2)) / size**0.5
+    assert_close(jnp.exp(found.log_gain), gain, TOL)
+    values = np.linalg.svd(expected, compute_uv=False)
+    # Rounding is relative to the largest singular value, of order one.
+    assert_close(jnp.exp(found.log_singular_values), values, TOL)
+    assert memory_gradient(params, xs, carry).log_singular_values is None
+
+
+def test_probes_estimate_the_gain():
+    params, xs = draw("gru", hidden=6), draw_xs()
+    exact = np.exp(2 * memory_gradient(params, xs).log_gain)
+    probes, keys = 8, jax.random.split(jax.random.key(0), 200)
+
+    def estimate(key):
+        return jnp.exp(2 * memory_gradient(params, xs, probes=probes, key=key).log_gain)
+
+    found = np.asarray(jax.vmap(estimate)(keys))
+    assert_close(found[:, 0], np.ones(200), TOL)
+    assert np.all(found.std(0) <= exact * np.sqrt(2 / probes))  # as the docstring promises
+    # 200 independent estimates: five standard errors.
+    wrong = np.abs(found.mean(0) - exact) / (found.std(0) / 200**0.5 + TOL)
+    assert wrong.max() < 5
+    assert found[:, -1].std() > 0.01 * exact[-1]  # they do differ
+
+
+def test_a_gradient_far_below_the_smallest_float_keeps_its_logarithm():
+    """A plain RNN at rest is linear, h' = h W: with W orthogonal times 1/2, gain is 2^-lag."""
+    params = draw("elman", hidden=4, dtype="float32")
+    orthogonal = np.linalg.qr(np.asarray(params.w_hh, np.float64))[0]
+    w_hh = jnp.asarray(orthogonal / 2, jnp.float32)
+    params = dataclasses.replace(params, w_hh=w_hh, b=None)
+    found = memory_gradient(params, jnp.zeros((1000, 3), jnp.float32), singular_values=True)
+    expected = -np.arange(1001) * np.log(2)
+    # 1,000 roundings of numbers of up to 693 to 24 bits.
+    assert_close(found.log_gain, expected, 2e-2)
+    assert_close(found.log_singular_values, np.tile(expected[:, None], 4), 2e-2)
+
+
+def test_a_small_gradient_is_not_lost_in_its_square():
+    """float32 ends at 1e-38, so that the square of 1e-25 is zero."""
+    params, xs = draw("gru", dtype="float32"), draw_xs(dtype="float32")
+    whole = gradient_norms(lambda hs: hs[-1].sum(), params, xs)
+    found = gradient_norms(lambda hs: 1e-25 * hs[-1].sum(), params, xs)
+    np.testing.assert_allclose(found * 1e25, whole, rtol=1e-5)  # some 100 ulp
+    assert float(whole.min()) > 1e-3
+
+
+def test_what_is_forgotten_at_once_is_minus_infinity():
+    params = dataclasses.replace(draw("elman"), w_hh=jnp.zeros((4, 4)))
+    found = memory_gradient(params, draw_xs(), singular_values=True)
+    assert found.log_gain[0] == 0
+    assert np.all(np.isneginf(found.log_gain[1:]))
+    assert np.all(np.isneginf(found.log_singular_values[1:]))
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_vmap_and_jit(kind):
+    params = draw(kind)
+    batch = jnp.stack([draw_xs(seed=seed) for seed in range(3)])
+
+    def look(xs):
+        memory = memory_gradient(params, xs, singular_values=True)
+        return memory, gradient_norms(lambda hs: hs[-1].sum(), params, xs)
+
+    found = jax.jit(jax.vmap(look))(batch)
+    for k, xs in enumerate(batch):
+        # Small singular values: the logarithm of a rounding relative to the largest.
+        assert_close(jax.tree.map(lambda leaf: leaf[k], found), look(xs), 1e-6)  # noqa: B023
+
+
+def test_no_steps():
+    params, xs = draw("gru"), draw_xs(0)
+    assert memory_gradient(params, xs).log_gain.shape == (1,)
+    assert gradient_norms(lambda hs: hs.sum(), params, xs).shape == (1,)
