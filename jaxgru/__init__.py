@@ -1,4 +1,4 @@
-"""A GRU as pure functions in JAX, with the LSTM and the plain RNN beside it.
+"""A GRU as pure functions in JAX, with LSTM, plain RNN and minimal GRU beside it.
 
 One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it, and every
 derivative of JAX differentiates it.
@@ -8,6 +8,8 @@ from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
+from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
+from jaxgru.newton import NewtonInfo, newton_scan
 from jaxgru.scan import scan
 from jaxgru.step import step
 
@@ -17,6 +19,8 @@ __all__ = [
     "GRUParams",
     "LSTMCarry",
     "LSTMParams",
+    "MinGRUParams",
+    "NewtonInfo",
     "Stack",
     "elman_init",
     "elman_step",
@@ -25,6 +29,9 @@ __all__ = [
     "initial_carry",
     "lstm_init",
     "lstm_step",
+    "min_gru_init",
+    "min_gru_step",
+    "newton_scan",
     "scan",
     "stack_init",
     "step",
