@@ -1,6 +1,6 @@
 """What a cell tells the loops over time about itself.
 
-A cell file (`gru.py`, `lstm.py`, `elman.py`, `min_gru.py`) registers one `Cell` for its params type.
+A cell file (`gru.py`, `lstm.py`, `elman.py`, `min_gru.py`) registers one `Cell` for its params.
 `scan`, `newton_scan`, `step` and the derivative are written once, against this table.
 """
 

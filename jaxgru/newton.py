@@ -1,4 +1,4 @@
-"""A whole trajectory at once, by Newton's method: parallel over time where `scan` goes step by step.
+"""A whole trajectory at once, by Newton's method: parallel in time where `scan` goes step by step.
 
 The trajectory h_1 .. h_T is the root of h_t - F(h_{t-1}, x_t). One Newton step solves a recurrence
 that is linear,
@@ -11,6 +11,7 @@ recurrence more, with the J_t of the solution; nothing is differentiated through
 Inside this file a carry is packed into one array of D numbers, and time runs forward.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ JACOBIANS = ("dense", "diagonal")
 
 
 class NewtonInfo(NamedTuple):
-    """What became of the iteration; for several cells the sum, the largest, all, each cell's own."""
+    """What became of the iteration; of several cells the sum, the largest, all, and each one's."""
 
     iterations: Array
     """Newton steps taken, an integer; those of the check for sensitivity are not counted."""
@@ -79,7 +80,11 @@ def newton_scan(
         params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
             them, in float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry, length, reset, reset_carry, reverse: as in `scan`.
+        carry: where to start; zeros if None.
+        length: how many of the T steps are real, may be traced; as in `scan`.
+        reset: bool `[T]`; True at t starts a new segment at t.
+        reset_carry: where segments start, a carry; zeros if None.
+        reverse: from the last real step to the first.
         jacobian: `"dense"` (few iterations, memory for T matrices) or `"diagonal"` (the diagonal
             of J_t only: more iterations, memory for T states).
         guess: where the iteration starts, as `NewtonInfo.states` has it; `[T, H]` for a GRU. Zeros
@@ -159,8 +164,8 @@ class _Inputs(NamedTuple):
     xs: Array
     start: Array
     """`[D]`"""
-    restart: Array | None
-    """`[D]`"""
+    restart: Any
+    """`[D]`, or None where nothing is reset."""
 
 
 class _Flags(NamedTuple):
@@ -329,8 +334,11 @@ def _shift(states: Array) -> Array:
 
 
 def _rescue(fine: Array, value: Array, run: Any) -> Array:
-    """value, or run() where it is not fine. As a loop of one turn or none: a `lax.cond` runs both
-    ways under `vmap`, a loop that no example needs is not entered."""
+    """value, or run() where it is not fine.
+
+    As a loop of one turn or none: a `lax.cond` runs both ways under `vmap`, a loop that no example
+    needs is not entered.
+    """
     again = (jnp.logical_not(fine), value)
     return lax.while_loop(lambda s: s[0], lambda s: (jnp.zeros_like(s[0]), run()), again)[1]
 
@@ -339,7 +347,8 @@ def _rescue(fine: Array, value: Array, run: Any) -> Array:
 
 
 class _Iterate(NamedTuple):
-    count: Array
+    done: Array
+    """Newton steps"""
     states: Array
     ahead: tuple[Array, Array, Any]
     """F of the states, the states before each step, gates."""
@@ -356,22 +365,22 @@ def _solve(
     largest = jnp.abs(start) if restart is None else jnp.maximum(jnp.abs(start), jnp.abs(restart))
     bound = _pack(cell.bound(_unpack(cell, params, largest), steps))[None]
 
-    def observe(count, states, offset):
+    def observe(done, states, offset):
         ahead = _advance(cell, inputs, flags, states, offset)
-        return _Iterate(count, states, ahead, _distance(ahead[0], states))
+        return _Iterate(done, states, ahead, _distance(ahead[0], states))
 
     def newton(iterate, offset):
         after, before, gates = iterate.ahead
         jacobian = _jacobian(cell, options.dense, inputs, flags, before, gates)
         states = iterate.states + _recur(jacobian, after - iterate.states)
         states = jnp.where(jnp.isfinite(states), jnp.clip(states, -bound, bound), after)
-        return observe(iterate.count + 1, states, offset)
+        return observe(iterate.done + 1, states, offset)
 
     first = jnp.broadcast_to(start, (steps, *start.shape))
     if guess is not None:
         first = jnp.where(jnp.isfinite(guess), jnp.clip(guess, -bound, bound), first)
     found = lax.while_loop(
-        lambda i: (i.count < limit) & ~(i.residual <= tol),
+        lambda i: (i.done < limit) & ~(i.residual <= tol),
         lambda i: newton(i, None),
         observe(jnp.int32(0), first, None),
     )
@@ -380,7 +389,7 @@ def _solve(
         size = tol ** (2 / 3)
         offset = size * _signs(first.shape).astype(xs.dtype)
         moved = lax.while_loop(
-            lambda i: (i.count < limit) & ~(i.residual <= 0.1 * size),
+            lambda i: (i.done < limit) & ~(i.residual <= 0.1 * size),
             lambda i: newton(i, offset),
             observe(jnp.where(converged, jnp.int32(0), limit), found.states, offset),
         )
@@ -388,24 +397,23 @@ def _solve(
         converged &= (moved.residual <= 0.1 * size) & still
 
     def scanned():
-        tree = _unpack(cell, params, start), _unpack(cell, params, start if restart is None else restart)
-        side_by_side = jax.tree.map(lambda a: a[None], tree)
-        streams = jax.tree.map(lambda a: a[:, None], (xs, *flags))
-        arguments = (params, streams[0], *side_by_side, *streams[1:])
-        _, (carries, _) = forward(cell, 0, False, arguments, save=False)
+        both = (start, start if restart is None else restart)
+        carries = [_unpack(cell, params, packed[None]) for packed in both]
+        xs_, *marks = jax.tree.map(lambda a: a[:, None], (xs, *flags))
+        _, (carries, _) = forward(cell, 0, False, (params, xs_, *carries, *marks), save=False)
         return _pack(carries)[:, 0]
 
     states = _rescue(converged, found.states, scanned) if options.fallback else found.states
-    return states, NewtonInfo(found.count, found.residual, converged, states)
+    return states, NewtonInfo(found.done, found.residual, converged, states)
 
 
 def _distance(a: Array, b: Array) -> Array:
     return jnp.max(jnp.abs(a - b) / jnp.maximum(1, jnp.abs(b)))
 
 
-def _signs(shape: tuple[int, int]) -> Array:
+def _signs(shape: tuple[int, ...]) -> Array:
     """1 and -1, without order: a multiplicative hash of the index."""
-    count = lax.iota(jnp.uint32, shape[0] * shape[1])
+    count = lax.iota(jnp.uint32, math.prod(shape))
     mixed = count * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
     return 1 - 2 * (mixed >> 31).astype(jnp.int32).reshape(shape)

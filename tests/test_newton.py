@@ -34,6 +34,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
 RESET = np.array([False, True, False, False, True, False])
 MODES = ("dense", "diagonal")
+#: Time is turned before either mode sees it, so each need not be tested in both directions.
+WAYS = [("dense", True), ("diagonal", False)]
 
 
 @functools.cache
@@ -52,8 +54,7 @@ def draw_scaled(kind, scale, seed, hidden=8, dtype="float64"):
 # --- values
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("jacobian", MODES)
+@pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_at_once(kind, jacobian, reverse):
     params, xs = draw(kind), draw_xs()
@@ -67,11 +68,10 @@ def test_every_option_at_once(kind, jacobian, reverse):
         assert_same(ys[length:], jnp.zeros_like(ys[length:]))
 
 
-@pytest.mark.parametrize("jacobian", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_options(kind, jacobian):
+def test_no_options(kind):
     params, xs = draw(kind), draw_xs()
-    last, ys, info = compiled(jacobian)(params, xs)
+    last, ys, info = compiled("dense")(params, xs)
     assert info.converged
     assert_close((last, ys), oracle.scan(params, xs), TOL)
 
@@ -145,8 +145,7 @@ def test_ten_thousand_steps_of_a_fresh_network(kind, dtype):
 def test_jacobians_are_those_of_autodiff(kind):
     params, xs = draw(kind), draw_xs()
     cell = cell_of(params)
-    before = newton._pack(jax.tree.map(lambda a: a + jnp.zeros((STEPS, 1)), draw_carry(params)))
-    before = before * jnp.linspace(0.1, 1, STEPS)[:, None]
+    before = jnp.outer(jnp.linspace(0.1, 1, STEPS), newton._pack(draw_carry(params)))
     inputs = newton._Inputs(params, xs, before[0], None)
     blocks = cell.blocks(params)
 
@@ -196,18 +195,18 @@ def gradient(run, reverse=False, length=4):
 DENSE, DIAGONAL = (functools.partial(jaxgru.newton_scan, jacobian=mode) for mode in MODES)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("run", [DENSE, DIAGONAL], ids=MODES)
+@pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_scan(kind, run, reverse):
+def test_gradients_are_those_of_scan(kind, jacobian, reverse):
     params, xs = draw(kind), draw_xs()
     arguments = (params, xs, draw_carry(params, 7), draw_carry(params, 8))
-    actual = gradient(run, reverse)(*arguments)
+    actual = gradient(DENSE if jacobian == "dense" else DIAGONAL, reverse)(*arguments)
     assert_close(actual, gradient(jaxgru.scan, reverse)(*arguments), GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize("run", [DENSE, DIAGONAL], ids=MODES)
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(
+    ("kind", "run"), [("gru", DENSE), ("gru", DIAGONAL), ("lstm", DENSE), ("min_gru", DENSE)]
+)
 def test_check_grads_order_2(kind, run):
     params, xs = draw(kind, 2, 2), draw_xs(3, 2)
     flags = jnp.asarray([False, False, True])
@@ -271,14 +270,10 @@ def test_a_batch_is_the_batch_looped_over(run):
     for i, each in enumerate(params):
         (_, expected), expected_grads = jax.jit(both(jaxgru.scan))(each, xs[i], lengths[i])
         pick = functools.partial(jax.tree.map, lambda leaf, i=i: leaf[i])
-        if i != 1:  # chaos magnifies the rounding of either, for 40 steps only
-            assert_close(pick(out[:2]), expected, TOL)
-            assert_close(pick(grads), expected_grads, GRAD_TOL["float64"])
-        else:
-            size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_grads))
-            assert_close(pick(out[0]), expected[0], 1e-3)
-            assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(pick(grads)))
-            assert size > 1e3
+        # Chaos magnifies rounding, whichever way a number is computed: by 1e5 in these 40 steps.
+        grown = 1e5 if i == 1 else 1
+        assert_close(pick(out[:2]), expected[:2], grown * TOL)
+        assert_close(pick(grads), expected_grads, grown * GRAD_TOL["float64"])
 
 
 # --- honesty
@@ -356,9 +351,8 @@ def test_the_minimal_gru_takes_one_step():
         assert_close((last, ys), oracle.scan(params, xs), TOL)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("jacobian", MODES)
-@pytest.mark.parametrize("kind", ["gru", "lstm", "mixed"])
+@pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
+@pytest.mark.parametrize("kind", ["gru_after", "lstm", "bidirectional"])
 def test_a_guess_saves_iterations(kind, jacobian, reverse):
     """As in training: the trajectory before a small change of the params."""
     params, xs = draw(kind), draw_xs(300)
@@ -368,7 +362,7 @@ def test_a_guess_saves_iterations(kind, jacobian, reverse):
     changed = jax.tree.map(lambda w: w + 1e-6 * jnp.sign(w), params)
     last, ys, warm = run(changed, xs, guess=cold.states)
     assert warm.converged
-    assert 0 < warm.iterations < 0.7 * run(changed, xs)[2].iterations
+    assert 0 < int(warm.iterations) < 0.7 * int(run(changed, xs)[2].iterations)
     assert_close((last, ys), jaxgru.scan(changed, xs, reverse=reverse), TOL)
 
 
@@ -398,10 +392,10 @@ def test_memory_grows_with_the_square_of_the_width_only_where_jacobians_are_dens
         analysis = jax.jit(run).lower(params, xs).compile().memory_analysis()
         return analysis.temp_size_in_bytes / (8 * steps * hidden)
 
-    assert temporary("dense", 32) > 32
-    # Four times the width: four times as much a state where matrices are kept, no more where not.
-    assert temporary("dense", 32) > 3 * temporary("dense", 8)
-    assert temporary("diagonal", 32) < 1.5 * temporary("diagonal", 8)
+    # Eight times the width: eight times as much a state where matrices are kept, beside what is
+    # as wide as a state; no more where they are not.
+    assert temporary("dense", 64) > 4 * temporary("dense", 8)
+    assert temporary("diagonal", 64) < 1.5 * temporary("diagonal", 8)
 
 
 # --- wrong calls
@@ -413,13 +407,13 @@ WRONG = {
     "tol as a string": ({"tol": "1e-6"}, TypeError, "a Python number"),
     "tol of zero": ({"tol": 0.0}, ValueError, r"in \(0, 1\), got 0.0"),
     "no iterations": ({"max_iterations": 0}, ValueError, "a positive integer, got 0"),
-    "a guess of one state": ({"guess": jnp.zeros(4)}, ValueError, r"\[6, 4\], got float64\[4\]"),
+    "a guess of one state": ({"guess": np.zeros(4)}, ValueError, r"\[6, 4\], got float64\[4\]"),
     "a guess of another structure": (
-        {"guess": (jnp.zeros((6, 4)),)},
+        {"guess": (np.zeros((6, 4)),)},
         TypeError,
         "a trajectory of carries.*NewtonInfo.states of an earlier call",
     ),
-    "reset_carry without reset": ({"reset_carry": jnp.zeros(4)}, ValueError, "with reset_carry"),
+    "reset_carry without reset": ({"reset_carry": np.zeros(4)}, ValueError, "with reset_carry"),
     "reverse as a number": ({"reverse": 1}, TypeError, "True or False"),
     "length beyond T": ({"length": 9}, ValueError, r"\[0, 6\]"),
 }

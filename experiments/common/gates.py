@@ -22,16 +22,20 @@ def renewal(cell: Any, xs: Array) -> Array:
 
     GRU:  z_t = sigmoid(W_z [h_{t-1}, x_t])
     LSTM: 1 - f_t = 1 - sigmoid(W_f [h_{t-1}, x_t])
+    minimal GRU:  z_t = sigmoid(W_z x_t)
     """
     if isinstance(cell, jaxgru.Stack):
         *below, cell = cell.layers
         for layer in below:
             xs = jaxgru.scan(layer, xs)[1]
+    bias: Any = cell.b
+    if isinstance(cell, jaxgru.MinGRUParams):
+        return jax.nn.sigmoid(xs @ cell.w_ih[:, 0] + bias[0][None])
     _, hs = jaxgru.scan(cell, xs)
     before = jnp.concatenate([jnp.zeros_like(hs[:1]), hs[:-1]])
     update_or_forget = 1
     gate = xs @ cell.w_ih[:, update_or_forget] + before @ cell.w_hh[:, update_or_forget]
-    gate = gate + cell.b[update_or_forget][None]
+    gate = gate + bias[update_or_forget][None]
     return jax.nn.sigmoid(gate if isinstance(cell, jaxgru.GRUParams) else -gate)
 
 
@@ -66,7 +70,7 @@ def draw_gates(figure: Figure, cell: Any, examples: Array, title: str) -> bool:
         for axes, name in zip(grid, names, strict=True):
             axes.set_title(name, fontsize=9)
     grid[0].set_ylabel("unit, slowest at the bottom")
-    what = "update gate z" if isinstance(top, jaxgru.GRUParams) else "1 - forget gate"
+    what = "1 - forget gate" if isinstance(top, jaxgru.LSTMParams) else "update gate z"
     bar = ScalarMappable(norm, COLOURS)
     figure.colorbar(bar, ax=list(grid), label=f"{what}, mean over {len(examples)} examples")
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
