@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks import report
-from benchmarks.suites import SUITES
+from benchmarks.suites import PICTURES, SUITES
 from benchmarks.versions import versions
 from experiments.common.machine import machine
 
@@ -40,6 +40,7 @@ class Config:
                 "compilation",
                 "memory",
                 "length",
+                "newton",
             ],
             ...,
         ],
@@ -67,8 +68,8 @@ def main() -> int:
         for row in SUITES[name](config.rounds):
             rows.append(row)
             found = {k: f"{v[1]:.2f} ({v[0]:.2f})" for k, v in report.ratios(row).items()}
-            value = row.values["jaxgru"].median
-            console.print(f"{row.case}, {row.what}: jaxgru {value:.4g} {row.unit}; {found}")
+            values = {k: f"{v.median:.4g} {row.unit}" for k, v in row.values.items()}
+            console.print(f"{row.case}, {row.what}: {values}; {found}")
         seconds = time.perf_counter() - start
         table = report.markdown(rows)
         console.print(Markdown(table))
@@ -85,7 +86,8 @@ def main() -> int:
             note = f"`{command}`, {machine()}, {round(seconds)} s.\n\n"
             (config.out / f"{name}.md").write_text(note + table)
             if any(report.ratios(row) for row in rows):
-                report.picture(config.out / f"{name}.png", f"{name}, {machine()}", rows)
+                picture = PICTURES.get(name, report.picture)
+                picture(config.out / f"{name}.png", f"{name}, {machine()}", rows)
     return 0
 
 

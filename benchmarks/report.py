@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.suites import Row
+from benchmarks.timing import Row
 
 OURS = "jaxgru"
 #: Contestants whose arrays are time-major are compared with jaxgru in that layout.
@@ -15,8 +15,13 @@ TIME_MAJOR = ("haiku", "torch", "onnxruntime")
 
 
 def ratios(row: Row) -> dict[str, tuple[float, float]]:
-    """What each other contestant needs over what jaxgru needs: (by minima, by medians)."""
+    """What each other contestant needs over what jaxgru needs: (by minima, by medians).
+
+    None for numbers that stand alone.
+    """
     found = {}
+    if OURS not in row.values:
+        return found
     for name, value in row.values.items():
         if name.startswith(OURS):
             continue
@@ -36,6 +41,9 @@ def markdown(rows: list[Row]) -> str:
     parts = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
         mine = [row for row in rows if (row.suite, row.what) == (suite, what)]
+        if OURS not in mine[0].values:
+            parts.append(_plain(mine))
+            continue
         names = list(dict.fromkeys(name for row in mine for name in ratios(row)))
         unit = "ms" if mine[0].unit == "s" else mine[0].unit
         head = ["", f"jaxgru, {unit}", *names]
@@ -55,6 +63,18 @@ def markdown(rows: list[Row]) -> str:
             lines.append(_line(["geometric mean", "", *means]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(rows: list[Row]) -> str:
+    """A table of medians."""
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    head = ["", *(f"{name}, {rows[0].unit}" for name in names)]
+    lines = [f"**{rows[0].suite}, {rows[0].what}**", "", _line(head)]
+    lines.append(_line(["---"] * len(head)))
+    for row in rows:
+        cells = [f"{row.values[n].median:.4g}" if n in row.values else "" for n in names]
+        lines.append(_line([row.case, *cells]))
+    return "\n".join(lines)
 
 
 def _ratio(value: tuple[float, float] | None) -> str:

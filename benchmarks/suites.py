@@ -6,7 +6,8 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,14 @@ from jax import lax
 
 import jaxgru
 from benchmarks import by_hand, peers
-from benchmarks.timing import Times, interleave, summary
+from benchmarks.newton import crossover, newton
+from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, summary, temporary
 from experiments.adding_task.settings import AddingSettings
 from experiments.adding_task.task import make_task as adding_task
 from experiments.common.task import Stage
 from experiments.common.training import make_train_chunk, train_init
 from experiments.copy_task.settings import CopySettings
 from experiments.copy_task.task import make_task as copy_task
-
-FORWARD, BOTH = "forward", "forward + backward"
 
 Sizes = tuple[tuple[int, int, int, int], ...]
 #: B, T, I, H
@@ -38,16 +38,6 @@ GRID: Sizes = (
     (32, 128, 256, 1024),
 )
 SMALL_GRID = ((32, 1000, 10, 128), (64, 256, 128, 256), (256, 64, 64, 64))
-
-
-class Row(NamedTuple):
-    """One line of a table: a number for each contestant, less is better."""
-
-    suite: str
-    case: str
-    what: str
-    unit: str
-    values: dict[str, Times]
 
 
 def grid(rounds: int) -> Iterator[Row]:
@@ -292,8 +282,12 @@ SUITES: dict[str, Callable[[int], Iterator[Row]]] = {
         compilation,
         memory,
         length,
+        newton,
     )
 }
+
+#: Suites that are not drawn as ratios.
+PICTURES: dict[str, Callable[[Path, str, list[Row]], None]] = {"newton": crossover}
 
 
 def _compare(suite: str, kind: str, cases: Sizes, rounds: int) -> Iterator[Row]:
@@ -405,10 +399,7 @@ def _limits(problem: peers.Problem) -> tuple[Callable[[], Any], Callable[[], Any
 
 
 def _temporary(run: Callable[..., Any], *args: Any) -> Times:
-    compiled = jax.jit(run).lower(*args).compile()
-    analysis: Any = compiled.memory_analysis()
-    megabytes = analysis.temp_size_in_bytes / 1e6
-    return Times(megabytes, megabytes)
+    return temporary(jax.jit(run).lower(*args).compile())
 
 
 def _name(sizes: tuple[int, ...]) -> str:

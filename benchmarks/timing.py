@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+FORWARD, BOTH = "forward", "forward + backward"
+
 
 class Times(NamedTuple):
     """Seconds of one contestant over all rounds."""
@@ -13,10 +15,30 @@ class Times(NamedTuple):
     minimum: float
     median: float
 
+    @classmethod
+    def of(cls, value: float) -> "Times":
+        """A number that is the same in every round."""
+        return cls(value, value)
+
+
+class Row(NamedTuple):
+    """One line of a table: a number for each contestant, less is better."""
+
+    suite: str
+    case: str
+    what: str
+    unit: str
+    values: dict[str, Times]
+
 
 def summary(seconds: list[float]) -> Times:
     """The minimum and the median."""
     return Times(min(seconds), float(np.median(seconds)))
+
+
+def temporary(compiled: Any) -> Times:
+    """Temporary memory of a compiled program, in megabytes."""
+    return Times.of(compiled.memory_analysis().temp_size_in_bytes / 1e6)
 
 
 def interleave(

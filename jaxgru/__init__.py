@@ -1,4 +1,4 @@
-"""A GRU as pure functions in JAX, with the LSTM and the plain RNN beside it.
+"""A GRU as pure functions in JAX, with LSTM, plain RNN and minimal GRU beside it.
 
 One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it, and every
 derivative of JAX differentiates it.
@@ -9,8 +9,11 @@ from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
+from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
+from jaxgru.newton import newton_scan
 from jaxgru.scan import scan
 from jaxgru.step import step
+from jaxgru.trajectory import NewtonInfo
 
 __all__ = [
     "Bidirectional",
@@ -18,6 +21,8 @@ __all__ = [
     "GRUParams",
     "LSTMCarry",
     "LSTMParams",
+    "MinGRUParams",
+    "NewtonInfo",
     "Stack",
     "diagnostics",
     "elman_init",
@@ -28,6 +33,9 @@ __all__ = [
     "interop",
     "lstm_init",
     "lstm_step",
+    "min_gru_init",
+    "min_gru_step",
+    "newton_scan",
     "scan",
     "stack_init",
     "step",

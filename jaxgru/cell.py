@@ -1,7 +1,7 @@
 """What a cell tells the loops over time about itself.
 
-A cell file (`gru.py`, `lstm.py`, `elman.py`) registers one `Cell` for its params type. `scan`,
-`step` and the derivative are written once, against this table.
+A cell file (`gru.py`, `lstm.py`, `elman.py`, `min_gru.py`) registers one `Cell` for its params.
+`scan`, `newton_scan`, `step` and the derivative are written once, against this table.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ class Blocks(NamedTuple):
     w_ih: Any
     """`[I, G * H]`."""
     w_hh: tuple[Any, ...]
-    """`[H, g * H]`, one for each product that waits for the one before it; the g add up to G."""
+    """`[H, g * H]`, one for each product that waits for the one before it. Empty where the gates do
+    not see the carry: J_t is then diagonal."""
     b: Any
     """`[G * H]` or None."""
     b_hn: Any = None
@@ -64,6 +65,10 @@ class Cell(NamedTuple):
     inputs do to each step directly."""
     tangent: Callable[[Products, Any, Carry, Any], Carry]
     """(products with w_hh, coefficients, dcarry, sources) -> next dcarry: J_t dcarry + s_t."""
+    diagonal: Callable[[Blocks, Any], Carry]
+    """(blocks, coefficients) -> the diagonal of J_t, `[..., H]` for every part of the carry."""
+    bound: Callable[[Carry, int], Carry]
+    """(magnitudes of the carries it starts from, number of steps) -> what no magnitude exceeds."""
 
 
 _cells: dict[type, Cell] = {}

@@ -114,19 +114,25 @@ def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype:
     same_dtype(caller, name, xs, dtype)
 
 
-def carry(caller: str, name: str, value: Any, expected: Any) -> None:
-    """value is a carry of these params: the structure, shapes and dtypes of initial_carry."""
+def carry(
+    caller: str,
+    name: str,
+    value: Any,
+    expected: Any,
+    what: str = "a carry of params",
+    fix: str = "jaxgru.initial_carry(params) makes one.",
+) -> None:
+    """value has the structure, shapes and dtypes expected: those of initial_carry, mostly."""
     have, want = jax.tree.structure(value), jax.tree.structure(expected)
     if have != want:
         got = describe(value) if jax.tree_util.treedef_is_leaf(have) else str(value_types(value))
         shown = str(value_types(expected))
-        fix = "jaxgru.initial_carry(params) makes one."
-        raise error(TypeError, caller, name, f"a carry of params, {shown}", got, fix)
+        raise error(TypeError, caller, name, f"{what}, {shown}", got, fix)
     for (path, leaf), like in zip(
         jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(expected), strict=True
     ):
         label = name + jax.tree_util.keystr(path)
-        array(caller, label, leaf, like.shape, "jaxgru.initial_carry(params) makes one.")
+        array(caller, label, leaf, like.shape, fix)
         same_dtype(caller, label, leaf, like.dtype)
 
 

@@ -129,6 +129,10 @@ def _tangent(products, slope, dh, source):
     return (slope * (products[0](dh) + source)).astype(dh.dtype)
 
 
+def _diagonal(blocks: Blocks, slope: Array) -> Array:
+    return slope * blocks.w_hh[0].diagonal()[None]
+
+
 _CELL = Cell(
     gates=1,
     sizes=_sizes,
@@ -139,5 +143,7 @@ _CELL = Cell(
     advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
+    diagonal=_diagonal,
+    bound=lambda start, steps: jnp.maximum(start, 1),
 )
 register(ElmanParams, _CELL)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
+from jaxgru.cell import Blocks, Cell, advance, flat, matmul, register, split, total
 
 
 @jax.tree_util.register_dataclass
@@ -222,6 +222,19 @@ def _tangent(products, coefficients, dh, sources):
     return (new + s).astype(dh.dtype)
 
 
+def _diagonal(blocks: Blocks, coefficients) -> Array:
+    if len(blocks.w_hh) == 1:
+        leak, c_r, c_z, c_n = coefficients
+        u_r, u_z, u_n = (w.diagonal()[None] for w in split(blocks.w_hh[0], 3))
+        return leak + c_r * u_r + c_z * u_z + c_n * u_n
+    leak, r, c_r, c_z, c_n = coefficients
+    w_r, w_z = split(blocks.w_hh[0], 2)
+    w_n = blocks.w_hh[1]
+    # Unit i reaches its own candidate through every reset gate k: U_r[i, k] c_r[k] U_n[k, i].
+    through_reset = matmul((w_r * w_n.T).T, c_r)
+    return leak + c_z * w_z.diagonal()[None] + c_n * (r * w_n.diagonal()[None] + through_reset)
+
+
 _CELL = Cell(
     gates=3,
     sizes=_sizes,
@@ -232,5 +245,7 @@ _CELL = Cell(
     advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
+    diagonal=_diagonal,
+    bound=lambda start, steps: jnp.maximum(start, 1),
 )
 register(GRUParams, _CELL)

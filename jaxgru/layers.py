@@ -68,7 +68,7 @@ def stack_init(
         input_size: I of the first layer.
         hidden_size: H of every layer, and of each direction.
         num_layers: how many.
-        cell: `gru_init`, `lstm_init` or `elman_init`.
+        cell: `gru_init`, `lstm_init`, `elman_init` or `min_gru_init`.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
         **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after.
 
@@ -124,8 +124,8 @@ def carry_shape(params: Params) -> Carry:
 def initial_carry(params: Params) -> Carry:
     """Zeros of the structure, shapes and dtype of the carry of these params.
 
-    `[H]` for a GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple of two for a
-    Bidirectional, a tuple with one per layer for a Stack.
+    `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple
+    of two for a Bidirectional, a tuple with one per layer for a Stack.
 
     Raises:
         TypeError, ValueError: params do not fit together.
@@ -161,7 +161,7 @@ def check(caller: str, params: Params) -> None:
         cell_of(params).check(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
-        expected = "GRUParams, LSTMParams, ElmanParams, Bidirectional or Stack"
+        expected = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional or Stack"
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1:

@@ -172,6 +172,16 @@ def _tangent(products, coefficients, dcarry, sources):
     return LSTMCarry(new_h.astype(dh.dtype), new_c.astype(dc.dtype))
 
 
+def _diagonal(blocks: Blocks, coefficients) -> LSTMCarry:
+    f, k_i, k_f, k_g, k_o, k_h = coefficients
+    u_i, u_f, u_g, u_o = (w.diagonal()[None] for w in split(blocks.w_hh[0], 4))
+    return LSTMCarry(k_o * u_o + k_h * (k_i * u_i + k_f * u_f + k_g * u_g), f)
+
+
+def _bound(start: LSTMCarry, steps: int) -> LSTMCarry:
+    return LSTMCarry(jnp.maximum(start.h, 1), start.c + steps)
+
+
 _CELL = Cell(
     gates=4,
     sizes=_sizes,
@@ -182,5 +192,7 @@ _CELL = Cell(
     advance=_advance,
     linearize=_linearize,
     tangent=_tangent,
+    diagonal=_diagonal,
+    bound=_bound,
 )
 register(LSTMParams, _CELL)

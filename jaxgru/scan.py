@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, layers
+from jaxgru import checks, layers, sequence
 from jaxgru.cell import Carry, Params, cell_of
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.recurrence import recurrence
@@ -33,7 +33,8 @@ def scan(
     A batch goes through `jax.vmap`, over xs, params, or any other argument.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional or Stack of them.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
+            them.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start, as `initial_carry(params)` makes it; zeros if None.
         length: how many of the T steps are real, an integer scalar, may be traced. The outputs of
@@ -68,23 +69,12 @@ def scan(
         >>> jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, batch)[1].shape
         (5, 20, 8)
     """
-    layers.check("scan", params)
-    shape = layers.carry_shape(params)
-    checks.inputs("scan", "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
-    steps = xs.shape[0]
-    if carry is not None:
-        checks.carry("scan", "carry", carry, shape)
-    if length is not None:
-        checks.length("scan", length, steps)
-    _check_reset(reset, reset_carry, steps, shape)
-    checks.flag("scan", "reverse", reverse)
+    sequence.check("scan", params, xs, carry, length, reset, reset_carry, reverse)
     _check_dropout(params, dropout, key)
     if checkpoint is not None:
         checkpoint = checks.size("scan", "checkpoint", checkpoint)
 
-    carry = _zeros(shape) if carry is None else carry
-    if reset is not None and reset_carry is None:
-        reset_carry = _zeros(shape)
+    carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     options = _Options(reverse, float(dropout), checkpoint)
     return _scan(options, params, xs, carry, length, reset, reset_carry, key)
 
@@ -97,21 +87,14 @@ class _Options(NamedTuple):
     checkpoint: int | None
 
 
-class _Marks(NamedTuple):
-    """Which steps are real and where segments start, `[T]` each; None means all, and nowhere."""
-
-    valid: Array | None
-    reset: Array | None
-
-
 @partial(jax.jit, static_argnums=0)
 def _scan(options, params, xs, carry, length, reset, reset_carry, key):
     """Compiled once per shape and options, whatever the length and the resets are."""
     if xs.shape[0] == 0:
         return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype)
-    valid = None if length is None else _valid(length, xs.shape[0])
-    xs = _mask(valid, xs)
-    return _run(options, params, xs, carry, _Marks(valid, reset), reset_carry, key)
+    marks = sequence.marks(length, reset, xs.shape[0])
+    xs = sequence.mask(marks, xs)
+    return _run(options, params, xs, carry, marks, reset_carry, key)
 
 
 def _run(options, params, xs, carry, marks, reset_carry, key):
@@ -147,50 +130,14 @@ def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
 
 def _run_cell(options, params, xs, carry, marks, reset_carry):
     cell = cell_of(params)
-    keep, fresh = marks
-    if fresh is not None:
-        fresh = fresh if keep is None else fresh & keep
-        if options.reverse:  # a segment that starts at t + 1 ends at t, where this direction enters
-            fresh = jnp.concatenate([fresh[1:], jnp.zeros_like(fresh[:1])])
+    fresh = sequence.entered(marks, options.reverse)
 
     # The recurrence has an axis for sequences side by side, where `vmap` puts its batch.
     carry, reset_carry = jax.tree.map(lambda a: a[None], (carry, reset_carry))
-    streams = jax.tree.map(lambda a: a[:, None], (fresh, keep))
+    streams = jax.tree.map(lambda a: a[:, None], (fresh, marks.valid))
     how = (cell, options.reverse, options.checkpoint)
     carry, hs = recurrence(*how, params, xs[:, None], carry, reset_carry, *streams)
-    return jax.tree.map(lambda a: a[0], carry), _mask(keep, hs[:, 0])
-
-
-def _valid(length: Any, steps: int) -> Array:
-    """`[T]`: True before length, an integer of any width."""
-    length = jnp.asarray(length)
-    if length.dtype.itemsize < 4:  # T itself may not fit
-        length = length.astype(jnp.int32)
-    length = jnp.clip(length, 0, steps).astype(jnp.int32)
-    return jnp.arange(steps, dtype=jnp.int32) < length
-
-
-def _mask(valid: Array | None, values: Array) -> Array:
-    """Zero in the padding. A select, so that NaN there reaches neither values nor gradients."""
-    return values if valid is None else jnp.where(valid[:, None], values, 0)
-
-
-def _zeros(shape: Any) -> Carry:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-
-
-def _check_reset(reset: Any, reset_carry: Any, steps: int, shape: Any) -> None:
-    if reset is None:
-        if reset_carry is not None:
-            fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
-            raise checks.error(ValueError, "scan", "reset", "given with reset_carry", "None", fix)
-        return
-    checks.array("scan", "reset", reset, (steps,), "One flag for each step of xs.")
-    if checks.dtype_of(reset) != jnp.bool_:
-        fix = "True marks the first step of a segment: reset.astype(bool)."
-        raise checks.error(TypeError, "scan", "reset", "bool", checks.describe(reset), fix)
-    if reset_carry is not None:
-        checks.carry("scan", "reset_carry", reset_carry, shape)
+    return jax.tree.map(lambda a: a[0], carry), sequence.mask(marks, hs[:, 0])
 
 
 def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:

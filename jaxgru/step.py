@@ -13,7 +13,7 @@ def step(params: Params, carry: Carry, x: Array) -> Carry:
         carry' = gru_step(params, carry, x)        and so on, by the type of params
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Stack of them.
         carry: as `initial_carry(params)` makes it.
         x: input `[I]`, of the dtype of params.
 

@@ -19,7 +19,7 @@ VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
 #: Derivatives: sums over all steps, so a hundred times more rounding than values.
 GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
-CELLS = ("gru", "gru_after", "lstm", "elman")
+CELLS = ("gru", "gru_after", "lstm", "elman", "min_gru")
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
@@ -44,6 +44,10 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
             w_ih=normal(inputs, 4, hidden),
             w_hh=normal(hidden, 4, hidden),
             b=normal(4, hidden) if bias else None,
+        )
+    if kind == "min_gru":
+        return jaxgru.MinGRUParams(
+            w_ih=normal(inputs, 2, hidden), b=normal(2, hidden) if bias else None
         )
     assert kind == "elman"
     return jaxgru.ElmanParams(

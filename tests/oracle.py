@@ -50,8 +50,18 @@ def elman_step(params, h, x):
     return np.tanh(f64(x) @ w_ih + f64(h) @ w_hh + _bias(params.b, w_hh.shape[0]))
 
 
+def min_gru_step(params, h, x):
+    w_ih, h, x = f64(params.w_ih), f64(h), f64(x)
+    b = _bias(params.b, w_ih.shape[1:])
+    z = sigmoid(x @ w_ih[:, 0] + b[0])
+    a = x @ w_ih[:, 1] + b[1]
+    n = np.where(a >= 0, a + 0.5, sigmoid(a))
+    return (1.0 - z) * h + z * n
+
+
 def _is_cell(params):
-    return isinstance(params, (jaxgru.GRUParams, jaxgru.LSTMParams, jaxgru.ElmanParams))
+    cells = (jaxgru.GRUParams, jaxgru.LSTMParams, jaxgru.ElmanParams, jaxgru.MinGRUParams)
+    return isinstance(params, cells)
 
 
 def _cell_step(params, carry, x):
@@ -62,7 +72,8 @@ def _cell_step(params, carry, x):
     if isinstance(params, jaxgru.LSTMParams):
         h, c = lstm_step(params, carry, x)
         return (h, c), h
-    h = elman_step(params, carry, x)
+    step = min_gru_step if isinstance(params, jaxgru.MinGRUParams) else elman_step
+    h = step(params, carry, x)
     return h, h
 
 
@@ -71,7 +82,7 @@ def initial_carry(params):
         return initial_carry(params.forward), initial_carry(params.backward)
     if isinstance(params, jaxgru.Stack):
         return tuple(initial_carry(layer) for layer in params.layers)
-    zeros = np.zeros(np.shape(params.w_hh)[0])
+    zeros = np.zeros(output_size(params))
     return (zeros, zeros) if isinstance(params, jaxgru.LSTMParams) else zeros
 
 
@@ -80,7 +91,7 @@ def output_size(params):
         return output_size(params.forward) + output_size(params.backward)
     if isinstance(params, jaxgru.Stack):
         return output_size(params.layers[-1])
-    return np.shape(params.w_hh)[0]
+    return np.shape(params.w_ih)[-1]
 
 
 def step(params, carry, x):

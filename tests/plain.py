@@ -17,7 +17,8 @@ def _cell_step(params, carry, x):
     if isinstance(params, jaxgru.LSTMParams):
         carry = jaxgru.lstm_step(params, carry, x)
         return carry, carry.h
-    h = jaxgru.elman_step(params, carry, x)
+    min_gru = isinstance(params, jaxgru.MinGRUParams)
+    h = (jaxgru.min_gru_step if min_gru else jaxgru.elman_step)(params, carry, x)
     return h, h
 
 

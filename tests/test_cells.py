@@ -17,6 +17,7 @@ STEPS = {
     "gru_after": (jaxgru.gru_step, oracle.gru_step),
     "lstm": (jaxgru.lstm_step, oracle.lstm_step),
     "elman": (jaxgru.elman_step, oracle.elman_step),
+    "min_gru": (jaxgru.min_gru_step, oracle.min_gru_step),
 }
 
 

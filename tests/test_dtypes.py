@@ -13,6 +13,7 @@ from cases import CELLS, HIDDEN, KINDS, STEPS, draw, draw_carry, draw_xs, weigh
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LOW = ("float16", "bfloat16")
+INITS = (jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init, jaxgru.min_gru_init)
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +58,13 @@ def test_step_keeps_the_dtype(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("init", [jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init])
+@pytest.mark.parametrize("init", INITS)
 def test_init_draws_the_dtype(init, dtype):
     assert dtypes_of(init(jax.random.key(0), 3, 4, dtype=dtype)) == {dtype}
     assert dtypes_of(init(jax.random.key(0), 3, 4, dtype=jnp.dtype(dtype))) == {dtype}
 
 
-@pytest.mark.parametrize("init", [jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init])
+@pytest.mark.parametrize("init", INITS)
 def test_init_draws_float32_unless_told(init):
     assert dtypes_of(init(jax.random.key(0), 3, 4)) == {"float32"}
 

@@ -155,7 +155,7 @@ def test_lax_scan_over_pieces():
     assert_close((last, ys.reshape(12, -1)), jaxgru.scan(params, xs, carry), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "mixed"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "mixed"])
 def test_jax_checkpoint_around(kind):
     params, xs = draw(kind), draw_xs()
 
@@ -245,7 +245,7 @@ def test_params_are_frozen(kind):
         setattr(params, field, None)
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "elman", "min_gru"])
 def test_cell_params_are_keyword_only_and_complete(kind):
     params = draw(kind)
     fields = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}

@@ -102,7 +102,7 @@ def test_nan_and_inf_in_padding_change_nothing(kind, reverse):
                 assert jnp.all(jnp.any(dxs[:length] != 0, axis=1))
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "bidirectional"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "bidirectional"])
 def test_padding_with_checkpoint(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
@@ -113,7 +113,7 @@ def test_padding_with_checkpoint(kind):
         assert_same(dirty[1][1][length:], jnp.zeros_like(xs[length:]))
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru"])
 def test_padding_in_forward_mode(kind):
     """The tangent of the padding may be NaN too: it belongs to no real step."""
     params, xs = draw(kind), draw_xs()

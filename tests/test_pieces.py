@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = VALUE_TOL["float64"]
 # A Bidirectional needs the end of the sequence first: no pieces for it.
-KINDS = ("gru", "gru_after", "lstm", "elman", "stack")
+KINDS = ("gru", "gru_after", "lstm", "elman", "min_gru", "stack")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, STEPS])

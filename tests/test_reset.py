@@ -47,7 +47,7 @@ def compiled(kind, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru"])
 def test_equals_separate_segments(kind, reverse):
     """Written with the library's own `scan` of each segment, not with the oracle's idea of it."""
     params, xs = draw(kind), draw_xs()
@@ -114,7 +114,7 @@ def test_resets_in_the_padding_are_ignored(kind, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "bidirectional"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "bidirectional"])
 def test_segments_share_no_gradient(kind, reverse):
     """A segment's output never depends on another segment's input: exactly zero, not small."""
     params, xs = draw(kind), draw_xs()
@@ -131,7 +131,7 @@ def test_segments_share_no_gradient(kind, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru"])
 def test_nan_does_not_cross_a_reset(kind, reverse):
     """A sequence that diverged must not poison its neighbour, in values or in gradients."""
     params, xs = draw(kind), draw_xs()

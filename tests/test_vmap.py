@@ -99,7 +99,7 @@ def test_population_of_batches():
     assert_close(jax.jit(nested)(params, xs), expected, TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru"])
 @pytest.mark.parametrize(
     "order", [("data", "weights", "data"), ("weights", "data", "weights"), ("both", "one weight")]
 )
@@ -108,8 +108,9 @@ def test_nested(order, kind):
     gradients."""
     params, xs = draw(kind), draw_xs()
     count, batches = 2, {"data": (None, 0), "weights": (0, None), "both": (0, 0)}
-    only_w_hh = dataclasses.replace(jax.tree.map(lambda w: None, params), w_hh=0)
-    batches["one weight"] = (only_w_hh, None)
+    name = "w_ih" if kind == "min_gru" else "w_hh"
+    only_one = dataclasses.replace(jax.tree.map(lambda w: None, params), **{name: 0})
+    batches["one weight"] = (only_one, None)
 
     def loss(scan, params, xs):
         return weigh(scan(params, xs, length=4, reset=jnp.arange(STEPS) == 2))
@@ -126,7 +127,7 @@ def test_nested(order, kind):
     for level in order:
         weights, data = batches[level]
         if level == "one weight":
-            params = dataclasses.replace(params, w_hh=spread(params.w_hh, 0))
+            params = dataclasses.replace(params, **{name: spread(getattr(params, name), 0)})
         else:
             params = jax.tree.map(lambda leaf, where=weights: spread(leaf, where), params)
         xs = spread(xs, data)
@@ -160,7 +161,7 @@ def test_init_batches_over_keys():
     assert_same(jax.vmap(init)(keys), loop(lambda i: init(keys[i])))
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "mixed"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "mixed"])
 def test_vmap_of_grad(kind):
     """Gradients of each network on each sequence, with lengths."""
     params, xs = population(kind), batch_of_xs()
@@ -175,7 +176,7 @@ def test_vmap_of_grad(kind):
     assert_close(jax.jit(jax.vmap(grad))(params, xs, LENGTHS), expected, GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "mixed"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "mixed"])
 def test_grad_of_vmap(kind):
     """The gradient of a batch's loss is the sum of the gradients of its examples."""
     params, xs = draw(kind), batch_of_xs()
@@ -230,7 +231,7 @@ def shapes_in(jaxpr):
                 yield from shapes_in(inner)
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman"])
+@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru"])
 def test_no_weight_gradient_per_example(kind):
     """The gradient of a batch's mean adds examples up inside the products: no array of the program
     has the batch axis beside both axes of a weight."""

@@ -22,11 +22,15 @@ def renewal(cell: Any, xs: Array) -> Array:
 
     GRU:  z_t = sigmoid(W_z [h_{t-1}, x_t])
     LSTM: 1 - f_t = 1 - sigmoid(W_f [h_{t-1}, x_t])
+    minimal GRU:  z_t = sigmoid(W_z x_t)
     """
     if isinstance(cell, jaxgru.Stack):
         *below, cell = cell.layers
         for layer in below:
             xs = jaxgru.scan(layer, xs)[1]
+    if isinstance(cell, jaxgru.MinGRUParams):
+        b: Any = cell.b
+        return jax.nn.sigmoid(xs @ cell.w_ih[:, 0] + b[0][None])
     gates = gate_values(cell, xs)
     return gates["z"] if "z" in gates else 1 - gates["f"]
 
@@ -62,7 +66,7 @@ def draw_gates(figure: Figure, cell: Any, examples: Array, title: str) -> bool:
         for axes, name in zip(grid, names, strict=True):
             axes.set_title(name, fontsize=9)
     grid[0].set_ylabel("unit, slowest at the bottom")
-    what = "update gate z" if isinstance(top, jaxgru.GRUParams) else "1 - forget gate"
+    what = "1 - forget gate" if isinstance(top, jaxgru.LSTMParams) else "update gate z"
     bar = ScalarMappable(norm, COLOURS)
     figure.colorbar(bar, ax=list(grid), label=f"{what}, mean over {len(examples)} examples")
     figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)

@@ -17,6 +17,7 @@ CELLS: dict[str, Callable[..., Any]] = {
     "gru-reset-after": partial(jaxgru.gru_init, reset_after=True),
     "lstm": jaxgru.lstm_init,
     "elman": jaxgru.elman_init,
+    "min-gru": jaxgru.min_gru_init,
 }
 
 

@@ -19,7 +19,7 @@ class Settings:
 
     length: int = 100
     """T, time steps to remember over."""
-    cell: Literal["gru", "gru-reset-after", "lstm", "elman"] = "gru"
+    cell: Literal["gru", "gru-reset-after", "lstm", "elman", "min-gru"] = "gru"
     """The recurrent cell."""
     hidden_size: int = 32
     """H, units of a layer."""

@@ -165,8 +165,8 @@ def spread_thresholds(key: Array, network: Network, slope: float) -> Network:
     the gates do not begin saturated.
     """
     cell: Any = network.cell
-    plain = isinstance(network.cell, jaxgru.ElmanParams)
-    candidate = ... if plain else 2  # one gate, or the third
+    only = {jaxgru.ElmanParams: ..., jaxgru.MinGRUParams: 1}
+    candidate = only.get(type(cell), 2)  # the one gate, the second or the third
     signs = slope * jnp.sign(cell.w_ih[0, candidate])
     c = jax.random.uniform(key, signs.shape, signs.dtype, 0, CUE)
     cell = dataclasses.replace(

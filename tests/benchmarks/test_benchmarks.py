@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import by_hand, peers, report, suites
-from benchmarks.suites import Row
-from benchmarks.timing import Times, interleave
+from benchmarks.timing import Row, Times, interleave
 from cases import GRAD_TOL, VALUE_TOL, assert_close
 
 

@@ -41,6 +41,14 @@ def test_of_a_stack_it_is_the_top_layer():
     np.testing.assert_array_equal(renewal(stack, xs), renewal(top, jaxgru.scan(below, xs)[1]))
 
 
+def test_of_a_minimal_gru_it_does_not_see_the_state():
+    params = jaxgru.min_gru_init(jax.random.key(0), 3, 5, init="torch")
+    xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
+    w, b = np.asarray(params.w_ih[:, 0], np.float64), np.asarray(params.b[0], np.float64)
+    expected = sigmoid(np.asarray(xs, np.float64) @ w + b)
+    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)  # float32 of numbers < 1
+
+
 @pytest.mark.parametrize("steps", [4, 500])
 def test_the_picture_sorts_units_by_their_mean(steps):
     params = jaxgru.gru_init(jax.random.key(0), 3, 5, chrono=50)

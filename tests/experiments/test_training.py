@@ -114,12 +114,12 @@ def test_every_network_can_be_trained(cell, dtype, layers):
     assert happened.means["loss"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "elman", "min-gru"])
 def test_thresholds_are_spread_over_the_symbols(cell):
     settings = dataclasses.replace(SETTINGS, cell=cell, layout="tcn", slope=2, hidden_size=50)
     task = make_task(settings)
     params = start(0, settings, task).network.cell
-    at = () if cell == "elman" else (2,)
+    at = {"elman": (), "min-gru": (1,)}.get(cell, (2,))
     slopes = np.asarray(params.w_ih[(0, *at)])
     assert np.array_equal(abs(slopes), np.full(50, 2.0))
     thresholds = -np.asarray(params.b[at]) / slopes

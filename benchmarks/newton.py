@@ -1,0 +1,205 @@
+"""`newton_scan` beside `scan`: time, memory, iterations, and where one overtakes the other."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+import jaxgru
+from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, temporary
+
+SUITE = "newton"
+MODES = ("dense", "diagonal")
+INPUTS = 4
+STEPS = (100, 1000, 10_000, 100_000)
+WIDTHS = (1, 2, 4, 8, 16, 64)
+#: B, T, H beside the map of B = 1.
+BATCHES = ((16, 100, 1), (16, 1000, 4), (16, 1000, 16), (16, 10_000, 2))
+MATRICES = 256e6  # bytes of T matrices [H, H] above which dense Newton is left out
+TURNS = 4.0  # seconds that the turns of one contestant may take
+
+MAP = "B={} T={} H={}"
+
+
+def newton(rounds: int) -> Iterator[Row]:
+    """GRUs with the reset gate after the product, from zeros as the first guess."""
+    for batch, steps, hidden in (*((1, t, h) for h in WIDTHS for t in STEPS), *BATCHES):
+        yield from _sizes(batch, steps, hidden, rounds)
+    yield from _chaos()
+    yield from _lengths()
+    yield from _warm(rounds)
+    yield from _minimal(rounds)
+
+
+def _draw(hidden: int, scale: float = 1.0) -> jaxgru.GRUParams:
+    params = jaxgru.gru_init(jax.random.key(0), INPUTS, hidden, reset_after=True, init="torch")
+    return dataclasses.replace(params, w_hh=scale * params.w_hh)
+
+
+def _draw_xs(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (*shape, INPUTS))
+
+
+def _sizes(batch: int, steps: int, hidden: int, rounds: int) -> Iterator[Row]:
+    runs: dict[str, Callable[..., Any]] = {"jaxgru": lambda p, xs: jaxgru.scan(p, xs)[1]}
+    for mode in MODES:
+        if mode == "diagonal" or 4 * batch * steps * hidden**2 <= MATRICES:
+            runs[mode] = functools.partial(_outputs, mode)
+    args = (_draw(hidden), _draw_xs(batch, steps))
+    case = MAP.format(batch, steps, hidden)
+    for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
+        compiled = {
+            name: jax.jit(wrap(jax.vmap(run, in_axes=(None, 0)))).lower(*args).compile()
+            for name, run in runs.items()
+        }
+        yield Row(SUITE, case, what, "s", _timed(compiled, args, rounds))
+        memory = {name: temporary(program) for name, program in compiled.items()}
+        yield Row(SUITE, case, f"temporary memory, {what}", "MB", memory)
+
+
+def _outputs(mode: str, params: Any, xs: jax.Array, guess: Any = None) -> jax.Array:
+    return jaxgru.newton_scan(params, xs, jacobian=mode, guess=guess)[1]
+
+
+def _gradient(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient of params and inputs."""
+    return jax.grad(lambda params, xs: jnp.sum(run(params, xs) ** 2), argnums=(0, 1))
+
+
+def _timed(programs: dict[str, Any], args: Any, rounds: int) -> dict[str, Times]:
+    """Turns taken, fewer than asked for where one takes seconds, but two at least."""
+    calls = {
+        name: functools.partial(lambda run: jax.block_until_ready(run(*args)), program)
+        for name, program in programs.items()
+    }
+    longest = 0.0
+    for call in calls.values():
+        start = time.perf_counter()
+        call()
+        longest = max(longest, time.perf_counter() - start)
+    return interleave(calls, max(2, min(rounds, int(TURNS / longest))))
+
+
+def lyapunov(params: Any, xs: jax.Array) -> jax.Array:
+    """The largest Lyapunov exponent, per step, by power iteration along the trajectory."""
+
+    def step(state, x):
+        h, v = state
+        h, v = jax.jvp(lambda h: jaxgru.gru_step(params, h, x), (h,), (v,))
+        size = jnp.linalg.norm(v)
+        return (h, v / size), jnp.log(size)
+
+    h = jaxgru.initial_carry(params)
+    start = jax.random.normal(jax.random.key(2), h.shape)
+    return lax.scan(step, (h, start / jnp.linalg.norm(start)), xs)[1].mean()
+
+
+def _counts(params: Any, xs: jax.Array) -> dict[str, Times]:
+    """Newton steps of each mode, or infinity where it did not converge."""
+    found = {}
+    for mode in MODES:
+        info = jax.jit(functools.partial(jaxgru.newton_scan, jacobian=mode))(params, xs)[2]
+        found[mode] = Times.of(float(info.iterations) if info.converged else np.inf)
+    return found
+
+
+def _chaos() -> Iterator[Row]:
+    """Iterations against the exponent: recurrent weights multiplied, T and H fixed."""
+    steps, hidden = 1000, 8
+    xs = _draw_xs(steps)
+    for scale in (1.0, 3.0, 5.0, 7.0, 9.0, 12.0, 16.0, 24.0):
+        params = _draw(hidden, scale)
+        exponent = float(jax.jit(lyapunov)(params, xs))
+        case = f"T={steps} H={hidden}, exponent {exponent:+.3f}"
+        yield Row(SUITE, case, "iterations and the Lyapunov exponent", "steps", _counts(params, xs))
+
+
+def _lengths() -> Iterator[Row]:
+    for steps in STEPS:
+        counts = _counts(_draw(8), _draw_xs(steps))
+        yield Row(SUITE, f"T={steps} H=8", "iterations and T", "steps", counts)
+
+
+def _warm(rounds: int) -> Iterator[Row]:
+    """The guess is the trajectory before every weight moved by a share of its size."""
+    steps, hidden = 1000, 8
+    params, xs = _draw(hidden), _draw_xs(steps)
+    for share in (1e-2, 1e-3, 1e-4):
+        signs = jax.tree.map(
+            lambda w: jnp.sign(jnp.sin(jnp.arange(1.0, w.size + 1)).reshape(w.shape)), params
+        )
+        moved = jax.tree.map(lambda w, s, share=share: w * (1 + share * s), params, signs)
+        for mode in MODES:
+            run = jax.jit(functools.partial(jaxgru.newton_scan, jacobian=mode))
+            guess = run(params, xs)[2].states
+            counts = {
+                "cold": Times.of(float(run(moved, xs)[2].iterations)),
+                "warm": Times.of(float(run(moved, xs, guess=guess)[2].iterations)),
+            }
+            case = f"T={steps} H={hidden} {mode}, weights moved by {share:g}"
+            yield Row(SUITE, case, "iterations from a guess", "steps", counts)
+            both: dict[str, Callable[[], Any]] = {
+                "jaxgru": lambda: jax.block_until_ready(jaxgru.scan(moved, xs)),  # noqa: B023
+                "cold": lambda: jax.block_until_ready(run(moved, xs)),  # noqa: B023
+                "warm": lambda: jax.block_until_ready(run(moved, xs, guess=guess)),  # noqa: B023
+            }
+            yield Row(SUITE, case, "time from a guess", "s", interleave(both, rounds))
+
+
+def _minimal(rounds: int) -> Iterator[Row]:
+    """The minimal GRU, for which newton_scan is one associative scan."""
+    for batch, steps, hidden in ((1, 1000, 16), (1, 10_000, 16), (1, 10_000, 128), (16, 1000, 64)):
+        params = jaxgru.min_gru_init(jax.random.key(0), INPUTS, hidden)
+        args = (params, _draw_xs(batch, steps))
+        runs: dict[str, Callable[..., Any]] = {"jaxgru": lambda p, xs: jaxgru.scan(p, xs)[1]}
+        runs["associative"] = functools.partial(_outputs, "diagonal")
+        for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
+            compiled = {
+                name: jax.jit(wrap(jax.vmap(run, in_axes=(None, 0)))).lower(*args).compile()
+                for name, run in runs.items()
+            }
+            times = _timed(compiled, args, rounds)
+            yield Row(SUITE, MAP.format(batch, steps, hidden), f"minimal GRU, {what}", "s", times)
+
+
+def crossover(path: Path, title: str, rows: list[Row]) -> None:
+    """Time of `newton_scan` over that of `scan`, for every T and H of one sequence."""
+    found = {(row.case, row.what): row.values for row in rows}
+    figure = Figure(figsize=(9.6, 6.4), dpi=150, layout="constrained")
+    figure.suptitle(f"Time of newton_scan over that of scan, B=1\n{title}", fontsize=10)
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    norm = TwoSlopeNorm(0, -1, 2)
+    image = None
+    for panels, what in zip(grid, (FORWARD, BOTH), strict=True):
+        for panel, mode in zip(panels, MODES, strict=True):
+            ratios = np.full((len(STEPS), len(WIDTHS)), np.nan)
+            for i, steps in enumerate(STEPS):
+                for j, hidden in enumerate(WIDTHS):
+                    values = found.get((MAP.format(1, steps, hidden), what), {})
+                    text = "skipped"
+                    if mode in values:
+                        ratios[i, j] = values[mode].median / values["jaxgru"].median
+                        text = f"{ratios[i, j]:.2g}"
+                    panel.text(j, i, text, ha="center", va="center", fontsize=8)
+            image = panel.imshow(np.log10(ratios), cmap="RdBu_r", norm=norm, aspect="auto")
+            panel.set_facecolor("0.9")
+            panel.set_title(f"{mode}, {what}", fontsize=9)
+            panel.set_xticks(range(len(WIDTHS)), map(str, WIDTHS))
+            panel.set_yticks(range(len(STEPS)), [f"{steps:,}" for steps in STEPS])
+    for panel in grid[1]:
+        panel.set_xlabel("H")
+    for panel in grid[:, 0]:
+        panel.set_ylabel("T")
+    assert image is not None
+    bar = figure.colorbar(image, ax=grid, ticks=[-1, 0, 1, 2])
+    bar.ax.set_yticklabels(["0.1: Newton wins", "1", "10", "100: scan wins"])
+    figure.savefig(path)

@@ -1,0 +1,194 @@
+"""A whole trajectory at once, by Newton's method: parallel in time where `scan` goes step by step.
+
+The trajectory h_1 .. h_T is the root of h_t - F(h_{t-1}, x_t). One Newton step solves a recurrence
+that is linear,
+
+    e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,
+
+which an associative scan does in O(log T) dependent operations. The derivative solves one such
+recurrence more, with the J_t of the solution; nothing is differentiated through the iterations.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxgru import checks, layers, sequence
+from jaxgru.cell import Carry, Params, cell_of
+from jaxgru.layers import Bidirectional, Stack
+from jaxgru.trajectory import Flags, Inputs, Method, NewtonInfo, pack, solve, unpack
+
+JACOBIANS = ("dense", "diagonal")
+
+
+def newton_scan(
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    length: Any = None,
+    reset: Array | None = None,
+    reset_carry: Carry | None = None,
+    reverse: bool = False,
+    jacobian: str = "dense",
+    guess: Carry | None = None,
+    tol: float | None = None,
+    max_iterations: int = 100,
+    fallback: str | None = "scan",
+) -> tuple[Carry, Array, NewtonInfo]:
+    """Run a network over one sequence as `scan` does, in parallel over time.
+
+        e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,    t = 1 .. T
+
+    until the residual F(h_{t-1}, x_t) - h_t is nothing but rounding, all t at once. The layers of a
+    Stack are solved one after the other. States are kept within the bounds that the cell sets, and
+    what is not finite is replaced by F(h_{t-1}, x_t), so that after k steps at least the first k
+    states are right. A MinGRU is linear in its state: one step is exact.
+
+    `converged` says that the residual is at most tol, and that the answer is not at the mercy of
+    rounding: a disturbance of size tol**(2/3) in every step, of random sign, moves no state by more
+    than tol**(1/3). A chaotic network fails this, however small its residual, since then scan's own
+    states are an accident of rounding.
+
+    The derivative is that of the recurrence at the solution, in every mode of JAX. With dense
+    Jacobians it is one more associative scan, in reverse for a gradient. With diagonal ones it is
+    exact too, and therefore a loop of T dependent steps, as in scan.
+
+    A batch goes through `jax.vmap`; the iteration goes on until all are done. If one of them falls
+    back, the batch pays for a scan.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
+            them, in float32 or float64.
+        xs: inputs `[T, I]`, of the dtype of params.
+        carry: where to start; zeros if None.
+        length: how many of the T steps are real, may be traced; as in `scan`.
+        reset: bool `[T]`; True at t starts a new segment at t.
+        reset_carry: where segments start, a carry; zeros if None.
+        reverse: from the last real step to the first.
+        jacobian: `"dense"` (few iterations, memory for T matrices) or `"diagonal"` (the diagonal
+            of J_t only: more iterations, memory for T states).
+        guess: where the iteration starts, as `NewtonInfo.states` has it; `[T, H]` for a GRU. Zeros
+            take the longest, the trajectory before the last update of params a few steps. No
+            gradient flows into it.
+        tol: the largest residual of a converged trajectory, relative where states exceed 1;
+            8 units of rounding if None.
+        max_iterations: after which a cell's trajectory counts as not converged.
+        fallback: `"scan"` (what has not converged is computed by a scan over time, its derivative
+            too), or None: the last iterate is returned as it is.
+
+    Returns:
+        (carry after the last step processed, outputs `[T, H]`, NewtonInfo).
+
+    Raises:
+        TypeError: params, carry, dtype or option of a kind that does not fit.
+        ValueError: a shape or value that does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> params = jaxgru.gru_init(jax.random.key(0), input_size=3, hidden_size=8)
+        >>> xs = jax.random.normal(jax.random.key(1), (500, 3), "float32")
+        >>> h, hs, info = jaxgru.newton_scan(params, xs)
+        >>> bool(info.converged), bool(abs(hs - jaxgru.scan(params, xs)[1]).max() < 1e-5)
+        (True, True)
+        >>> again = jaxgru.newton_scan(params, xs, guess=info.states)[2]
+        >>> bool(again.iterations < info.iterations)
+        True
+
+    Source: Lim et al. 2024 (DEER), arXiv:2309.12252; Gonzalez et al. 2024 (diagonal Jacobians,
+    trust regions), arXiv:2407.19115.
+    """
+    sequence.check("newton_scan", params, xs, carry, length, reset, reset_carry, reverse)
+    steps, dtype = xs.shape[0], layers.dtype(params)
+    if dtype not in (jnp.float32, jnp.float64):
+        fix = "Rounding in 16 bits leaves Newton's method nothing to converge to: use scan."
+        raise checks.error(
+            TypeError, "newton_scan", "params", "float32 or float64", f"{dtype}", fix
+        )
+    if jacobian not in JACOBIANS:
+        expected = " or ".join(map(repr, JACOBIANS))
+        raise checks.error(ValueError, "newton_scan", "jacobian", expected, repr(jacobian))
+    if fallback not in ("scan", None):
+        raise checks.error(ValueError, "newton_scan", "fallback", "'scan' or None", repr(fallback))
+    if guess is not None:
+        shape = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct((steps, *s.shape), s.dtype), layers.carry_shape(params)
+        )
+        what, fix = "a trajectory of carries", "NewtonInfo.states of an earlier call is one."
+        checks.carry("newton_scan", "guess", guess, shape, what, fix)
+    if tol is None:
+        tol = 8 * float(jnp.finfo(dtype).eps)
+    checks.number("newton_scan", "tol", tol)
+    if not 0 < tol < 1:
+        raise checks.error(ValueError, "newton_scan", "tol", "in (0, 1)", f"{tol}")
+    limit = checks.size("newton_scan", "max_iterations", max_iterations)
+
+    carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
+    method = Method(jacobian == "dense", float(tol), limit, fallback == "scan")
+    return _newton_scan(method, reverse, params, xs, carry, length, reset, reset_carry, guess)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _newton_scan(method, reverse, params, xs, carry, length, reset, reset_carry, guess):
+    if xs.shape[0] == 0:
+        states = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), carry)
+        info = NewtonInfo(jnp.int32(0), jnp.zeros((), xs.dtype), jnp.asarray(True), states)
+        return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype), info
+    marks = sequence.marks(length, reset, xs.shape[0])
+    xs = sequence.mask(marks, xs)
+    return _run(method, reverse, params, xs, carry, marks, reset_carry, guess)
+
+
+def _run(method, reverse, params, xs, carry, marks, reset_carry, guess):
+    if isinstance(params, Stack):
+        return _run_stack(method, reverse, params, xs, carry, marks, reset_carry, guess)
+    if isinstance(params, Bidirectional):
+        return _run_bidirectional(method, reverse, params, xs, carry, marks, reset_carry, guess)
+    return _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess)
+
+
+def _run_stack(method, reverse, params, xs, carry, marks, reset_carry, guess):
+    none = (None,) * len(params.layers)
+    each = (params.layers, carry, reset_carry or none, guess or none)
+    lasts, infos = [], []
+    for layer, start, restart, known in zip(*each, strict=True):
+        last, xs, info = _run(method, reverse, layer, xs, start, marks, restart, known)
+        lasts.append(last)
+        infos.append(info)
+    return tuple(lasts), xs, _joined(*infos)
+
+
+def _run_bidirectional(method, reverse, params, xs, carry, marks, reset_carry, guess):
+    starts, guesses = reset_carry or (None, None), guess or (None, None)
+    ahead = (params.forward, xs, carry[0], marks, starts[0], guesses[0])
+    back = (params.backward, xs, carry[1], marks, starts[1], guesses[1])
+    one, ys, info = _run(method, reverse, *ahead)
+    other, zs, back_info = _run(method, not reverse, *back)
+    return (one, other), jnp.concatenate([ys, zs], axis=-1), _joined(info, back_info)
+
+
+def _joined(*infos: NewtonInfo) -> NewtonInfo:
+    iterations, residuals, converged, states = zip(*infos, strict=True)
+    return NewtonInfo(
+        jnp.stack(iterations).sum(dtype=jnp.int32),
+        jnp.stack(residuals).max(),
+        jnp.stack(converged).all(),
+        states,
+    )
+
+
+def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
+    cell = cell_of(params)
+    turn = (lambda a: jnp.flip(a, 0)) if reverse else (lambda a: a)
+    flags = Flags(*jax.tree.map(turn, (sequence.entered(marks, reverse), marks.valid)))
+    restart = None if reset_carry is None else pack(reset_carry)
+    inputs = Inputs(params, turn(xs), pack(carry), restart)
+    guess = None if guess is None else turn(pack(guess))
+    states, info = solve(cell, method, inputs, flags, guess)
+    trajectory = unpack(cell, params, turn(states))
+    ys = sequence.mask(marks, cell.output(trajectory))
+    info = info._replace(states=lax.stop_gradient(trajectory))
+    return unpack(cell, params, states[-1]), ys, info
