@@ -9,9 +9,10 @@ from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
-from jaxgru.newton import NewtonInfo, newton_scan
+from jaxgru.newton import newton_scan
 from jaxgru.scan import scan
 from jaxgru.step import step
+from jaxgru.trajectory import NewtonInfo
 
 __all__ = [
     "Bidirectional",

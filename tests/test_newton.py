@@ -26,7 +26,7 @@ from cases import (
     draw_xs,
     weigh,
 )
-from jaxgru import newton
+from jaxgru import trajectory
 from jaxgru.cell import advance, cell_of
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -36,6 +36,12 @@ RESET = np.array([False, True, False, False, True, False])
 MODES = ("dense", "diagonal")
 #: Time is turned before either mode sees it, so each need not be tested in both directions.
 WAYS = [("dense", True), ("diagonal", False)]
+DENSE, DIAGONAL = (functools.partial(jaxgru.newton_scan, jacobian=mode) for mode in MODES)
+
+
+def slow(value):
+    """One more of a kind, that takes seconds."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -120,7 +126,7 @@ def test_nan_in_a_real_step_is_not_hidden():
     assert jnp.all(jnp.isnan(ys[2:]))
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm"])
+@pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("gru", "lstm"))])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_ten_thousand_steps_of_a_fresh_network(kind, dtype):
     init = {"lstm": jaxgru.lstm_init}.get(kind, jaxgru.gru_init)
@@ -138,6 +144,48 @@ def test_ten_thousand_steps_of_a_fresh_network(kind, dtype):
         assert_close((last, ys), expected, tol * size)
 
 
+@functools.cache
+def trained():
+    """A GRU that has learnt to hold a sum over some steps: descent by the gradient's signs."""
+    params = jaxgru.gru_init(jax.random.key(0), 2, 8, chrono=20, dtype="float64")
+    xs = jax.random.uniform(jax.random.key(1), (64, 20, 2), "float64")
+
+    def loss(params):
+        _, hs = jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)
+        return jnp.mean((hs[:, -1, 0] - xs[:, :, 0].mean(1)) ** 2)
+
+    def update(_, params):
+        return jax.tree.map(lambda w, g: w - 3e-3 * jnp.sign(g), params, jax.grad(loss)(params))
+
+    after = jax.jit(lambda params: jax.lax.fori_loop(0, 300, update, params))(params)
+    assert loss(after) < 0.1 * loss(params)
+    return after
+
+
+@pytest.mark.parametrize("jacobian", MODES)
+@pytest.mark.parametrize("dtype", ["float64", slow("float32")])
+def test_ten_thousand_steps_of_a_trained_network(dtype, jacobian):
+    """Values and gradients to the promised 1e-9 and 1e-4, relative to the largest entry."""
+    tol = {"float64": 1e-9, "float32": 1e-4}[dtype]
+    params = jax.tree.map(lambda w: w.astype(dtype), trained())
+    xs = draw_xs(10_000, 2, dtype)
+
+    def both(run):
+        def loss(params, xs):
+            out = run(params, xs)[:2]
+            return weigh(out), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, xs)
+
+    run = DENSE if jacobian == "dense" else DIAGONAL
+    assert run(params, xs)[2].converged
+    ((_, actual), grads), ((_, expected), expected_grads) = both(run), both(jaxgru.scan)
+    assert_close(actual, expected, tol)
+    for g, e in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        size = jnp.abs(e).max()
+        assert_close(g / size, e / size, tol)
+
+
 # --- the Jacobian
 
 
@@ -145,21 +193,21 @@ def test_ten_thousand_steps_of_a_fresh_network(kind, dtype):
 def test_jacobians_are_those_of_autodiff(kind):
     params, xs = draw(kind), draw_xs()
     cell = cell_of(params)
-    before = jnp.outer(jnp.linspace(0.1, 1, STEPS), newton._pack(draw_carry(params)))
-    inputs = newton._Inputs(params, xs, before[0], None)
+    before = jnp.outer(jnp.linspace(0.1, 1, STEPS), trajectory.pack(draw_carry(params)))
+    inputs = trajectory.Inputs(params, xs, before[0], None)
     blocks = cell.blocks(params)
 
     def step(h, x):
-        carry = newton._unpack(cell, params, h)
-        return newton._pack(advance(cell, blocks, carry, x)[0])
+        carry = trajectory.unpack(cell, params, h)
+        return trajectory.pack(advance(cell, blocks, carry, x)[0])
 
     expected = jax.vmap(jax.jacfwd(step))(before, xs)
-    carries = newton._unpack(cell, params, before)
+    carries = trajectory.unpack(cell, params, before)
     _, gates = advance(cell, blocks, carries, xs)
-    flags = newton._Flags(None, None)
-    diagonal = newton._jacobian(cell, False, inputs, flags, before, gates)
+    flags = trajectory.Flags(None, None)
+    diagonal = trajectory.jacobian_of(cell, False, inputs, flags, before, gates)
     assert_close(diagonal, jnp.diagonal(expected, axis1=1, axis2=2), TOL)
-    dense = newton._jacobian(cell, True, inputs, flags, before, gates)
+    dense = trajectory.jacobian_of(cell, True, inputs, flags, before, gates)
     if kind == "min_gru":  # nothing but a diagonal
         assert_close(jax.vmap(jnp.diag)(dense), expected, TOL)
     else:
@@ -168,16 +216,18 @@ def test_jacobians_are_those_of_autodiff(kind):
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_no_state_exceeds_its_bound(kind):
-    """From states that are too large, with weights that saturate."""
-    params = jax.tree.map(lambda w: 20 * w, draw(kind))
+    """Not even of an iterate: from a carry that is large, with Jacobians that expand."""
+    params = jax.tree.map(lambda w: 5 * w, draw(kind))
     carry = jax.tree.map(lambda a: 3 * a, draw_carry(params))
     xs = draw_xs(100)
-    states = jaxgru.newton_scan(params, xs, carry)[2].states
+    run = functools.partial(jaxgru.newton_scan, max_iterations=3, fallback=None)
+    states = run(params, xs, carry)[2].states
     bound = cell_of(params).bound(jax.tree.map(jnp.abs, carry), 100)
     for leaf, most in zip(jax.tree.leaves(states), jax.tree.leaves(bound), strict=True):
         assert jnp.all(jnp.abs(leaf) <= most[None] * (1 + 1e-12))
-        # and the bound is of some use, but for the minimal GRU, which needs none
-        assert kind == "min_gru" or jnp.all(most <= 105)
+    # The bound is of some use, but for the minimal GRU, which needs none: scan comes close to it.
+    reached = jax.tree.map(lambda a: jnp.abs(a).max(), jaxgru.scan(params, xs, carry)[1])
+    assert kind == "min_gru" or reached > 0.4 * jax.tree.leaves(bound)[0].min()
 
 
 # --- derivatives
@@ -192,9 +242,6 @@ def gradient(run, reverse=False, length=4):
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
 
 
-DENSE, DIAGONAL = (functools.partial(jaxgru.newton_scan, jacobian=mode) for mode in MODES)
-
-
 @pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_scan(kind, jacobian, reverse):
@@ -205,7 +252,13 @@ def test_gradients_are_those_of_scan(kind, jacobian, reverse):
 
 
 @pytest.mark.parametrize(
-    ("kind", "run"), [("gru", DENSE), ("gru", DIAGONAL), ("lstm", DENSE), ("min_gru", DENSE)]
+    ("kind", "run"),
+    [
+        ("gru", DENSE),
+        ("min_gru", DENSE),
+        pytest.param("gru", DIAGONAL, marks=pytest.mark.slow),
+        pytest.param("lstm", DENSE, marks=pytest.mark.slow),
+    ],
 )
 def test_check_grads_order_2(kind, run):
     params, xs = draw(kind, 2, 2), draw_xs(3, 2)
@@ -280,7 +333,7 @@ def test_a_batch_is_the_batch_looped_over(run):
 
 
 @pytest.mark.parametrize("jacobian", MODES)
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "elman", "lstm"])
+@pytest.mark.parametrize("kind", ["gru", "elman", *map(slow, ("gru_after", "lstm"))])
 def test_a_hundred_networks_of_growing_scale_none_silently_wrong(kind, jacobian):
     """The larger ones are chaotic: their states are an accident of rounding."""
     scales = np.geomspace(0.3, 12, 100)
@@ -325,18 +378,32 @@ def test_the_fallback_is_scan_and_none_is_the_iterate():
     assert_close(iterate[1][:2], ys[:2], TOL)
 
 
+def test_one_layer_that_fails_is_told():
+    chaotic = draw_scaled("elman", 8.0, 1, hidden=16)
+    params = jaxgru.Stack((draw("min_gru", 2, 2), chaotic))
+    xs = 3 * draw_xs(60, 2)
+    assert compiled("dense")(params.layers[0], xs)[2].converged
+    _, ys, info = compiled("dense")(params, xs)
+    assert not info.converged
+    assert_same(ys, jaxgru.scan(chaotic, compiled("dense")(params.layers[0], xs)[1])[1])
+
+
 @pytest.mark.parametrize("run", [DENSE, DIAGONAL], ids=MODES)
 def test_gradients_of_the_fallback_do_not_overflow(run):
-    """Products of 700 expanding Jacobians overflow; what a loss of the first steps needs of them
-    does not. An associative scan alone answers NaN."""
-    params, xs = draw_scaled("elman", 12.0, 1), 1e-3 * draw_xs(700, 2)
+    """At rest on an unstable point: the product of 3000 Jacobians, 3**3000, overflows; what a loss
+    of the first steps needs of them does not. An associative scan alone answers NaN."""
+    params = jaxgru.ElmanParams(w_ih=jnp.ones((1, 1)), w_hh=3 * jnp.ones((1, 1)), b=None)
+    xs = jnp.zeros((3000, 1))
+    assert not run(params, xs)[2].converged
 
-    def loss(scan, params):
+    def loss(scan, params, xs):
         return weigh(scan(params, xs)[1][:3])
 
     actual, expected = (
-        jax.jit(jax.grad(functools.partial(loss, scan)))(params) for scan in (run, jaxgru.scan)
+        jax.jit(jax.grad(functools.partial(loss, scan), argnums=(0, 1)))(params, xs)
+        for scan in (run, jaxgru.scan)
     )
+    assert jnp.abs(expected[1][0, 0]) > 0.5
     assert_close(actual, expected, GRAD_TOL["float64"])
 
 
@@ -371,6 +438,7 @@ def test_a_guess_that_is_not_finite_does_no_harm():
     guess = jnp.full((30, 4), jnp.nan).at[3].set(1e300)
     last, ys, info = compiled("dense")(params, xs, guess=guess)
     assert info.converged
+    assert info.iterations <= compiled("dense")(params, xs)[2].iterations + 1
     assert_close((last, ys), jaxgru.scan(params, xs), TOL)
 
 
