@@ -28,6 +28,7 @@ MATRICES = 256e6  # bytes of T matrices [H, H] above which dense Newton is left 
 TURNS = 4.0  # seconds that the turns of one contestant may take
 
 MAP = "B={} T={} H={}"
+DARK = 30  # a ratio from which the map's colour asks for white letters
 
 
 def newton(rounds: int) -> Iterator[Row]:
@@ -172,10 +173,10 @@ def _minimal(rounds: int) -> Iterator[Row]:
 
 
 def crossover(path: Path, title: str, rows: list[Row]) -> None:
-    """Time of `newton_scan` over that of `scan`, for every T and H of one sequence."""
+    """Time of `newton_scan` over that of `scan`, by minima, for every T and H of one sequence."""
     found = {(row.case, row.what): row.values for row in rows}
     figure = Figure(figsize=(9.6, 6.4), dpi=150, layout="constrained")
-    figure.suptitle(f"Time of newton_scan over that of scan, B=1\n{title}", fontsize=10)
+    figure.suptitle(f"Time of newton_scan over that of scan, by minima; B=1; {title}", fontsize=10)
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     norm = TwoSlopeNorm(0, -1, 2)
     image = None
@@ -187,9 +188,11 @@ def crossover(path: Path, title: str, rows: list[Row]) -> None:
                     values = found.get((MAP.format(1, steps, hidden), what), {})
                     text = "skipped"
                     if mode in values:
-                        ratios[i, j] = values[mode].median / values["jaxgru"].median
-                        text = f"{ratios[i, j]:.2g}"
-                    panel.text(j, i, text, ha="center", va="center", fontsize=8)
+                        ratio = values[mode].minimum / values["jaxgru"].minimum
+                        ratios[i, j] = ratio
+                        text = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+                    colour = "white" if ratios[i, j] > DARK else "black"
+                    panel.text(j, i, text, color=colour, ha="center", va="center", fontsize=8)
             image = panel.imshow(np.log10(ratios), cmap="RdBu_r", norm=norm, aspect="auto")
             panel.set_facecolor("0.9")
             panel.set_title(f"{mode}, {what}", fontsize=9)

@@ -66,13 +66,14 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _plain(rows: list[Row]) -> str:
-    """A table of medians."""
+    """A table of medians; "none" where there is no number."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     head = ["", *(f"{name}, {rows[0].unit}" for name in names)]
     lines = [f"**{rows[0].suite}, {rows[0].what}**", "", _line(head)]
     lines.append(_line(["---"] * len(head)))
     for row in rows:
-        cells = [f"{row.values[n].median:.4g}" if n in row.values else "" for n in names]
+        values = [row.values[name].median for name in names]
+        cells = [f"{value:.4g}" if math.isfinite(value) else "none" for value in values]
         lines.append(_line([row.case, *cells]))
     return "\n".join(lines)
 

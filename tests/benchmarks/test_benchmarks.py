@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import by_hand, peers, report, suites
+from benchmarks import by_hand, newton, peers, report, suites
 from benchmarks.timing import Row, Times, interleave
 from cases import GRAD_TOL, VALUE_TOL, assert_close
 
@@ -69,3 +69,26 @@ def test_a_picture_and_a_file_are_written(tmp_path):
     report.to_json(tmp_path / "grid.json", {"machine": "here"}, rows)
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert '"machine": "here"' in (tmp_path / "grid.json").read_text()
+
+
+def test_numbers_that_stand_alone_are_told_as_they_are():
+    counts = {"dense": Times.of(3.0), "diagonal": Times.of(np.inf)}
+    row = Row("newton", "T=100", "iterations", "steps", counts)
+    assert report.ratios(row) == {}
+    table = report.markdown([row])
+    assert "|  | dense, steps | diagonal, steps |" in table
+    assert "| T=100 | 3 | none |" in table
+
+
+def test_the_map_has_a_number_for_every_size_and_says_what_is_left_out(tmp_path):
+    values = {"jaxgru": Times(1.0, 2.0), "diagonal": Times(12.4, 3.0)}
+    rows = [Row("newton", newton.MAP.format(1, 100, 1), "forward", "s", values)]
+    newton.crossover(tmp_path / "map.png", "title", rows)
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lyapunov_exponent_of_a_leak():
+    """Without recurrent weights a state decays by 1 - z = 1/2 a step."""
+    params = jax.tree.map(jnp.zeros_like, newton._draw(3))
+    exponent = newton.lyapunov(params, newton._draw_xs(50))
+    np.testing.assert_allclose(exponent, np.log(0.5), rtol=1e-6)  # float32
