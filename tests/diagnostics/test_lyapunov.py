@@ -53,10 +53,11 @@ def test_all_together_are_the_mean_log_determinant(kind):
     assert_close(found.exponents.sum(), expected, 1e-9)  # the smallest exponents are about -10
 
 
-@pytest.mark.parametrize("kind", STREAMABLE)
+@pytest.mark.parametrize("kind", [kind for kind in STREAMABLE if kind != "min_gru"])
 def test_they_are_the_log_singular_values_of_the_product(kind):
     """Up to where the frame stood at the start: with V the right singular vectors of the product P
-    and Q the frame, a volume grows by s_1 .. s_k |det(V_k^T Q_k)|, if s_{k+1} << s_k."""
+    and Q the frame, a volume grows by s_1 .. s_k |det(V_k^T Q_k)|, if s_{k+1} << s_k.
+    Those of the minimal GRU, whose product is diagonal, are not so far apart."""
     params, xs = draw(kind), draw_xs(40)
     jacobians = np.asarray(state_jacobians(params, xs))
     size, product = jacobians.shape[1], np.eye(jacobians.shape[1])

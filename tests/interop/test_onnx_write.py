@@ -9,7 +9,7 @@ import pytest
 
 import jaxgru
 import jaxgru.cell
-from cases import CELLS, HIDDEN, INPUT, KINDS, assert_close, assert_same, draw, draw_cell
+from cases import CELLS, HIDDEN, INPUT, LAYERS, assert_close, assert_same, draw, draw_cell
 from jaxgru.interop import from_onnx, to_onnx
 from onnx_models import GATES, TOL, onnx, random_xs, session
 
@@ -66,11 +66,12 @@ def native(kind, dtype="float32", bias=True, seed=0, hidden=HIDDEN):
     return cell(one, INPUT)
 
 
-NATIVE = [*CELLS, *(f"{kind} x 2" for kind in CELLS)]
+WITH_NODE = [kind for kind in CELLS if kind != "min_gru"]
+NATIVE = [*WITH_NODE, *(f"{kind} x 2" for kind in WITH_NODE)]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", [*KINDS, *NATIVE[len(CELLS) :]])
+@pytest.mark.parametrize("kind", [*LAYERS, *NATIVE])
 def test_onnxruntime_equals_scan(kind, reverse, tmp_path):
     """At any batch and time, with and without lengths and carries, whatever is in the padding."""
     params = native(kind) if kind in NATIVE else draw(kind, dtype="float32")
@@ -213,3 +214,10 @@ def test_cells_without_a_node(monkeypatch, tmp_path):
     message = "to_onnx: params must be GRUParams or LSTMParams or ElmanParams, got OtherParams"
     with pytest.raises(TypeError, match=message):
         to_onnx(jaxgru.Bidirectional(native("lstm"), params), tmp_path / "model.onnx")
+
+
+def test_a_minimal_gru_has_no_node(tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(TypeError, match=r"^to_onnx: params must be GRUParams .*, got MinGRUParams"):
+        to_onnx(draw("min_gru", dtype="float32"), path)
+    assert not path.exists()
