@@ -80,7 +80,7 @@ def to_equinox(params: Params) -> Any:
         TypeError, ValueError: params without a counterpart.
 
     Example:
-        >>> import jax, jaxgru
+        >>> import equinox, jax, jaxgru
         >>> params = jaxgru.gru_init(jax.random.key(0), 3, 4, reset_after=True)
         >>> jaxgru.interop.to_equinox(params).weight_ih.shape
         (12, 3)

@@ -116,7 +116,7 @@ def to_nnx(params: Params) -> Any:
         TypeError, ValueError: params without a counterpart.
 
     Example:
-        >>> import jax, jaxgru
+        >>> import flax, jax, jaxgru
         >>> params = jaxgru.lstm_init(jax.random.key(0), 3, 4)
         >>> jaxgru.interop.to_nnx(params).dense_i.kernel.shape
         (3, 16)

@@ -74,7 +74,7 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
             activations, their alpha and beta, clip, input_forget, peepholes.
 
     Example:
-        >>> import jax, jaxgru, pathlib, tempfile
+        >>> import jax, jaxgru, onnx, pathlib, tempfile
         >>> params = jaxgru.gru_init(jax.random.key(0), 3, 4)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "gru.onnx")

@@ -19,6 +19,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:keras.*"),
 ]
 
+
+@pytest.fixture(autouse=True)
+def narrow():
+    """Without biases keras lets float64 into its loop where 64-bit types are on."""
+    with jax.enable_x64(False):
+        yield
+
+
 #: Two evaluations of five steps in float32: errors stay below 20 ulp of numbers of order one.
 TOL = 2e-6
 BATCH, STEPS, INPUT, HIDDEN = 3, 5, 3, 4
