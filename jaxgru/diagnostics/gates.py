@@ -20,7 +20,10 @@ LIMIT, WIDTH = 16.0, 0.02
 BINS = round(2 * LIMIT / WIDTH)
 
 # Where they stand among what the cell's `advance` keeps of a step.
-GATES = {GRUParams: {"r": 0, "z": 1}, LSTMParams: {"i": 0, "f": 1, "o": 3}}
+GATES: dict[type, dict[str, int]] = {
+    GRUParams: {"r": 0, "z": 1},
+    LSTMParams: {"i": 0, "f": 1, "o": 3},
+}
 
 
 class Gate(NamedTuple):

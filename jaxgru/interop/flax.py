@@ -52,15 +52,16 @@ class RNN(nnx.Module):
     ) -> None:
         """Take the weights of params."""
         layers.check("RNN", params)
-        named, self.structure = jax.tree_util.tree_flatten_with_path(params)
-        self.names = tuple(
+        named, structure = jax.tree_util.tree_flatten_with_path(params)
+        self.structure: Any = structure
+        self.names: tuple[str, ...] = tuple(
             jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in named
         )
-        self.weights = nnx.Dict(
+        self.weights: Any = nnx.Dict(
             {name: nnx.Param(leaf) for name, (_, leaf) in zip(self.names, named, strict=True)}
         )
         self.return_carry = return_carry
-        self.options = {"reverse": reverse, "checkpoint": checkpoint}
+        self.options: dict[str, Any] = {"reverse": reverse, "checkpoint": checkpoint}
 
     @property
     def params(self) -> Params:

@@ -15,7 +15,7 @@ from jaxgru.layers import Bidirectional
 from jaxgru.lstm import LSTMCarry, LSTMParams
 
 # By the type of the node; a GRU's by its attribute linear_before_reset.
-FORMS = {
+FORMS: dict[str, tuple[Form, ...]] = {
     "GRU": tuple(
         Form(GRUParams, (1, 0, 2), negated=(1,), reset_after=after) for after in (False, True)
     ),

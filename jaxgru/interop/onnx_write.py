@@ -10,12 +10,12 @@ import numpy as np
 from jaxgru import checks, layers
 from jaxgru.cell import Params, is_cell
 from jaxgru.interop.onnx import FORMS
-from jaxgru.interop.weights import form_of, to_packed
+from jaxgru.interop.weights import Form, form_of, to_packed
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.lstm import LSTMParams
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime has run since 1.12
-OPS = {form: op for op, forms in FORMS.items() for form in forms}
+OPS: dict[Form, str] = {form: op for op, forms in FORMS.items() for form in forms}
 
 
 def to_onnx(params: Params, path: str | os.PathLike[str], *, reverse: bool = False) -> None:
