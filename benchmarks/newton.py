@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 import jaxgru
 from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, temporary
+from jaxgru.diagnostics import lyapunov_spectrum
 
 SUITE = "newton"
 MODES = ("dense", "diagonal")
@@ -57,14 +57,24 @@ def _sizes(batch: int, steps: int, hidden: int, rounds: int) -> Iterator[Row]:
             runs[mode] = functools.partial(_outputs, mode)
     args = (_draw(hidden), _draw_xs(batch, steps))
     case = MAP.format(batch, steps, hidden)
-    for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
-        compiled = {
-            name: jax.jit(wrap(jax.vmap(run, in_axes=(None, 0)))).lower(*args).compile()
-            for name, run in runs.items()
-        }
+    for what, compiled in _programs(runs, args):
         yield Row(SUITE, case, what, "s", _timed(compiled, args, rounds))
         memory = {name: temporary(program) for name, program in compiled.items()}
         yield Row(SUITE, case, f"temporary memory, {what}", "MB", memory)
+
+
+def _programs(
+    runs: dict[str, Callable[..., Any]], args: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The runs over a batch, compiled: forward, and their gradients."""
+    for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
+        yield (
+            what,
+            {
+                name: jax.jit(wrap(jax.vmap(run, in_axes=(None, 0)))).lower(*args).compile()
+                for name, run in runs.items()
+            },
+        )
 
 
 def _outputs(mode: str, params: Any, xs: jax.Array, guess: Any = None) -> jax.Array:
@@ -90,20 +100,6 @@ def _timed(programs: dict[str, Any], args: Any, rounds: int) -> dict[str, Times]
     return interleave(calls, max(2, min(rounds, int(TURNS / longest))))
 
 
-def lyapunov(params: Any, xs: jax.Array) -> jax.Array:
-    """The largest Lyapunov exponent, per step, by power iteration along the trajectory."""
-
-    def step(state, x):
-        h, v = state
-        h, v = jax.jvp(lambda h: jaxgru.gru_step(params, h, x), (h,), (v,))
-        size = jnp.linalg.norm(v)
-        return (h, v / size), jnp.log(size)
-
-    h = jaxgru.initial_carry(params)
-    start = jax.random.normal(jax.random.key(2), h.shape)
-    return lax.scan(step, (h, start / jnp.linalg.norm(start)), xs)[1].mean()
-
-
 def _counts(params: Any, xs: jax.Array) -> dict[str, Times]:
     """Newton steps of each mode, or infinity where it did not converge."""
     found = {}
@@ -119,7 +115,7 @@ def _chaos() -> Iterator[Row]:
     xs = _draw_xs(steps)
     for scale in (1.0, 3.0, 5.0, 7.0, 9.0, 12.0, 16.0, 24.0):
         params = _draw(hidden, scale)
-        exponent = float(jax.jit(lyapunov)(params, xs))
+        exponent = float(lyapunov_spectrum(params, xs, k=1).exponents[0])
         case = f"T={steps} H={hidden}, exponent {exponent:+.3f}"
         yield Row(SUITE, case, "iterations and the Lyapunov exponent", "steps", _counts(params, xs))
 
@@ -134,6 +130,7 @@ def _warm(rounds: int) -> Iterator[Row]:
     """The guess is the trajectory before every weight moved by a share of its size."""
     steps, hidden = 1000, 8
     params, xs = _draw(hidden), _draw_xs(steps)
+    scan = jax.jit(jaxgru.scan)  # as the others are: checks of arguments are not in question
     for share in (1e-2, 1e-3, 1e-4):
         signs = jax.tree.map(
             lambda w: jnp.sign(jnp.sin(jnp.arange(1.0, w.size + 1)).reshape(w.shape)), params
@@ -149,7 +146,7 @@ def _warm(rounds: int) -> Iterator[Row]:
             case = f"T={steps} H={hidden} {mode}, weights moved by {share:g}"
             yield Row(SUITE, case, "iterations from a guess", "steps", counts)
             both: dict[str, Callable[[], Any]] = {
-                "jaxgru": lambda: jax.block_until_ready(jaxgru.scan(moved, xs)),  # noqa: B023
+                "jaxgru": lambda: jax.block_until_ready(scan(moved, xs)),  # noqa: B023
                 "cold": lambda: jax.block_until_ready(run(moved, xs)),  # noqa: B023
                 "warm": lambda: jax.block_until_ready(run(moved, xs, guess=guess)),  # noqa: B023
             }
@@ -163,11 +160,7 @@ def _minimal(rounds: int) -> Iterator[Row]:
         args = (params, _draw_xs(batch, steps))
         runs: dict[str, Callable[..., Any]] = {"jaxgru": lambda p, xs: jaxgru.scan(p, xs)[1]}
         runs["associative"] = functools.partial(_outputs, "diagonal")
-        for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
-            compiled = {
-                name: jax.jit(wrap(jax.vmap(run, in_axes=(None, 0)))).lower(*args).compile()
-                for name, run in runs.items()
-            }
+        for what, compiled in _programs(runs, args):
             times = _timed(compiled, args, rounds)
             yield Row(SUITE, MAP.format(batch, steps, hidden), f"minimal GRU, {what}", "s", times)
 

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.timing import Row
+from experiments.common.metrics import plain
 
 OURS = "jaxgru"
 #: Contestants whose arrays are time-major are compared with jaxgru in that layout.
@@ -91,7 +92,7 @@ def to_json(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
         row._asdict() | {"values": {name: value._asdict() for name, value in row.values.items()}}
         for row in rows
     ]
-    path.write_text(json.dumps(header | {"rows": lines}, indent=1) + "\n")
+    path.write_text(json.dumps(plain(header | {"rows": lines}), indent=1, allow_nan=False) + "\n")
 
 
 def picture(path: Path, title: str, rows: list[Row]) -> None:

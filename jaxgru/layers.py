@@ -170,6 +170,16 @@ def check(caller: str, params: Params) -> None:
         )
 
 
+def check_forward(caller: str, params: Params, fix: str) -> None:
+    """Raises where params, or a layer of theirs, run backward in time too; fix is what to do."""
+    if isinstance(params, Bidirectional):
+        expected = "params that run forward in time"
+        raise checks.error(TypeError, caller, "params", expected, "Bidirectional", fix)
+    if isinstance(params, Stack):
+        for layer in params.layers:
+            check_forward(caller, layer, fix)
+
+
 def _check_stack(caller: str, params: Stack) -> None:
     if not isinstance(params.layers, tuple):
         got = checks.describe(params.layers)

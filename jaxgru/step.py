@@ -4,7 +4,7 @@ from jax import Array
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params, advance, cell_of
-from jaxgru.layers import Bidirectional, Stack
+from jaxgru.layers import Stack
 
 
 def step(params: Params, carry: Carry, x: Array) -> Carry:
@@ -34,7 +34,7 @@ def step(params: Params, carry: Carry, x: Array) -> Carry:
         (8,)
     """
     layers.check("step", params)
-    _check_streams(params)
+    layers.check_forward("step", params, "A backward direction needs the whole sequence: use scan.")
     checks.carry("step", "carry", carry, layers.carry_shape(params))
     checks.inputs("step", "x", x, (layers.sizes(params)[0],), layers.dtype(params))
     return _step(params, carry, x)[0]
@@ -50,13 +50,3 @@ def _step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     cell = cell_of(params)
     carry, _ = advance(cell, cell.blocks(params), carry, x)
     return carry, cell.output(carry)
-
-
-def _check_streams(params: Params) -> None:
-    if isinstance(params, Bidirectional):
-        expected = "params that run forward in time"
-        fix = "A backward direction needs the whole sequence: use scan."
-        raise checks.error(TypeError, "step", "params", expected, "Bidirectional", fix)
-    if isinstance(params, Stack):
-        for layer in params.layers:
-            _check_streams(layer)

@@ -17,6 +17,7 @@ from cases import (
     CELLS,
     GRAD_TOL,
     KINDS,
+    LAYERS,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -162,7 +163,7 @@ def trained():
     return after
 
 
-@pytest.mark.parametrize("jacobian", MODES)
+@pytest.mark.parametrize("jacobian", [slow("dense"), "diagonal"])
 @pytest.mark.parametrize("dtype", ["float64", slow("float32")])
 def test_ten_thousand_steps_of_a_trained_network(dtype, jacobian):
     """Values and gradients to the promised 1e-9 and 1e-4, relative to the largest entry."""
@@ -243,7 +244,7 @@ def gradient(run, reverse=False, length=4):
 
 
 @pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*CELLS, *map(slow, LAYERS)])
 def test_gradients_are_those_of_scan(kind, jacobian, reverse):
     params, xs = draw(kind), draw_xs()
     arguments = (params, xs, draw_carry(params, 7), draw_carry(params, 8))
@@ -254,7 +255,7 @@ def test_gradients_are_those_of_scan(kind, jacobian, reverse):
 @pytest.mark.parametrize(
     ("kind", "run"),
     [
-        ("gru", DENSE),
+        pytest.param("gru", DENSE, marks=pytest.mark.slow),
         ("min_gru", DENSE),
         pytest.param("gru", DIAGONAL, marks=pytest.mark.slow),
         pytest.param("lstm", DENSE, marks=pytest.mark.slow),
@@ -333,7 +334,7 @@ def test_a_batch_is_the_batch_looped_over(run):
 
 
 @pytest.mark.parametrize("jacobian", MODES)
-@pytest.mark.parametrize("kind", ["gru", "elman", *map(slow, ("gru_after", "lstm"))])
+@pytest.mark.parametrize("kind", ["gru", *map(slow, ("gru_after", "lstm", "elman"))])
 def test_a_hundred_networks_of_growing_scale_none_silently_wrong(kind, jacobian):
     """The larger ones are chaotic: their states are an accident of rounding."""
     scales = np.geomspace(0.3, 12, 100)
@@ -419,7 +420,7 @@ def test_the_minimal_gru_takes_one_step():
 
 
 @pytest.mark.parametrize(("jacobian", "reverse"), WAYS)
-@pytest.mark.parametrize("kind", ["gru_after", "lstm", "bidirectional"])
+@pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("lstm", "bidirectional"))])
 def test_a_guess_saves_iterations(kind, jacobian, reverse):
     """As in training: the trajectory before a small change of the params."""
     params, xs = draw(kind), draw_xs(300)

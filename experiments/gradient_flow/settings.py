@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.adding_task.settings import AddingSettings
+from experiments.common import settings as common
 from experiments.common.settings import require
 
 Cell = Literal["elman", "lstm", "gru"]
@@ -70,11 +71,8 @@ def check(settings: GradientFlowSettings) -> None:
     """Raise `UsageError` for a value that makes no sense."""
     shortest = FIRST_LAG + 2
     require(settings, "length", settings.length >= shortest, f"at least {shortest}")
-    for name in ("hidden_size", "updates", "batch_size", "examples"):
-        require(settings, name, getattr(settings, name) >= 1, "at least 1")
-    rate, biases, seeds = settings.learning_rate, settings.biases, settings.seeds
-    require(settings, "learning_rate", 0 < rate < math.inf, "positive and finite")
+    common.check(settings.adding("gru"))
+    require(settings, "examples", settings.examples >= 1, "at least 1")
+    biases = settings.biases
     require(settings, "biases", bool(biases) and all(map(math.isfinite, biases)), "finite")
     require(settings, "biases", len(set(biases)) == len(biases), "different from each other")
-    require(settings, "seeds", bool(seeds) and all(0 <= s < 2**32 for s in seeds), "in [0, 2**32)")
-    require(settings, "seeds", len(set(seeds)) == len(seeds), "different from each other")

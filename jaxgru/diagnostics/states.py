@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params, cell_of
-from jaxgru.layers import Bidirectional, Stack, initial_carry
+from jaxgru.layers import Stack, initial_carry
 from jaxgru.step import step
 
 
@@ -91,23 +91,14 @@ def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
 def check_params(caller: str, params: Params) -> None:
     """Params that run forward in time, of a dtype in which derivatives are worth looking at."""
     layers.check(caller, params)
-    _check_forward(caller, params)
+    fix = "Look at its two directions, .forward and .backward, one by one."
+    layers.check_forward(caller, params, fix)
     dtype = layers.dtype(params)
     if jnp.finfo(dtype).bits < 32:
         fix = "Cast them with jax.tree.map: half precision would measure its own rounding."
         raise checks.error(
             TypeError, caller, "params", "float32 or float64", jnp.dtype(dtype).name, fix
         )
-
-
-def _check_forward(caller: str, params: Params) -> None:
-    if isinstance(params, Bidirectional):
-        expected = "params that run forward in time"
-        fix = "Look at its two directions, .forward and .backward, one by one."
-        raise checks.error(TypeError, caller, "params", expected, "Bidirectional", fix)
-    if isinstance(params, Stack):
-        for layer in params.layers:
-            _check_forward(caller, layer)
 
 
 def _output(params: Params, carry: Any) -> Array:

@@ -10,7 +10,7 @@ from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
 from jaxgru.gru import GRUParams
 from jaxgru.interop.onnx_model import Constants, find, load, name_of
-from jaxgru.interop.weights import ELMAN, Form, Packed, as_numpy, to_params
+from jaxgru.interop.weights import ELMAN, Form, Packed, checked, to_params
 from jaxgru.layers import Bidirectional
 from jaxgru.lstm import LSTMCarry, LSTMParams
 
@@ -166,13 +166,7 @@ class _Shapes:
         self._directions, self._gates = directions, gates
 
     def _array(self, role: str, *shape: int | str) -> np.ndarray:
-        value = as_numpy("from_onnx", self._labels[role], self._arrays[role])
-        fix = ""
-        if value.ndim == 3 and len(shape) == 3:
-            turned = zip(shape, (value.shape[0], value.shape[2], value.shape[1]), strict=True)
-            if all(isinstance(want, str) or want == have for want, have in turned):
-                fix = "It seems to be transposed."
-        checks.array("from_onnx", self._labels[role], value, shape, fix)
+        value = checked("from_onnx", self._labels[role], self._arrays[role], shape)
         if value.dtype != self._arrays["R"].dtype:
             expected = f"{self._arrays['R'].dtype} as R is"
             got = checks.describe(value)

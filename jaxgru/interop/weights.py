@@ -141,6 +141,18 @@ def as_numpy(caller: str, name: str, value: Any) -> np.ndarray:
     return value
 
 
+def checked(caller: str, name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
+    """As `as_numpy`, of this shape; letters stand for sizes that may be anything."""
+    value = as_numpy(caller, name, value)
+    fix = ""
+    if value.ndim == len(shape) > 1:
+        turned = zip(shape, (*value.shape[:-2], *value.shape[:-3:-1]), strict=True)
+        if all(isinstance(n, str) or n == m for n, m in turned):
+            fix = "It seems to be transposed."  # said where the shape is wrong
+    checks.array(caller, name, value, shape, fix)
+    return value
+
+
 class Named:
     """Arrays by name, each of which must be asked for."""
 
@@ -158,12 +170,7 @@ class Named:
                 ValueError, self._caller, repr(name), expected, _listed(self._arrays)
             )
         self._asked.add(name)
-        value = as_numpy(self._caller, repr(name), self._arrays[name])
-        turned = zip(shape, value.shape[::-1], strict=False)
-        transposed = value.ndim == 2 and all(isinstance(n, str) or n == m for n, m in turned)
-        fix = "It seems to be transposed." if transposed else ""  # said where the shape is wrong
-        checks.array(self._caller, repr(name), value, shape, fix)
-        return value
+        return checked(self._caller, repr(name), self._arrays[name], shape)
 
     def finish(self, fix: str = "") -> None:
         """Raises if there are arrays that nobody asked for."""

@@ -85,10 +85,3 @@ def test_the_map_has_a_number_for_every_size_and_says_what_is_left_out(tmp_path)
     rows = [Row("newton", newton.MAP.format(1, 100, 1), "forward", "s", values)]
     newton.crossover(tmp_path / "map.png", "title", rows)
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_lyapunov_exponent_of_a_leak():
-    """Without recurrent weights a state decays by 1 - z = 1/2 a step."""
-    params = jax.tree.map(jnp.zeros_like, newton._draw(3))
-    exponent = newton.lyapunov(params, newton._draw_xs(50))
-    np.testing.assert_allclose(exponent, np.log(0.5), rtol=1e-6)  # float32

@@ -32,6 +32,13 @@ def test_a_linear_map_has_the_logarithms_of_its_eigenvalues(k, every):
     assert float(found.errors.max()) < 1e-10
 
 
+def test_without_recurrent_weights_a_gru_forgets_by_its_gate():
+    """z = 1/2: a state decays by 1 - z a step."""
+    params = jax.tree.map(jnp.zeros_like, draw("gru_after"))
+    found = lyapunov_spectrum(params, draw_xs(50))
+    np.testing.assert_allclose(found.exponents, np.log(0.5), rtol=1e-12)  # rounding of 50 steps
+
+
 def test_contracting_weights_have_negative_exponents():
     params = draw("elman")
     left, values, right = np.linalg.svd(params.w_hh)
