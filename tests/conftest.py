@@ -34,6 +34,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxgru")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Dropped after every module. A compiled program maps some pages of memory, of which Linux grants
+    a process 65,530, and beyond that the process dies.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def x64():
     """64-bit types for one whole test module, whatever the environment says."""
