@@ -37,11 +37,12 @@ def newton_scan(
     guess: Carry | None = None,
     tol: float | None = None,
     max_iterations: int = 100,
+    damping: float = 0.0,
     fallback: str | None = "scan",
 ) -> tuple[Carry, Array, NewtonInfo]:
     """Run a network over one sequence as `scan` does, in parallel over time.
 
-        e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,    t = 1 .. T
+        e_t = (1 - damping) J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,    t = 1 .. T
 
     until the residual F(h_{t-1}, x_t) - h_t is nothing but rounding, all t at once. The layers of a
     Stack are solved one after the other. States are kept within the bounds that the cell sets, and
@@ -77,6 +78,9 @@ def newton_scan(
         tol: the largest residual of a converged trajectory, relative where states exceed 1;
             8 units of rounding if None.
         max_iterations: after which a cell's trajectory counts as not converged.
+        damping: in [0, 1], how much less of an error is passed on through time: 0 is Newton's
+            method, 1 sets h_t to F(h_{t-1}, x_t). It changes the way, not the answer or its
+            derivative.
         fallback: `"scan"` (what has not converged is computed by a scan over time, its derivative
             too), or None: the last iterate is returned as it is.
 
@@ -125,9 +129,12 @@ def newton_scan(
     if not 0 < tol < 1:
         raise checks.error(ValueError, "newton_scan", "tol", "in (0, 1)", f"{tol}")
     limit = checks.size("newton_scan", "max_iterations", max_iterations)
+    checks.number("newton_scan", "damping", damping)
+    if not 0 <= damping <= 1:
+        raise checks.error(ValueError, "newton_scan", "damping", "in [0, 1]", f"{damping}")
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
-    method = Method(jacobian == "dense", float(tol), limit, fallback == "scan")
+    method = Method(jacobian == "dense", float(tol), limit, float(damping), fallback == "scan")
     return _newton_scan(method, reverse, params, xs, carry, length, reset, reset_carry, guess)
 
 

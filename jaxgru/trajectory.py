@@ -35,6 +35,7 @@ class Method(NamedTuple):
     dense: bool
     tol: float
     max_iterations: int
+    damping: float
     fallback: bool
 
 
@@ -156,6 +157,8 @@ def _iterate(cell, method, inputs, flags, guess):
     def newton(iterate, offset):
         after, before, gates = iterate.ahead
         jacobian = jacobian_of(cell, method.dense, inputs, flags, before, gates)
+        if method.damping:
+            jacobian *= 1 - method.damping
         states = iterate.states + recur(jacobian, after - iterate.states)
         states = jnp.where(jnp.isfinite(states), jnp.clip(states, -bound, bound), after)
         return observe(iterate.done + 1, states, offset)

@@ -408,6 +408,37 @@ def test_gradients_of_the_fallback_do_not_overflow(run):
     assert_close(actual, expected, GRAD_TOL["float64"])
 
 
+@pytest.mark.parametrize("jacobian", MODES)
+def test_damping_changes_the_way_and_nothing_else(jacobian):
+    """With 1 the state is set to F of the one before: right one step further in every iteration."""
+    params, xs = draw("lstm"), draw_xs(12)
+    plain = functools.partial(jaxgru.newton_scan, params, xs, jacobian=jacobian)
+    for damping in (0.3, 1.0):
+        last, ys, info = plain(damping=damping)
+        assert info.converged
+        assert info.iterations <= 12
+        assert jacobian == "diagonal" or info.iterations > plain()[2].iterations
+        assert_close((last, ys), jaxgru.scan(params, xs), TOL)
+
+    def loss(scan, params, **options):
+        return weigh(scan(params, xs, **options)[1])
+
+    damped = jax.grad(functools.partial(loss, jaxgru.newton_scan, jacobian=jacobian, damping=0.3))
+    assert_close(damped(params), jax.grad(functools.partial(loss, jaxgru.scan))(params), 1e-10)
+
+
+def test_damping_saves_iterations_at_the_edge_of_chaos():
+    """A network that forgets slowly: Newton's own steps pass errors on before they are small."""
+    params, xs = draw_scaled("gru_after", 5.0, 0), draw_xs(1000, 2)
+    plain, damped = (
+        jax.jit(functools.partial(jaxgru.newton_scan, damping=damping, max_iterations=400))
+        for damping in (0.0, 0.1)
+    )
+    info = damped(params, xs)[2]
+    assert info.converged
+    assert int(info.iterations) < 0.6 * int(plain(params, xs)[2].iterations)
+
+
 # --- the cost, counted
 
 
@@ -475,6 +506,8 @@ WRONG = {
     "a fallback of no known kind": ({"fallback": "sequential"}, ValueError, "'scan' or None"),
     "tol as a string": ({"tol": "1e-6"}, TypeError, "a Python number"),
     "tol of zero": ({"tol": 0.0}, ValueError, r"in \(0, 1\), got 0.0"),
+    "damping as a string": ({"damping": "0.1"}, TypeError, "a Python number"),
+    "damping above 1": ({"damping": 1.5}, ValueError, r"in \[0, 1\], got 1.5"),
     "no iterations": ({"max_iterations": 0}, ValueError, "a positive integer, got 0"),
     "a guess of one state": ({"guess": np.zeros(4)}, ValueError, r"\[6, 4\], got float64\[4\]"),
     "a guess of another structure": (
