@@ -36,8 +36,8 @@ hypothesis.settings.load_profile("jaxgru")
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Dropped after every module. A compiled program maps some pages of memory, of which Linux grants
-    a process 65,530, and beyond that the process dies.
+    """Dropped after every module. A compiled program maps regions of memory; Linux grants a process
+    65,530, and beyond them it dies.
     """
     yield
     jax.clear_caches()
