@@ -80,7 +80,7 @@ def newton_scan(
         max_iterations: after which a cell's trajectory counts as not converged.
         damping: in [0, 1], how much less of an error is passed on through time: 0 is Newton's
             method, 1 sets h_t to F(h_{t-1}, x_t). It changes the way, not the answer or its
-            derivative.
+            derivative; a MinGRU needs none.
         fallback: `"scan"` (what has not converged is computed by a scan over time, its derivative
             too), or None: the last iterate is returned as it is.
 
