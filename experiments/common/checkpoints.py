@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.common.processes import array_from_first, from_first, is_first
+
 KEPT = 3
 
 
@@ -18,17 +20,19 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """In a folder, the last few, by number. A checkpoint is a pytree and some facts, as JSON."""
+    """In a folder, the last few, by number. A checkpoint is a pytree and some facts, as JSON.
+
+    Every process of a study has the whole state, so the first alone writes and reads.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = _manager(self._folder) if is_first() else None
 
     def save(self, number: int, state: Any, facts: dict[str, Any]) -> None:
         """Written aside and renamed, so that a kill at any moment leaves the others whole."""
+        if not self._manager:
+            return
         facts = facts | {"digest": _digest(state)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
@@ -41,6 +45,17 @@ class Checkpoints:
 
     def restore(self, like: Any, say: Callable[[str], None]) -> Restored | None:
         """The newest that is whole, or None. Damaged ones are named and put aside."""
+        found = self._newest(like, say) if self._manager else None
+        facts = from_first(lambda: found and found.facts)
+        if facts is None:
+            return None
+        return Restored(array_from_first(found.state if found else like), facts)
+
+    def close(self) -> None:
+        if self._manager:
+            self._manager.close()
+
+    def _newest(self, like: Any, say: Callable[[str], None]) -> Restored | None:
         for number in self._numbers():
             try:
                 return self._read(number, like)
@@ -51,9 +66,6 @@ class Checkpoints:
             self._manager.reload()
             say(f"Checkpoint {number} is damaged ({reason}); moved to {aside.name}.")
         return None
-
-    def close(self) -> None:
-        self._manager.close()
 
     def _read(self, number: int, like: Any) -> Restored:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -69,6 +81,19 @@ class Checkpoints:
         """Those in the folder, newest first, unfinished ones too."""
         names = [path.name for path in self._folder.iterdir()]
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    alone = ocp.options.MultiprocessingOptions(
+        active_processes={0}, barrier_sync_key_prefix="first"
+    )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def _digest(state: Any) -> str:

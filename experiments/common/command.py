@@ -1,5 +1,6 @@
 """The command line of a study: settings, presets, and runs that are gone on with."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,17 @@ import tyro
 from rich.console import Console
 
 from experiments.common.metrics import UNFINISHED, read_run
+from experiments.common.processes import from_first, is_first, join
 from experiments.common.run import EXIT_CODES, run
-from experiments.common.settings import Settings, UsageError, as_json, check, flag, from_json
+from experiments.common.settings import (
+    PLACE,
+    Settings,
+    UsageError,
+    as_json,
+    check,
+    flag,
+    from_json,
+)
 from experiments.common.task import Task
 
 S = TypeVar("S", bound=Settings)
@@ -41,11 +51,14 @@ def main(
         check_own(settings)
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
+        join(settings)
         if not settings.resume:
-            make_folder(settings.out)
-        return run(Console(highlight=False), make_task(settings), settings, kind())
+            from_first(lambda: make_folder(settings.out))
+        console = Console(highlight=False, quiet=not is_first())
+        return run(console, make_task(settings), settings, kind())
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before there was anything to record
         return EXIT_CODES["interrupted"]
@@ -54,9 +67,10 @@ def main(
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
     """The settings of the run in --out. Flags may repeat them, not change them."""
     saved = saved_settings(kind, asked.out)
-    settings = parse(saved)
+    place = {name: getattr(kind(), name) for name in PLACE}
+    settings = parse(dataclasses.replace(saved, **place))
     for name, value in as_json(settings).items():
-        if name not in ("out", "resume") and value != as_json(saved)[name]:
+        if name not in PLACE and value != as_json(saved)[name]:
             raise UsageError(
                 f"{flag(name)} is {as_json(saved)[name]} in {asked.out}, got {value}; "
                 "a run goes on as it began"

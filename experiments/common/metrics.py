@@ -24,22 +24,25 @@ UNFINISHED = "metrics.new"  # the name of a record until its first lines are all
 
 
 class Writer:
-    """Appends to a record; `lines` counts those written."""
+    """Appends to a record; `lines` counts those written. Without a path it only counts."""
 
-    def __init__(self, path: Path, keep: int) -> None:
+    def __init__(self, path: Path | None, keep: int) -> None:
         """Keep the first lines, those that belong to the checkpoint that is gone on from."""
-        kept = path.read_text().splitlines(keepends=True)[:keep]
-        _replace(path, kept)
-        self.lines = len(kept)
-        self._file = path.open("a")
+        self.lines = keep
+        self._file = None
+        if path:
+            _replace(path, path.read_text().splitlines(keepends=True)[:keep])
+            self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        self._file.write(_as_line(kind, fields))
-        self._file.flush()
+        if self._file:
+            self._file.write(_as_line(kind, fields))
+            self._file.flush()
         self.lines += 1
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def begin(path: Path, header: Line) -> None:

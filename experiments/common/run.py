@@ -4,23 +4,25 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from rich.console import Console
 
 from experiments.common import pictures
 from experiments.common.checkpoints import Checkpoints
+from experiments.common.interrupts import interrupts
 from experiments.common.machine import machine
 from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
+from experiments.common.processes import any_of, is_first
+from experiments.common.programs import Programs, devices_of
 from experiments.common.progress import progress
 from experiments.common.settings import Settings, UsageError, as_json, command_line
-from experiments.common.task import Mark, Stage, Task
-from experiments.common.training import TrainState, make_evaluate, make_train_chunk, train_init
+from experiments.common.task import Mark, Task
+from experiments.common.training import TrainState, train_init
 
 EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "interrupted": 130}
 RUNNING = "running"
@@ -30,7 +32,7 @@ HEADER = 1  # line of the record before the first evaluation
 class Study(NamedTuple):
     """Where a run stands. A replica is one seed with one learning rate."""
 
-    states: TrainState  # leaves [replicas, ...]
+    states: TrainState  # NumPy arrays [replicas, ...]
     stages: tuple[int, ...]  # of each replica, an index into the task's
     updates: tuple[int, ...]
     verdicts: tuple[str, ...]
@@ -48,67 +50,45 @@ class Group(NamedTuple):
     updates: int
 
 
-class Programs:
-    """The compiled programs of a run, each made when first needed."""
-
-    def __init__(self, task: Task, settings: Settings) -> None:
-        self.seconds = 0.0  # spent on compiling
-        self.settings, self._task = settings, task
-        self._cache: dict[tuple[Any, ...], Any] = {}
-
-    def train(self, states: TrainState, count: int, stage: Stage) -> Any:
-        chunk = make_train_chunk(self._task, self.settings, stage.length)
-        args = (states, *(jnp.int32(value) for value in (count, stage.symbols, stage.decay)))
-        return self._run("train", jax.vmap(chunk, in_axes=(0, None, None, None)), stage, args)
-
-    def evaluate(self, states: TrainState, stage: Stage) -> dict[str, Array]:
-        evaluate = make_evaluate(self._task, self.settings, stage)
-        return self._run("evaluate", jax.vmap(evaluate), stage, (states.network,))
-
-    def _run(self, name: str, function: Callable[..., Any], stage: Stage, args: Any) -> Any:
-        key = (name, stage.length, jax.tree.leaves(args[0])[0].shape[0])
-        if key not in self._cache:
-            start = time.perf_counter()
-            self._cache[key] = jax.jit(function).lower(*args).compile()
-            self.seconds += time.perf_counter() - start
-        return self._cache[key](*args)
-
-
 def run(console: Console, task: Task, settings: Settings, defaults: Settings) -> int:
     """Train every replica until solved or until its budget is spent; returns the exit code."""
+    devices = devices_of(settings)
     replicas = _replicas(settings)
     study = _start(task, settings, replicas)
-    header = _header(task, settings, defaults, study, replicas)
+    header = _header(task, settings, defaults, study, replicas, len(devices))
     _print_header(console, header)
 
     path = settings.out / "metrics.jsonl"
-    if not settings.resume:
+    if not settings.resume and is_first():
         begin(path, header)
     checkpoints = Checkpoints(settings.out / "checkpoints")
     if settings.resume:
         study = _restore(console, checkpoints, study)
     saved = study.chunks
-    writer = Writer(path, keep=study.lines)
+    writer = Writer(path if is_first() else None, keep=study.lines)
 
-    programs = Programs(task, settings)
+    programs = Programs(task, settings, devices)
     interrupted = False
     last_save = time.monotonic()
+    told = progress(console, settings.updates, len(replicas), task.baseline)
     try:
-        with progress(console, settings.updates, len(replicas), task.baseline) as show:
-            while (group := _next_group(study, settings)) is not None:
+        with interrupts() as wish, told as show:
+            while not interrupted and (group := _next_group(study, settings)) is not None:
                 study, lines = _advance(console, writer, programs, task, study, group)
                 for line in lines:
                     show(line)
-                if time.monotonic() - last_save >= settings.save_every:
-                    _save(checkpoints, study)
+                due = time.monotonic() - last_save >= settings.save_every
+                interrupted, due = any_of((wish.asked, due))
+                if due:
+                    checkpoints.save(*_as_saved(study))
                     saved, last_save = study.chunks, time.monotonic()
     except KeyboardInterrupt:
         interrupted = True
     if study.chunks > saved:
-        _save(checkpoints, study)
+        checkpoints.save(*_as_saved(study))
     checkpoints.close()
 
-    if interrupted:
+    if interrupted and _next_group(study, settings) is not None:
         writer.close()
         console.print(
             "Interrupted; all is saved. To go on: "
@@ -116,6 +96,16 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
             soft_wrap=True,
         )
         return EXIT_CODES["interrupted"]
+    if is_first():
+        _conclude(console, task, settings, writer, study, header)
+    return max(EXIT_CODES[verdict] for verdict in study.verdicts)
+
+
+def _conclude(
+    console: Console, task: Task, settings: Settings, writer: Writer, study: Study, header: Line
+) -> None:
+    """The verdicts, told and written, and the pictures."""
+    path = settings.out / "metrics.jsonl"
     results = _results(task, study, read_run(path).evals)
     for result in results:
         writer.write("result", **result)
@@ -123,15 +113,15 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
     _print_results(console, header, results)
     written = pictures.draw(task, settings, read_run(path), study.states.network)
     console.print(f"Wrote metrics.jsonl, {', '.join(written)} to {settings.out}", soft_wrap=True)
-    return max(EXIT_CODES[verdict] for verdict in study.verdicts)
 
 
 def _start(task: Task, settings: Settings, replicas: list[tuple[int, float]]) -> Study:
     seeds = jnp.array([seed for seed, _ in replicas], jnp.uint32)
     rates = jnp.array([rate for _, rate in replicas], jnp.float32)
     init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, settings, seed, rate)))
+    states = jax.device_get(init(seeds, rates))
     zeros = (0,) * len(replicas)
-    return Study(init(seeds, rates), zeros, zeros, (RUNNING,) * len(replicas), 0, HEADER, 0.0, 0.0)
+    return Study(states, zeros, zeros, (RUNNING,) * len(replicas), 0, HEADER, 0.0, 0.0)
 
 
 def _next_group(study: Study, settings: Settings) -> Group | None:
@@ -166,13 +156,11 @@ def _advance(
     compiled = programs.seconds
     start = time.perf_counter()
     before = _take(study.states, group.members)
-    states, chunk = programs.train(before, group.updates, stage)
-    trained = jax.device_get(chunk)
+    states, trained = programs.train(before, group.updates, stage)
     last = group.stage + 1 == len(task.stages)
     spent = any(study.updates[r] + group.updates == settings.updates for r in group.members)
     # In a curriculum the task itself is looked at only when training has come to it, or ends.
     tested = programs.evaluate(states, task.stages[-1]) if last or spent else {}
-    tested = jax.device_get(tested)
     compiling = programs.seconds - compiled
     seconds = study.seconds + time.perf_counter() - start - compiling
 
@@ -224,22 +212,21 @@ def _advance(
 
 
 def _take(states: TrainState, members: tuple[int, ...]) -> TrainState:
-    count = states.update.shape[0]
-    if members == tuple(range(count)):
-        return states
-    return jax.tree.map(lambda leaf: leaf[np.array(members, int)], states)
+    return jax.tree.map(lambda leaf: leaf[list(members)], states)
 
 
 def _put(states: TrainState, members: tuple[int, ...], new: TrainState) -> TrainState:
-    if len(members) == states.update.shape[0]:
-        return new
-    index = np.array(members, int)
-    return jax.tree.map(lambda leaf, part: leaf.at[index].set(part), states, new)
+    def put(leaf: np.ndarray, part: np.ndarray) -> np.ndarray:
+        changed = leaf.copy()
+        changed[list(members)] = part
+        return changed
+
+    return jax.tree.map(put, states, new)
 
 
-def _save(checkpoints: Checkpoints, study: Study) -> None:
+def _as_saved(study: Study) -> tuple[int, TrainState, Line]:
     facts = study._asdict()
-    checkpoints.save(study.chunks, facts.pop("states"), facts)
+    return study.chunks, facts.pop("states"), facts
 
 
 def load(task: Task, settings: Settings, out: Path, say: Callable[[str], None]) -> Study:
@@ -282,6 +269,7 @@ def _header(
     defaults: Settings,
     study: Study,
     replicas: list[tuple[int, float]],
+    devices: int,
 ) -> Line:
     network = jax.tree.map(lambda leaf: leaf[0], study.states.network)
     return {
@@ -297,6 +285,8 @@ def _header(
         "solved": [str(mark) for mark in task.solved],
         "stages": len(task.stages),
         "machine": machine(),
+        "devices": devices,
+        "processes": jax.process_count(),
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
@@ -317,7 +307,10 @@ def _print_header(console: Console, header: Line) -> None:
         "baseline": f"loss {header['baseline']:.3g}, the best answer without memory",
         "solved": f"test {' and '.join(header['solved'])}" if header["solved"] else "not asked",
         "device": f"{header['machine']}, jax {header['jax']}",
+        "shared by": f"{header['devices']} devices of {header['processes']} processes",
     }
+    if header["devices"] == 1:
+        del lines["shared by"]
     for name, text in lines.items():
         console.print(f"{name:<12}{text}".rstrip(" ,"), soft_wrap=True)
 

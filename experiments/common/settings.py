@@ -59,6 +59,14 @@ class Settings:
     """Of weights and data; all in one program."""
     save_every: float = 30
     """Seconds between two checkpoints."""
+    devices: int = 1
+    """Of each process, to divide replicas and batches by."""
+    coordinator: str = ""
+    """Of several processes: HOST:PORT, or auto in a cluster."""
+    processes: int = 1
+    """How many there are."""
+    process_id: int = 0
+    """Which this is; 0 alone writes."""
     preset: str = ""
     out: Path = Path("runs")
     """Folder of the run; a used one is refused."""
@@ -70,8 +78,11 @@ class Settings:
         return f"{self.cell}, {layers}{self.hidden_size} units"
 
 
+AUTO = "auto"
+#: What a run that is gone on with need not have as it began.
+PLACE = ("out", "resume", "devices", "coordinator", "processes", "process_id")
 LEAST = {"length": 1, "hidden_size": 1, "layers": 1, "half_life": 1, "batch_size": 1, "updates": 1}
-LEAST |= {"checkpoint": 0, "test_examples": 1, "eval_every": 1}
+LEAST |= {"checkpoint": 0, "test_examples": 1, "eval_every": 1, "devices": 1, "processes": 1}
 NOT_NEGATIVE = ("clip_norm", "save_every")
 
 
@@ -92,6 +103,12 @@ def check(settings: Settings) -> None:
     require(settings, "chrono", chrono == 0 or 2 <= chrono < math.inf, "0 or at least 2")
     if settings.cell == "elman":
         require(settings, "chrono", chrono == 0, "0 with --cell elman, which has no gates")
+    one, auto = not settings.coordinator, settings.coordinator == AUTO
+    count = settings.processes
+    require(settings, "processes", count == 1 or not one, "1 without --coordinator")
+    require(settings, "processes", count == 1 or not auto, "left out with --coordinator auto")
+    require(settings, "coordinator", count > 1 or one or auto, "with --processes of 2 or more")
+    require(settings, "process_id", 0 <= settings.process_id < count, f"0 to {count - 1}")
     require(settings, "curriculum", grows == 0 or 1 < grows < math.inf, "0 or above 1")
 
 
@@ -128,7 +145,7 @@ def command_line(module: str, settings: Any, defaults: Any) -> str:
     words = [module]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value == getattr(defaults, field.name) or field.name == "resume":
+        if value == getattr(defaults, field.name) or field.name in ("resume", "process_id"):
             continue
         values = value if isinstance(value, tuple) else (value,)
         words += [flag(field.name), *(shlex.quote(str(item)) for item in values)]

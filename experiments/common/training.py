@@ -49,13 +49,13 @@ def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> Trai
 
 
 def make_train_chunk(
-    task: Task, settings: Settings, length: int
+    task: Task, settings: Settings, length: int, axis: str | None = None
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Chunk]]:
     """`(state, updates, symbols, decay) -> (state, what happened)`.
 
     All three are int32 scalars and may be traced, so one program serves chunks of every size, and
     how a run is cut into chunks changes nothing that it computes. `symbols` and `decay` are those
-    of a `Stage`.
+    of a `Stage`. `axis` is one of a mesh, over which the batch is divided.
     """
     sample = task.sampler(length)
     scale = task.loss_scale(length)
@@ -75,8 +75,11 @@ def make_train_chunk(
             state, chunk = carry
             params: Any = state.network
             keys = jax.random.split(jax.random.fold_in(data_key, state.update), settings.batch_size)
+            keys = keys[_share(settings.batch_size, axis)]
             batch = jax.vmap(sample, in_axes=(0, None))(keys, symbols)
             grads, means = jax.grad(batch_loss, has_aux=True)(params, batch)
+            if axis:
+                grads, means = lax.pmean((grads, means), axis)
             steps, opt_state = optimizer.update(grads, state.opt_state, params)
             rate = learning_rate(settings, state.learning_rate, state.decayed)
             steps = jax.tree.map(lambda step: -rate.astype(step.dtype) * step, steps)
@@ -101,9 +104,12 @@ def make_train_chunk(
 
 
 def make_evaluate(
-    task: Task, settings: Settings, stage: Stage
+    task: Task, settings: Settings, stage: Stage, axis: str | None = None
 ) -> Callable[[Network], dict[str, Array]]:
-    """`network ->` means over the test set, which is the same for every run of a task."""
+    """`network ->` means over the test set, which is the same for every run of a task.
+
+    `axis` is one of a mesh, over which the test set is divided.
+    """
     sample = task.sampler(stage.length)
     keys = test_keys(settings.test_examples)
     batch_size = min(settings.test_examples, max(1, EVAL_STEPS // stage.length))
@@ -112,8 +118,12 @@ def make_evaluate(
         def one(key: Array) -> dict[str, Array]:
             return _measure(task, settings, network, sample(key, jnp.int32(stage.symbols)))
 
-        measures = lax.map(one, keys, batch_size=batch_size)
-        return jax.tree.map(lambda values: values.astype(jnp.float32).mean(), measures)
+        mine = _share(len(keys), axis)
+        counted = (mine < len(keys)).astype(jnp.float32)
+        measures = lax.map(one, keys[jnp.minimum(mine, len(keys) - 1)], batch_size=batch_size)
+        sums = jax.tree.map(lambda values: (counted * values.astype(jnp.float32)).sum(), measures)
+        sums = lax.psum(sums, axis) if axis else sums
+        return jax.tree.map(lambda total: total / len(keys), sums)
 
     return evaluate
 
@@ -121,6 +131,14 @@ def make_evaluate(
 def test_keys(count: int) -> Array:
     """Of the held-out examples: the same for every run."""
     return jax.random.split(_key(jnp.uint32(TEST_SEED), TEST), count)
+
+
+def _share(count: int, axis: str | None) -> Array:
+    """Which of so many examples are this device's; the last share may reach beyond them."""
+    if axis is None:
+        return jnp.arange(count, dtype=jnp.int32)
+    each = -(-count // lax.axis_size(axis))
+    return lax.axis_index(axis) * each + jnp.arange(each, dtype=jnp.int32)
 
 
 def _measure(

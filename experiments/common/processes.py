@@ -1,0 +1,73 @@
+"""Several processes, on one host or many, that run one study together.
+
+Each runs the same program on its own devices. The first alone reads and writes the folder of the run
+and speaks to the user; what it decides, the others are told.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.common.settings import AUTO, Settings, UsageError
+
+T = TypeVar("T")
+
+
+def join(settings: Settings) -> None:
+    """Wait for the other processes, if this is one of several. Raises: UsageError."""
+    if not settings.coordinator:
+        return
+    try:
+        if settings.coordinator == AUTO:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(
+                settings.coordinator, settings.processes, settings.process_id
+            )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--coordinator {settings.coordinator}: {reason}") from error
+
+
+def is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def any_of(flags: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Each flag, whether any process has it set."""
+    if jax.process_count() == 1:
+        return flags
+    return tuple(multihost_utils.process_allgather(np.array(flags)).any(0).tolist())
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes of JSON's kinds; every process is given it.
+
+    Raises: UsageError, in all of them, if it was raised in the first.
+    """
+    if jax.process_count() == 1:
+        return make()
+    told: dict[str, Any] = {}
+    if is_first():
+        try:
+            told["made"] = make()
+        except UsageError as error:
+            told["error"] = str(error)
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    size = int(array_from_first(np.array(text.size, np.int32)))
+    text = array_from_first(text if is_first() else np.zeros(size, np.uint8))
+    told = json.loads(text.tobytes())
+    if "error" in told:
+        raise UsageError(told["error"])
+    return told["made"]
+
+
+def array_from_first(tree: Any) -> Any:
+    """The arrays of the first process; those of the others tell shapes and dtypes alone."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))

@@ -1,0 +1,93 @@
+"""The compiled programs of a run, and how they share its devices."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.common.settings import Settings, UsageError
+from experiments.common.task import Stage, Task
+from experiments.common.training import Chunk, TrainState, make_evaluate, make_train_chunk
+
+REPLICAS, BATCH = "replicas", "batch"  # the axes of a mesh
+
+
+def devices_of(settings: Settings) -> list[jax.Device]:
+    """As many of every process as was asked for. Raises: UsageError."""
+    found = []
+    for process in range(jax.process_count()):
+        own = [device for device in jax.devices() if device.process_index == process]
+        if len(own) < settings.devices:
+            raise UsageError(
+                f"--devices must be at most {len(own)}, what jax finds here, got "
+                f"{settings.devices}; XLA_FLAGS=--xla_force_host_platform_device_count="
+                f"{settings.devices} divides a CPU"
+            )
+        found += own[: settings.devices]
+    if settings.batch_size % len(found):
+        raise UsageError(
+            f"--batch-size must be a multiple of {len(found)}, the number of devices, "
+            f"got {settings.batch_size}"
+        )
+    return found
+
+
+def make_mesh(devices: list[jax.Device], replicas: int) -> Mesh:
+    """Whole replicas on as many devices as they divide by, each one's batch over the rest."""
+    rows = math.gcd(replicas, len(devices))
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(
+        (rows, len(devices) // rows), (REPLICAS, BATCH), axis_types=axes, devices=devices
+    )
+
+
+class Programs:
+    """Each is compiled when first needed.
+
+    States come and go as NumPy arrays `[replicas, ...]`, whole on every process, so a checkpoint does
+    not depend on the devices, and what is between two programs needs none.
+    """
+
+    def __init__(self, task: Task, settings: Settings, devices: list[jax.Device]) -> None:
+        self.seconds = 0.0  # spent on compiling
+        self.settings, self._task, self._devices = settings, task, devices
+        self._cache: dict[tuple[Any, ...], Any] = {}
+
+    def train(self, states: TrainState, count: int, stage: Stage) -> tuple[TrainState, Chunk]:
+        chunk = make_train_chunk(self._task, self.settings, stage.length, BATCH)
+        args = (states, *(np.int32(value) for value in (count, stage.symbols, stage.decay)))
+        return self._run("train", chunk, stage, args)
+
+    def evaluate(self, states: TrainState, stage: Stage) -> dict[str, Any]:
+        evaluate = make_evaluate(self._task, self.settings, stage, BATCH)
+        return self._run("evaluate", evaluate, stage, (states.network,))
+
+    def _run(self, name: str, function: Callable[..., Any], stage: Stage, args: Any) -> Any:
+        replicas = jax.tree.leaves(args[0])[0].shape[0]
+        key = (name, stage.length, replicas)
+        if key not in self._cache:
+            start = time.perf_counter()
+            self._cache[key] = self._compile(function, replicas, args)
+            self.seconds += time.perf_counter() - start
+        return jax.device_get(self._cache[key](*args))
+
+    def _compile(self, function: Callable[..., Any], replicas: int, args: Any) -> Any:
+        """Left to divide the work by itself, the compiler gathers all batches in every stretch of
+        the backward pass; by shard_map devices meet once an update, to add their gradients.
+        """
+        mesh = make_mesh(self._devices, replicas)
+        rest = len(args) - 1
+        each = jax.shard_map(
+            jax.vmap(function, in_axes=(0, *(None,) * rest)),
+            mesh=mesh,
+            in_specs=(P(REPLICAS), *(P(),) * rest),
+            out_specs=P(REPLICAS),
+            check_vma=False,  # loops begin with zeros, which vary over no axis
+        )
+        whole = NamedSharding(mesh, P())
+        return jax.jit(each, in_shardings=whole, out_shardings=whole).lower(*args).compile()
