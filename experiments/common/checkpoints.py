@@ -84,14 +84,16 @@ class Checkpoints:
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
+    folder.mkdir(exist_ok=True)
     alone = ocp.options.MultiprocessingOptions(
         active_processes={0}, barrier_sync_key_prefix="first"
     )
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT,
+        create=False,
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
-        multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        multiprocessing_options=alone,
     )
     return ocp.CheckpointManager(folder, options=options)
 

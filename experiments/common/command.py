@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 
 from experiments.common.metrics import UNFINISHED, read_run
-from experiments.common.processes import from_first, is_first, join
+from experiments.common.processes import from_first, is_first, join, together
+from experiments.common.programs import devices_of
 from experiments.common.run import EXIT_CODES, run
 from experiments.common.settings import (
     PLACE,
@@ -52,16 +53,22 @@ def main(
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         join(settings)
-        if not settings.resume:
-            from_first(lambda: make_folder(settings.out))
-        console = Console(highlight=False, quiet=not is_first())
-        return run(console, make_task(settings), settings, kind())
+        with together(_say):
+            devices = devices_of(settings)
+            if not settings.resume:
+                from_first(lambda: make_folder(settings.out))
+            console = Console(highlight=False, quiet=not is_first())
+            return run(console, make_task(settings), settings, kind(), devices)
     except UsageError as error:
         if is_first():
-            print(f"error: {error}", file=sys.stderr)
+            _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:  # before there was anything to record
         return EXIT_CODES["interrupted"]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:

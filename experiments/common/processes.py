@@ -5,7 +5,11 @@ and speaks to the user; what it decides, the others are told.
 """
 
 import json
-from collections.abc import Callable
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +19,7 @@ from jax.experimental import multihost_utils
 from experiments.common.settings import AUTO, Settings, UsageError
 
 T = TypeVar("T")
+LOST = 5  # exit code of a process that cannot go on, for another was lost or itself failed
 
 
 def join(settings: Settings) -> None:
@@ -31,6 +36,29 @@ def join(settings: Settings) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--coordinator {settings.coordinator}: {reason}") from error
+
+
+@contextmanager
+def together(say: Callable[[str], None]) -> Iterator[None]:
+    """A process that fails, or loses another, ends at once.
+
+    By an exception it would wait at the exit for the others, who wait for it.
+    """
+    try:
+        yield
+    except UsageError:  # raised in all
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = str(error).splitlines()[0]
+            say(f"error: another process was lost, go on with --resume: {reason}")
+        elif not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(LOST)
 
 
 def is_first() -> bool:

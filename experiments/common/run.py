@@ -18,7 +18,7 @@ from experiments.common.machine import machine
 from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
 from experiments.common.processes import any_of, is_first
-from experiments.common.programs import Programs, devices_of
+from experiments.common.programs import Programs
 from experiments.common.progress import progress
 from experiments.common.settings import Settings, UsageError, as_json, command_line
 from experiments.common.task import Mark, Task
@@ -50,9 +50,14 @@ class Group(NamedTuple):
     updates: int
 
 
-def run(console: Console, task: Task, settings: Settings, defaults: Settings) -> int:
+def run(
+    console: Console,
+    task: Task,
+    settings: Settings,
+    defaults: Settings,
+    devices: list[jax.Device],
+) -> int:
     """Train every replica until solved or until its budget is spent; returns the exit code."""
-    devices = devices_of(settings)
     replicas = _replicas(settings)
     study = _start(task, settings, replicas)
     header = _header(task, settings, defaults, study, replicas, len(devices))
@@ -84,9 +89,10 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
                     saved, last_save = study.chunks, time.monotonic()
     except KeyboardInterrupt:
         interrupted = True
-    if study.chunks > saved:
-        checkpoints.save(*_as_saved(study))
-    checkpoints.close()
+    finally:  # whatever went wrong, and if another process was lost
+        if study.chunks > saved:
+            checkpoints.save(*_as_saved(study))
+        checkpoints.close()
 
     if interrupted and _next_group(study, settings) is not None:
         writer.close()
@@ -307,10 +313,9 @@ def _print_header(console: Console, header: Line) -> None:
         "baseline": f"loss {header['baseline']:.3g}, the best answer without memory",
         "solved": f"test {' and '.join(header['solved'])}" if header["solved"] else "not asked",
         "device": f"{header['machine']}, jax {header['jax']}",
-        "shared by": f"{header['devices']} devices of {header['processes']} processes",
     }
-    if header["devices"] == 1:
-        del lines["shared by"]
+    if header["devices"] > 1:
+        lines["divided by"] = f"{header['devices']} devices, processes: {header['processes']}"
     for name, text in lines.items():
         console.print(f"{name:<12}{text}".rstrip(" ,"), soft_wrap=True)
 
