@@ -1,6 +1,8 @@
 """The checkpoints of a run: orbax writes them, a digest tells whether they are still whole."""
 
 import hashlib
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from experiments.common.folder import writing
 
 KEPT = 3
 
@@ -25,15 +29,20 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with writing(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, number: int, state: Any, facts: dict[str, Any]) -> None:
-        """Written aside and renamed, so that a kill at any moment leaves the others whole."""
-        facts = facts | {"digest": _digest(state)}
+        """Written aside and renamed, so that a kill at any moment leaves the others whole.
+
+        Raises: NotWritten, for whatever orbax and tensorstore make of a full disk.
+        """
+        facts = facts | {"digest": _digest(state, facts)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
         )
-        self._manager.save(number, args=args)
+        with writing(self._folder / str(number), Exception):
+            self._manager.save(number, args=args)
 
     def latest(self) -> int | None:
         numbers = self._numbers()
@@ -46,8 +55,9 @@ class Checkpoints:
                 return self._read(number, like)
             except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            aside = self._folder.parent / f"damaged_checkpoint_{number}"
-            (self._folder / str(number)).rename(aside)
+            aside = self._aside(number)
+            with writing(aside):
+                (self._folder / str(number)).rename(aside)
             self._manager.reload()
             say(f"Checkpoint {number} is damaged ({reason}); moved to {aside.name}.")
         return None
@@ -61,9 +71,15 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
         )
         found = self._manager.restore(number, args=args)
-        if _digest(found["state"]) != found["facts"]["digest"]:
+        facts = dict(found["facts"])
+        if facts.pop("digest") != _digest(found["state"], facts):
             raise ValueError("its content is not what was written")
-        return Restored(found["state"], found["facts"])
+        return Restored(found["state"], facts)
+
+    def _aside(self, number: int) -> Path:
+        """Where a damaged one goes, which others of its number may have gone before."""
+        names = (f"damaged_checkpoint_{number}{'_' * k}" for k in itertools.count())
+        return next(path for path in map(self._folder.parent.joinpath, names) if not path.exists())
 
     def _numbers(self) -> list[int]:
         """Those in the folder, newest first, unfinished ones too."""
@@ -71,8 +87,8 @@ class Checkpoints:
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def _digest(state: Any) -> str:
-    digest = hashlib.sha256()
+def _digest(state: Any, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype} ".encode())

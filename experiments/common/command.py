@@ -10,6 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
+from experiments.common.folder import LOCK, NotWritten, alone
 from experiments.common.metrics import UNFINISHED, read_run
 from experiments.common.run import EXIT_CODES, run
 from experiments.common.settings import Settings, UsageError, as_json, check, flag, from_json
@@ -41,14 +42,31 @@ def main(
         check_own(settings)
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        if not settings.resume:
+        if not (settings.resume or os.path.exists(settings.out / LOCK)):
             make_folder(settings.out)
-        return run(Console(highlight=False), make_task(settings), settings, kind())
+        with alone(settings.out):
+            if not settings.resume:  # another process may have used it before the lock was ours
+                make_folder(settings.out)
+            return _run(kind, make_task(settings), settings)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before there was anything to record
         return EXIT_CODES["interrupted"]
+
+
+def _run(kind: type[S], task: Task, settings: S) -> int:
+    try:
+        return run(Console(highlight=False), task, settings, kind())
+    except NotWritten as error:
+        how = "again"
+        if (settings.out / "metrics.jsonl").exists():
+            how = f"go on: python -m experiments.{task.name} --out {settings.out} --resume"
+        print(
+            f"error: {error}. What was saved before is whole; make room, then {how}",
+            file=sys.stderr,
+        )
+        return EXIT_CODES["not written"]
 
 
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
@@ -79,7 +97,7 @@ def make_folder(out: Path) -> None:
     """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(path.name != UNFINISHED for path in out.iterdir()):
+        if any(path.name not in (UNFINISHED, LOCK) for path in out.iterdir()):
             raise UsageError(
                 f"{out} is in use; go on with its run by --resume, choose another folder with "
                 "--out, or remove it"

@@ -8,8 +8,11 @@ rate), and last what came of each replica (`"kind": "result"`).
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.common.folder import writing
 
 Line = dict[str, Any]
 
@@ -24,18 +27,26 @@ UNFINISHED = "metrics.new"  # the name of a record until its first lines are all
 
 
 class Writer:
-    """Appends to a record; `lines` counts those written."""
+    """Appends to a record; `lines` counts those written. Raises: NotWritten."""
 
     def __init__(self, path: Path, keep: int) -> None:
         """Keep the first lines, those that belong to the checkpoint that is gone on from."""
         kept = path.read_text().splitlines(keepends=True)[:keep]
         _replace(path, kept)
         self.lines = len(kept)
-        self._file = path.open("a")
+        self._path = path
+        with writing(path):
+            self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        self._file.write(_as_line(kind, fields))
-        self._file.flush()
+        try:
+            with writing(self._path):
+                self._file.write(_as_line(kind, fields))
+                self._file.flush()
+        except BaseException:
+            with suppress(OSError):  # which what could not be written causes once more
+                self._file.close()
+            raise
         self.lines += 1
 
     def close(self) -> None:
@@ -43,14 +54,15 @@ class Writer:
 
 
 def begin(path: Path, header: Line) -> None:
-    """A record with its header; a kill leaves all of it, or none."""
+    """A record with its header; a kill leaves all of it, or none. Raises: NotWritten."""
     _replace(path, [_as_line("header", header)])
 
 
 def _replace(path: Path, lines: list[str]) -> None:
     fresh = path.with_name(UNFINISHED)
-    fresh.write_text("".join(lines))
-    os.replace(fresh, path)
+    with writing(path):
+        fresh.write_text("".join(lines))
+        os.replace(fresh, path)
 
 
 def _as_line(kind: str, fields: Line) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.common import pictures
 from experiments.common.checkpoints import Checkpoints
+from experiments.common.folder import writing
 from experiments.common.machine import machine
 from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
@@ -22,7 +23,7 @@ from experiments.common.settings import Settings, UsageError, as_json, command_l
 from experiments.common.task import Mark, Stage, Task
 from experiments.common.training import TrainState, make_evaluate, make_train_chunk, train_init
 
-EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "interrupted": 130}
+EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "not written": 4, "interrupted": 130}
 RUNNING = "running"
 HEADER = 1  # line of the record before the first evaluation
 
@@ -121,7 +122,8 @@ def run(console: Console, task: Task, settings: Settings, defaults: Settings) ->
         writer.write("result", **result)
     writer.close()
     _print_results(console, header, results)
-    written = pictures.draw(task, settings, read_run(path), study.states.network)
+    with writing(settings.out):
+        written = pictures.draw(task, settings, read_run(path), study.states.network)
     console.print(f"Wrote metrics.jsonl, {', '.join(written)} to {settings.out}", soft_wrap=True)
     return max(EXIT_CODES[verdict] for verdict in study.verdicts)
 

@@ -43,6 +43,7 @@ def content(out):
     facts = dict(found["facts"])
     facts.pop("seconds")
     facts.pop("compiling")
+    facts.pop("digest")  # of the times too
     _, evals, results = metrics.read_run(out / "metrics.jsonl")
     times = {"seconds": 0, "compile_seconds": 0}
     lines = [line | times for line in (*evals[0], *evals[1], *results)]
