@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from experiments.common.folder import writing
 
 KEPT = 3
+PIECE = 2**16  # bytes; one more than the state has is what orbax may need for its own
 
 
 class Restored(NamedTuple):
@@ -42,6 +44,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
         )
         with writing(self._folder / str(number), Exception):
+            _check_room(self._folder, state)
             self._manager.save(number, args=args)
 
     def latest(self) -> int | None:
@@ -85,6 +88,17 @@ class Checkpoints:
         """Those in the folder, newest first, unfinished ones too."""
         names = [path.name for path in self._folder.iterdir()]
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _check_room(folder: Path, state: Any) -> None:
+    """Raises: OSError, the system's own and in one place.
+
+    Orbax writes all leaves at once, and on a full disk each of its threads prints a traceback.
+    """
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(size // PIECE + 2):
+            file.write(bytes(PIECE))
 
 
 def _digest(state: Any, facts: dict[str, Any]) -> str:
