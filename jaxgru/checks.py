@@ -34,9 +34,15 @@ def shape_of(value: Any) -> tuple[Any, ...]:
 
 def describe(value: Any) -> str:
     """`float32[10, 3]` for an array, the type's name for anything else."""
-    if is_array(value):
+    if is_array(value) or isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     return f"{type(value).__name__}"
+
+
+def shown(value: Any) -> str:
+    """A value where it is short, else what it is: of an option that should have been a name."""
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return repr(value) if plain else describe(value)
 
 
 def dtype_of(value: Any) -> Any:
@@ -66,7 +72,7 @@ def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix:
     """value is an array of this shape; a string stands for a size that may be anything."""
     expected = f"an array of shape [{', '.join(map(str, shape))}]"
     if not is_array(value):
-        raise error(TypeError, caller, name, expected, describe(value), fix)
+        raise error(TypeError, caller, name, expected, type(value).__name__, fix)
     same = len(value.shape) == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
     )
@@ -106,9 +112,11 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
     """A supported dtype that this process has: float64 needs jax_enable_x64."""
     expected = f"one of {', '.join(DTYPES)}"
     try:
+        if is_array(dtype):  # which NumPy takes for its dtype
+            raise TypeError
         wanted = jnp.dtype(dtype)
     except (TypeError, ValueError, SyntaxError):  # of NumPy, which reads many things as a dtype
-        raise error(TypeError, caller, name, expected, repr(dtype)) from None
+        raise error(TypeError, caller, name, expected, shown(dtype)) from None
     if wanted.name not in DTYPES:
         raise error(TypeError, caller, name, expected, wanted.name)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:

@@ -50,7 +50,9 @@ def draw(
     i = checks.size(caller, "input_size", input_size, most=checks.INT32_MAX)
     h = checks.size(caller, "hidden_size", hidden_size, most=checks.INT32_MAX)
     if not (isinstance(init, str) and init in PRESETS):
-        raise checks.error(ValueError, caller, "init", f"one of {', '.join(PRESETS)}", repr(init))
+        raise checks.error(
+            ValueError, caller, "init", f"one of {', '.join(PRESETS)}", checks.shown(init)
+        )
     checks.float_dtype(caller, "dtype", dtype)
     wide = accumulator(dtype)  # QR knows no half precision
     key_ih, key_hh, key_bias = jax.random.split(key, 3)

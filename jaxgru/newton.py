@@ -114,9 +114,11 @@ def newton_scan(
         )
     if not (isinstance(jacobian, str) and jacobian in JACOBIANS):
         expected = " or ".join(map(repr, JACOBIANS))
-        raise checks.error(ValueError, "newton_scan", "jacobian", expected, repr(jacobian))
+        raise checks.error(ValueError, "newton_scan", "jacobian", expected, checks.shown(jacobian))
     if not (fallback is None or (isinstance(fallback, str) and fallback == "scan")):
-        raise checks.error(ValueError, "newton_scan", "fallback", "'scan' or None", repr(fallback))
+        raise checks.error(
+            ValueError, "newton_scan", "fallback", "'scan' or None", checks.shown(fallback)
+        )
     if guess is not None:
         shape = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((steps, *s.shape), s.dtype), layers.carry_shape(params)

@@ -43,9 +43,10 @@ numbers = st.one_of(
     st.booleans(),
 )
 others = st.sampled_from(
-    [None, "", "scan", b"x", (), [], {}, {1: 2, "a": 3}, object(), len, np.float32, np.ndarray, Odd(),
-     Odd, Ellipsis, NotImplemented, slice(1), range(3), jnp.float32, KEY,
-     jax.ShapeDtypeStruct((STEPS, INPUT), jnp.float32), jax.ShapeDtypeStruct((HIDDEN,), jnp.float32),
+    [None, "", "scan", b"x", (), [], {}, {1: 2, "a": 3}, object(), len, np.float32, np.ndarray,
+     Odd(), Odd, Ellipsis, NotImplemented, slice(1), range(3), jnp.float32, KEY,
+     jax.ShapeDtypeStruct((STEPS, INPUT), np.dtype("f4")),
+     jax.ShapeDtypeStruct((HIDDEN,), np.dtype("f4")),
      jax.random.key(3, impl="rbg"), jax.random.split(KEY, 2)]
 )  # fmt: skip
 anything = st.one_of(arrays, numbers, others, st.lists(arrays | numbers, max_size=3).map(tuple))
@@ -90,11 +91,10 @@ SCAN = {
 
 
 def _whole(value, allowed):
-    if isinstance(value, bool | np.bool_) or np.shape(value) != ():
-        return False
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "iu":
-        return False
-    return isinstance(value, int | np.integer | np.ndarray) and int(value) in allowed
+    if isinstance(value, np.ndarray):
+        return value.shape == () and value.dtype.kind in "iu" and int(value) in allowed
+    plain = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return plain and int(value) in allowed
 
 
 def _key(value):
