@@ -153,10 +153,22 @@ def checked(caller: str, name: str, value: Any, shape: tuple[int | str, ...]) ->
     return value
 
 
+def mapping(caller: str, name: str, value: Any) -> None:
+    """Something by name: a mapping whose keys are strings. Raises: TypeError."""
+    expected = "a mapping of names"
+    if not isinstance(value, Mapping):
+        raise checks.error(TypeError, caller, name, expected, checks.describe(value))
+    for key in value:
+        if not isinstance(key, str):
+            got = f"one with a key of type {type(key).__name__}"
+            raise checks.error(TypeError, caller, name, expected, got)
+
+
 class Named:
     """Arrays by name, each of which must be asked for."""
 
     def __init__(self, caller: str, arrays: Mapping[str, Any]) -> None:
+        mapping(caller, "weights", arrays)
         self._caller, self._arrays, self._asked = caller, arrays, set[str]()
 
     def __contains__(self, name: str) -> bool:

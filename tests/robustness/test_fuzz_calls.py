@@ -108,7 +108,7 @@ def _key(value):
 @example(value=10**400)
 @example(value=-(2**64))
 @example(value=np.zeros((), object))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_an_argument_of_scan(name, value):
     def right(result):
         assert SCAN[name](value), f"{value!r} was taken for {name}"
@@ -128,7 +128,7 @@ def test_an_argument_of_scan(name, value):
 
 
 @given(value=anything, kind=st.sampled_from(KINDS))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_inputs_of_scan(value, kind):
     def right(result):
         assert value.dtype in (np.float32, np.float64)
@@ -139,7 +139,7 @@ def test_inputs_of_scan(value, kind):
 
 
 @given(value=anything, kind=st.sampled_from(KINDS))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_params_of_scan(value, kind):
     """Anything for params, and for each leaf of them."""
 
@@ -174,7 +174,7 @@ NEWTON = {
 @given(value=anything)
 @example(value=2**31)
 @example(value=np.zeros(3))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_an_argument_of_newton_scan(name, value):
     params, xs = params_of(), XS["float32"]
     if (
@@ -197,7 +197,7 @@ def test_an_argument_of_newton_scan(name, value):
 
 
 @given(carry=anything, x=anything, kind=st.sampled_from((*CELLS, "stack")))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_arguments_of_step(carry, x, kind):
     params = params_of(kind)
 
@@ -224,6 +224,7 @@ INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": 
          "elman_init": tuple(name for name in INIT if name != "chrono")}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "name"), [(f, n) for f, names in INITS.items() for n in names]
 )
@@ -273,6 +274,7 @@ def test_a_length_of_each_kind_of_integer(dtype):
             jaxgru.scan(params_of(), XS["float32"], length=np.dtype(dtype).type(wrong))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("where", ["inputs", "a weight"])
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
