@@ -53,7 +53,8 @@ def to_params(form: Form, packed: Packed) -> Params:
         if form.reset_after:
             b_hn, b_hh = b_hh[2], np.stack([b_hh[0], b_hh[1], np.zeros_like(b_hh[2])])
         wide = accumulator(b.dtype)
-        b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
+        with np.errstate(all="ignore"):  # inf and NaN are read as they are
+            b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
     if form.params_type is GRUParams:
         arrays = jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b, "b_hn": b_hn})
         return GRUParams(**arrays, reset_after=bool(form.reset_after))

@@ -270,7 +270,7 @@ def test_a_length_of_each_kind_of_integer(dtype):
             expected = oracle.scan(params_of(), XS["float32"], length=length)
             assert_close(found, expected, VALUE_TOL["float32"])
     for wrong in {np.iinfo(dtype).min, np.iinfo(dtype).max} - {0}:
-        with pytest.raises(ValueError, match=rf"^scan: length must be .*, got {wrong}$|\."):
+        with pytest.raises(ValueError, match=rf"^scan: length must be .*, got {wrong}\.$"):
             jaxgru.scan(params_of(), XS["float32"], length=np.dtype(dtype).type(wrong))
 
 
