@@ -44,7 +44,7 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
 
     Source: the documentation of haiku.GRU and haiku.LSTM.
     """
-    mapping("from_haiku", "params", params)
+    mapping("from_haiku", "params", params, "a mapping of module names")
     modules = dict(params)
     if any(module.partition("/")[0].startswith("vanilla_rnn") for module in modules):
         raise checks.error(ValueError, "from_haiku", "params", "of GRU or LSTM", "VanillaRNN", RELU)

@@ -66,9 +66,10 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
 
     Source: the documentation of flax.linen.GRUCell, LSTMCell and SimpleCell.
     """
-    mapping("from_linen", "variables", variables)
+    expected = "a mapping, the variables of a cell"
+    mapping("from_linen", "variables", variables, expected)
     tree = variables.get("params", variables)
-    mapping("from_linen", "variables", tree)
+    mapping("from_linen", "variables", tree, expected)
     for form, names in NAMES.items():
         if all(name in tree for name in names.inputs):
             return read("from_linen", form, tree)

@@ -154,9 +154,8 @@ def checked(caller: str, name: str, value: Any, shape: tuple[int | str, ...]) ->
     return value
 
 
-def mapping(caller: str, name: str, value: Any) -> None:
+def mapping(caller: str, name: str, value: Any, expected: str = "a mapping of names") -> None:
     """Something by name: a mapping whose keys are strings. Raises: TypeError."""
-    expected = "a mapping of names"
     if not isinstance(value, Mapping):
         raise checks.error(TypeError, caller, name, expected, checks.describe(value))
     for key in value:

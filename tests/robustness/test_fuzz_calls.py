@@ -170,6 +170,7 @@ NEWTON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEWTON)
 @given(value=anything)
 @example(value=2**31)
