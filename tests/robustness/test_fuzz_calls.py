@@ -33,11 +33,13 @@ def zeros(dtype, shape):
     return np.zeros(shape, jax.dtypes.float0 if dtype == "float0" else np.dtype(dtype))
 
 
-shapes = st.lists(st.integers(0, 7), max_size=4).map(tuple)
+# Those that would be right, of the wrong dtype, too.
+right_shapes = st.sampled_from([(), (INPUT,), (HIDDEN,), (STEPS,), (STEPS, INPUT)])
+shapes = right_shapes | st.lists(st.integers(0, 7), max_size=4).map(tuple)
 arrays = st.builds(zeros, st.sampled_from((*NUMPY, "float0")), shapes)
 numbers = st.one_of(
     st.integers(-(2**70), 2**70),
-    st.sampled_from([0, 1, -1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400]),
+    st.sampled_from([0, 1, -1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, 1e39, 1e300]),
     st.floats(),
     st.complex_numbers(),
     st.booleans(),
@@ -47,7 +49,7 @@ others = st.sampled_from(
      Odd(), Odd, Ellipsis, NotImplemented, slice(1), range(3), jnp.float32, KEY,
      jax.ShapeDtypeStruct((STEPS, INPUT), np.dtype("f4")),
      jax.ShapeDtypeStruct((HIDDEN,), np.dtype("f4")),
-     jax.random.key(3, impl="rbg"), jax.random.split(KEY, 2)]
+     jnp.zeros(5, "uint32"), jax.random.key(3, impl="rbg"), jax.random.split(KEY, 2)]
 )  # fmt: skip
 anything = st.one_of(arrays, numbers, others, st.lists(arrays | numbers, max_size=3).map(tuple))
 
@@ -128,6 +130,7 @@ def test_an_argument_of_scan(name, value):
 
 
 @given(value=anything, kind=st.sampled_from(KINDS))
+@example(value=np.zeros((STEPS, INPUT), object), kind="gru")
 @settings(max_examples=50)
 def test_inputs_of_scan(value, kind):
     def right(result):
@@ -248,6 +251,15 @@ def test_an_argument_of_init(function, name, value):
     names_the_argument(
         function, [name], lambda: getattr(jaxgru, function)(**arguments), right=right
     )
+
+
+def test_keys_and_memories_that_nearly_fit():
+    with pytest.raises(ValueError, match=r"^gru_init: key must be one key, .*, got uint32\[5\]\.$"):
+        jaxgru.gru_init(jnp.zeros(5, "uint32"), INPUT, HIDDEN)
+    with pytest.raises(
+        ValueError, match=r"^gru_init: chrono must be a finite number .*got 1e\+300"
+    ):
+        jaxgru.gru_init(KEY, INPUT, HIDDEN, chrono=1e300)
 
 
 @pytest.mark.parametrize("name", ["key", "num_layers", "bidirectional", "cell"])
