@@ -29,6 +29,12 @@ class Odd:
     shape, dtype = 3, "float32"
 
 
+class Foreign:
+    """As a tensor of another library: its dtype is none of NumPy's."""
+
+    shape, dtype = (STEPS, INPUT), object()
+
+
 def zeros(dtype, shape):
     return np.zeros(shape, jax.dtypes.float0 if dtype == "float0" else np.dtype(dtype))
 
@@ -131,6 +137,7 @@ def test_an_argument_of_scan(name, value):
 
 @given(value=anything, kind=st.sampled_from(KINDS))
 @example(value=np.zeros((STEPS, INPUT), object), kind="gru")
+@example(value=Foreign(), kind="gru")
 @settings(max_examples=50)
 def test_inputs_of_scan(value, kind):
     def right(result):

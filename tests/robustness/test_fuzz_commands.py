@@ -64,6 +64,8 @@ def run(main, flags, capsys):
 @example(flags=("--length", "-" + "9" * 5000))
 @example(flags=("--seeds", "4294967296"))
 @example(flags=("--seeds", "1", "1"))
+@example(flags=("--save-every", "-1"))
+@example(flags=("--clip-norm", "nan"))
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_wrong_flags_write_nothing(task, flags, tmp_path, capsys):
     out = tmp_path / "out"
