@@ -112,7 +112,7 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
     """A supported dtype that this process has: float64 needs jax_enable_x64."""
     expected = f"one of {', '.join(DTYPES)}"
     try:
-        if is_array(dtype):  # which NumPy takes for its dtype
+        if dtype is None or is_array(dtype):  # which NumPy takes for float64, and for its dtype
             raise TypeError
         wanted = jnp.dtype(dtype)
     except (TypeError, ValueError, SyntaxError):  # of NumPy, which reads many things as a dtype
