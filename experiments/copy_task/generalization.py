@@ -15,7 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.common.command import saved_settings
-from experiments.common.folder import alone
+from experiments.common.folder import NotWritten, alone
 from experiments.common.plots import COLOURS
 from experiments.common.run import load
 from experiments.common.settings import UsageError
@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
         text = json.dumps(record | {"recall": curves}, indent=1)
         (folder / "generalization.json").write_text(text + "\n")
         draw(folder / "generalization.png", config.lengths, curves, trained)
-    except UsageError as error:
+    except (UsageError, NotWritten) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
