@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from jaxgru.cell import cell_of
 
+INT32_MAX = 2**31 - 1
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -20,16 +21,39 @@ def error(
     return kind(f"{caller}: {name} must be {expected}, got {got}.{' ' + fix if fix else ''}")
 
 
+def is_array(value: Any) -> bool:
+    """Something with values, a shape and a dtype, be it a tracer or of another library."""
+    known = hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple)
+    return known and not isinstance(value, jax.ShapeDtypeStruct)
+
+
+def shape_of(value: Any) -> tuple[Any, ...]:
+    """The shape of an array, () of anything else."""
+    return value.shape if is_array(value) else ()
+
+
 def describe(value: Any) -> str:
     """`float32[10, 3]` for an array, the type's name for anything else."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_array(value) or isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     return f"{type(value).__name__}"
 
 
+def shown(value: Any) -> str:
+    """A value where it is short, else what it is: of an option that should have been a name."""
+    plain = value is None or isinstance(value, str | bool | int | float)
+    return repr(value) if plain else describe(value)
+
+
 def dtype_of(value: Any) -> Any:
-    """The dtype that JAX gives this array: float64 means float32 where x64 is off."""
-    return jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)
+    """The dtype that JAX gives this array: float64 means float32 where x64 is off.
+
+    That of objects where JAX has none, so that it fits nowhere: strings, tensors of torch.
+    """
+    try:
+        return jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)
+    except TypeError:
+        return jnp.dtype(object)
 
 
 def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> None:
@@ -47,8 +71,8 @@ def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> Non
 def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix: str = "") -> None:
     """value is an array of this shape; a string stands for a size that may be anything."""
     expected = f"an array of shape [{', '.join(map(str, shape))}]"
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        raise error(TypeError, caller, name, expected, describe(value), fix)
+    if not is_array(value):
+        raise error(TypeError, caller, name, expected, type(value).__name__, fix)
     same = len(value.shape) == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, value.shape, strict=True)
     )
@@ -58,7 +82,7 @@ def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix:
 
 def hidden_size(w_hh: Any, rank: int) -> int | str:
     """H, or the letter where w_hh has not the rank to tell it."""
-    shape: Any = getattr(w_hh, "shape", ())
+    shape = shape_of(w_hh)
     return shape[0] if len(shape) == rank else "H"
 
 
@@ -71,7 +95,7 @@ def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
         if leaf is None and name.startswith("b"):
             continue
         fix = ""
-        if len(getattr(leaf, "shape", ())) > len(shape):
+        if len(shape_of(leaf)) > len(shape):
             fix = "Several networks at once go through jax.vmap over params."
         array(caller, f"{owner}.{name}", leaf, shape, fix)
         if dtype_of(leaf).name not in DTYPES:
@@ -88,9 +112,11 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
     """A supported dtype that this process has: float64 needs jax_enable_x64."""
     expected = f"one of {', '.join(DTYPES)}"
     try:
+        if dtype is None or is_array(dtype):  # which NumPy takes for float64, and for its dtype
+            raise TypeError
         wanted = jnp.dtype(dtype)
-    except TypeError:
-        raise error(TypeError, caller, name, expected, repr(dtype)) from None
+    except (TypeError, ValueError, SyntaxError):  # of NumPy, which reads many things as a dtype
+        raise error(TypeError, caller, name, expected, shown(dtype)) from None
     if wanted.name not in DTYPES:
         raise error(TypeError, caller, name, expected, wanted.name)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
@@ -108,7 +134,7 @@ def same_dtype(caller: str, name: str, value: Any, dtype: Any) -> None:
 def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype: Any) -> None:
     """xs is one sequence (or x one step) of the size and dtype of params."""
     fix = f"The last axis is the input size of params, {shape[-1]}."
-    if len(getattr(xs, "shape", ())) > len(shape):
+    if len(shape_of(xs)) > len(shape):
         fix = f"A batch goes through vmap: jax.vmap({caller}, in_axes=...)."
     array(caller, name, xs, shape, fix)
     same_dtype(caller, name, xs, dtype)
@@ -123,7 +149,13 @@ def carry(
     fix: str = "jaxgru.initial_carry(params) makes one.",
 ) -> None:
     """value has the structure, shapes and dtypes expected: those of initial_carry, mostly."""
-    have, want = jax.tree.structure(value), jax.tree.structure(expected)
+    want = jax.tree.structure(expected)
+    try:
+        have = jax.tree.structure(value)
+    except (TypeError, ValueError):  # keys of a dict that cannot be sorted
+        shown = str(value_types(expected))
+        got = type(value).__name__
+        raise error(TypeError, caller, name, f"{what}, {shown}", got, fix) from None
     if have != want:
         got = describe(value) if jax.tree_util.treedef_is_leaf(have) else str(value_types(value))
         shown = str(value_types(expected))
@@ -151,6 +183,11 @@ def number(caller: str, name: str, value: Any) -> None:
     """A Python number."""
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise error(TypeError, caller, name, "a Python number", describe(value))
+    try:
+        float(value)
+    except OverflowError:
+        got = "an integer beyond it"
+        raise error(ValueError, caller, name, "within floating point", got) from None
 
 
 def key(caller: str, value: Any) -> Array:
@@ -164,11 +201,16 @@ def key(caller: str, value: Any) -> Array:
     if value.ndim != (0 if typed else 1):
         fix = "Several at once go through jax.vmap."
         raise error(ValueError, caller, "key", expected, describe(value), fix)
+    if not typed:
+        try:
+            jax.eval_shape(jax.random.wrap_key_data, value)
+        except (TypeError, ValueError):  # not so many words as a key has
+            raise error(ValueError, caller, "key", expected, describe(value)) from None
     return value
 
 
-def size(caller: str, name: str, value: Any, least: int = 1) -> int:
-    """An integer, positive or at least so many."""
+def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """An integer, positive or at least so many, and at most so many."""
     expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     try:
         if isinstance(value, bool):
@@ -178,18 +220,21 @@ def size(caller: str, name: str, value: Any, least: int = 1) -> int:
         raise error(TypeError, caller, name, expected, describe(value)) from None
     if number < least:
         raise error(ValueError, caller, name, expected, str(number))
+    if most is not None and number > most:
+        raise error(ValueError, caller, name, f"at most {most}", str(number))
     return number
 
 
 def length(caller: str, value: Any, steps: int) -> None:
     """An integer scalar in [0, T]; a traced one cannot be looked into and acts as if clipped."""
     expected = f"an integer in [0, {steps}] (xs has T = {steps})"
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "dtype")):
+    plain = isinstance(value, int)
+    if isinstance(value, bool) or not (plain or is_array(value)):
         raise error(TypeError, caller, "length", expected, describe(value))
-    if jnp.shape(value) != ():
+    if shape_of(value) != ():
         fix = "One length for one sequence; a batch of them goes through jax.vmap."
         raise error(ValueError, caller, "length", expected, describe(value), fix)
-    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    if not (plain or jnp.issubdtype(dtype_of(value), jnp.integer)):
         raise error(TypeError, caller, "length", expected, describe(value))
     if not isinstance(value, Tracer) and not 0 <= int(value) <= steps:
         raise error(ValueError, caller, "length", expected, str(value))

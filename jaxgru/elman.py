@@ -63,6 +63,7 @@ def elman_init(
         >>> jaxgru.elman_init(jax.random.key(0), 8, 64, bias=False).b is None
         True
     """
+    checks.flag("elman_init", "bias", bias)
     checks.key("elman_init", key)
     drawn = initializers.draw("elman_init", key, input_size, hidden_size, 1, init, dtype)
     b = (drawn.b_ih + drawn.b_hh)[0] if bias else None

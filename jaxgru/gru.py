@@ -90,6 +90,8 @@ def gru_init(
 
     Source: Cho et al. 2014, arXiv:1406.1078v3; chrono: Tallec & Ollivier 2018, arXiv:1804.11188.
     """
+    checks.flag("gru_init", "reset_after", reset_after)
+    checks.flag("gru_init", "bias", bias)
     key, chrono_key = jax.random.split(checks.key("gru_init", key))
     drawn = initializers.draw("gru_init", key, input_size, hidden_size, 3, init, dtype)
     b = b_hn = None

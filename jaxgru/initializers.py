@@ -47,10 +47,12 @@ def draw(
 
     Raises: TypeError or ValueError for a key, size, preset or dtype that does not fit.
     """
-    i = checks.size(caller, "input_size", input_size)
-    h = checks.size(caller, "hidden_size", hidden_size)
-    if init not in PRESETS:
-        raise checks.error(ValueError, caller, "init", f"one of {', '.join(PRESETS)}", repr(init))
+    i = checks.size(caller, "input_size", input_size, most=checks.INT32_MAX)
+    h = checks.size(caller, "hidden_size", hidden_size, most=checks.INT32_MAX)
+    if not (isinstance(init, str) and init in PRESETS):
+        raise checks.error(
+            ValueError, caller, "init", f"one of {', '.join(PRESETS)}", checks.shown(init)
+        )
     checks.float_dtype(caller, "dtype", dtype)
     wide = accumulator(dtype)  # QR knows no half precision
     key_ih, key_hh, key_bias = jax.random.split(key, 3)
@@ -77,8 +79,8 @@ def chrono(
         fix = "It sets the gates' biases."
         raise checks.error(ValueError, caller, "bias", "True with chrono", "False", fix)
     checks.number(caller, "chrono", t_max)
-    if not 2 <= t_max < math.inf:
-        expected = "a number of time steps, at least 2"
+    if not 2 <= t_max <= float(jnp.finfo(accumulator(bias.dtype)).max):
+        expected = "a finite number of time steps, at least 2"
         raise checks.error(ValueError, caller, "chrono", expected, f"{t_max}")
     u = jax.random.uniform(key, bias.shape[-1:], accumulator(bias.dtype), 1.0, t_max - 1.0)
     for gate, sign in signs.items():

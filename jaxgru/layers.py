@@ -84,8 +84,12 @@ def stack_init(
         >>> jaxgru.scan(params, jnp.ones((20, 3), "float32"))[1].shape
         (20, 16)
     """
+    checks.key("stack_init", key)
     checks.size("stack_init", "num_layers", num_layers)
     checks.flag("stack_init", "bidirectional", bidirectional)
+    if not callable(cell):
+        expected = "a function such as jaxgru.gru_init"
+        raise checks.error(TypeError, "stack_init", "cell", expected, checks.describe(cell))
     layers = []
     for layer_key in jax.random.split(key, num_layers):
         if bidirectional:

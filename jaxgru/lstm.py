@@ -79,6 +79,7 @@ def lstm_init(
 
     Source: Gers et al. 2000; chrono: Tallec & Ollivier 2018, arXiv:1804.11188.
     """
+    checks.flag("lstm_init", "bias", bias)
     key, chrono_key = jax.random.split(checks.key("lstm_init", key))
     drawn = initializers.draw("lstm_init", key, input_size, hidden_size, 4, init, dtype)
     b = drawn.b_ih + drawn.b_hh if bias else None

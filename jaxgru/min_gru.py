@@ -69,6 +69,7 @@ def min_gru_init(
 
     Source: Feng et al. 2024, arXiv:2410.01201; chrono: Tallec & Ollivier 2018, arXiv:1804.11188.
     """
+    checks.flag("min_gru_init", "bias", bias)
     key, chrono_key = jax.random.split(checks.key("min_gru_init", key))
     drawn = initializers.draw("min_gru_init", key, input_size, hidden_size, 2, init, dtype)
     b = drawn.b_ih if bias else None

@@ -112,11 +112,13 @@ def newton_scan(
         raise checks.error(
             TypeError, "newton_scan", "params", "float32 or float64", f"{dtype}", fix
         )
-    if jacobian not in JACOBIANS:
+    if not (isinstance(jacobian, str) and jacobian in JACOBIANS):
         expected = " or ".join(map(repr, JACOBIANS))
-        raise checks.error(ValueError, "newton_scan", "jacobian", expected, repr(jacobian))
-    if fallback not in ("scan", None):
-        raise checks.error(ValueError, "newton_scan", "fallback", "'scan' or None", repr(fallback))
+        raise checks.error(ValueError, "newton_scan", "jacobian", expected, checks.shown(jacobian))
+    if not (fallback is None or (isinstance(fallback, str) and fallback == "scan")):
+        raise checks.error(
+            ValueError, "newton_scan", "fallback", "'scan' or None", checks.shown(fallback)
+        )
     if guess is not None:
         shape = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((steps, *s.shape), s.dtype), layers.carry_shape(params)
@@ -128,7 +130,7 @@ def newton_scan(
     checks.number("newton_scan", "tol", tol)
     if not 0 < tol < 1:
         raise checks.error(ValueError, "newton_scan", "tol", "in (0, 1)", f"{tol}")
-    limit = checks.size("newton_scan", "max_iterations", max_iterations)
+    limit = checks.size("newton_scan", "max_iterations", max_iterations, most=checks.INT32_MAX)
     checks.number("newton_scan", "damping", damping)
     if not 0 <= damping <= 1:
         raise checks.error(ValueError, "newton_scan", "damping", "in [0, 1]", f"{damping}")

@@ -144,6 +144,8 @@ def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:
     checks.number("scan", "dropout", dropout)
     if not 0 <= dropout < 1:
         raise checks.error(ValueError, "scan", "dropout", "in [0, 1)", f"{dropout}")
+    if key is not None:
+        checks.key("scan", key)
     if dropout == 0:
         return
     if not _has_layers(params):
@@ -153,7 +155,6 @@ def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:
     if key is None:
         fix = "Pass key=jax.random.key(seed), a new one for every call."
         raise checks.error(ValueError, "scan", "key", "given with dropout", "None", fix)
-    checks.key("scan", key)
 
 
 def _has_layers(params: Params) -> bool:

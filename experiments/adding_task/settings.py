@@ -35,7 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class AddingSettings(Settings):
     """Train recurrent networks on the adding problem until they solve it.
 
-    Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 130 interrupted.
+    Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 4 cannot
+    write, 5 another process lost, 130 interrupted.
     """
 
     preset: Annotated[Literal["", "bai-600", "lem-2000", "lem-5000", "lem-10000"], PRESET] = ""

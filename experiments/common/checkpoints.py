@@ -1,6 +1,9 @@
 """The checkpoints of a run: orbax writes them, a digest tells whether they are still whole."""
 
 import hashlib
+import itertools
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.common.folder import writing
 from experiments.common.processes import array_from_first, from_first, is_first
 
 KEPT = 3
+PIECE = 2**16  # bytes; one more than the state has is what orbax may need for its own
 
 
 class Restored(NamedTuple):
@@ -30,14 +35,19 @@ class Checkpoints:
         self._manager = _manager(self._folder) if is_first() else None
 
     def save(self, number: int, state: Any, facts: dict[str, Any]) -> None:
-        """Written aside and renamed, so that a kill at any moment leaves the others whole."""
+        """Written aside and renamed, so that a kill at any moment leaves the others whole.
+
+        Raises: NotWritten, for whatever orbax and tensorstore make of a full disk.
+        """
         if not self._manager:
             return
-        facts = facts | {"digest": _digest(state)}
+        facts = facts | {"digest": _digest(state, facts)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
         )
-        self._manager.save(number, args=args)
+        with writing(self._folder / str(number), Exception):
+            _check_room(self._folder, state)
+            self._manager.save(number, args=args)
 
     def latest(self) -> int | None:
         numbers = self._numbers()
@@ -45,7 +55,7 @@ class Checkpoints:
 
     def restore(self, like: Any, say: Callable[[str], None]) -> Restored | None:
         """The newest that is whole, or None. Damaged ones are named and put aside."""
-        found = self._newest(like, say) if self._manager else None
+        found = self._newest(self._manager, like, say) if self._manager else None
         facts = from_first(lambda: found and found.facts)
         if facts is None:
             return None
@@ -55,27 +65,25 @@ class Checkpoints:
         if self._manager:
             self._manager.close()
 
-    def _newest(self, like: Any, say: Callable[[str], None]) -> Restored | None:
+    def _newest(
+        self, manager: ocp.CheckpointManager, like: Any, say: Callable[[str], None]
+    ) -> Restored | None:
         for number in self._numbers():
             try:
-                return self._read(number, like)
+                return _read(manager, number, like)
             except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            aside = self._folder.parent / f"damaged_checkpoint_{number}"
-            (self._folder / str(number)).rename(aside)
-            self._manager.reload()
+            aside = self._aside(number)
+            with writing(aside):
+                (self._folder / str(number)).rename(aside)
+            manager.reload()
             say(f"Checkpoint {number} is damaged ({reason}); moved to {aside.name}.")
         return None
 
-    def _read(self, number: int, like: Any) -> Restored:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
-        )
-        found = self._manager.restore(number, args=args)
-        if _digest(found["state"]) != found["facts"]["digest"]:
-            raise ValueError("its content is not what was written")
-        return Restored(found["state"], found["facts"])
+    def _aside(self, number: int) -> Path:
+        """Where a damaged one goes, which others of its number may have gone before."""
+        names = (f"damaged_checkpoint_{number}{'_' * k}" for k in itertools.count())
+        return next(path for path in map(self._folder.parent.joinpath, names) if not path.exists())
 
     def _numbers(self) -> list[int]:
         """Those in the folder, newest first, unfinished ones too."""
@@ -84,7 +92,8 @@ class Checkpoints:
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     alone = ocp.options.MultiprocessingOptions(
         active_processes={0}, barrier_sync_key_prefix="first"
     )
@@ -95,11 +104,35 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
         cleanup_tmp_directories=True,
         multiprocessing_options=alone,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    with writing(folder):
+        return ocp.CheckpointManager(folder, options=options)
 
 
-def _digest(state: Any) -> str:
-    digest = hashlib.sha256()
+def _read(manager: ocp.CheckpointManager, number: int, like: Any) -> Restored:
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
+    )
+    found = manager.restore(number, args=args)
+    facts = dict(found["facts"])
+    if facts.pop("digest") != _digest(found["state"], facts):
+        raise ValueError("its content is not what was written")
+    return Restored(found["state"], facts)
+
+
+def _check_room(folder: Path, state: Any) -> None:
+    """Raises: OSError, the system's own and in one place.
+
+    Orbax writes all leaves at once, and on a full disk each of its threads prints a traceback.
+    """
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(size // PIECE + 2):
+            file.write(bytes(PIECE))
+
+
+def _digest(state: Any, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype} ".encode())

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,10 @@ import jax
 import tyro
 from rich.console import Console
 
+from experiments.common.folder import LOCK, NotWritten, alone
 from experiments.common.metrics import UNFINISHED, read_run
-from experiments.common.processes import from_first, is_first, join, together
-from experiments.common.programs import devices_of
+from experiments.common.processes import from_first, is_first, join, leave, together
+from experiments.common.programs import Devices, devices_of
 from experiments.common.run import EXIT_CODES, run
 from experiments.common.settings import (
     PLACE,
@@ -53,12 +55,10 @@ def main(
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         join(settings)
-        with together(_say):
+        with together(_say), ExitStack() as held:
             devices = devices_of(settings)
-            if not settings.resume:
-                from_first(lambda: make_folder(settings.out))
-            console = Console(highlight=False, quiet=not is_first())
-            return run(console, make_task(settings), settings, kind(), devices)
+            from_first(lambda: _take_folder(settings, held))
+            return _run(kind, make_task(settings), settings, devices)
     except UsageError as error:
         if is_first():
             _say(f"error: {error}")
@@ -69,6 +69,27 @@ def main(
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _take_folder(settings: Settings, held: ExitStack) -> None:
+    """For this study alone, until `held` is left."""
+    if not (settings.resume or (settings.out / LOCK).exists()):
+        make_folder(settings.out)
+    held.enter_context(alone(settings.out))
+    if not settings.resume:  # another study may have used it before the lock was ours
+        make_folder(settings.out)
+
+
+def _run(kind: type[S], task: Task, settings: S, devices: Devices) -> int:
+    console = Console(highlight=False, quiet=not is_first())
+    try:
+        return run(console, task, settings, kind(), devices)
+    except NotWritten as error:
+        how = "again"
+        if (settings.out / "metrics.jsonl").exists():
+            how = f"go on: python -m experiments.{task.name} --out {settings.out} --resume"
+        _say(f"error: {error}. What was saved before is whole; make room, then {how}")
+        return leave(EXIT_CODES["not written"])
 
 
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
@@ -100,7 +121,7 @@ def make_folder(out: Path) -> None:
     """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(path.name != UNFINISHED for path in out.iterdir()):
+        if any(path.name not in (UNFINISHED, LOCK) for path in out.iterdir()):
             raise UsageError(
                 f"{out} is in use; go on with its run by --resume, choose another folder with "
                 "--out, or remove it"

@@ -8,8 +8,11 @@ rate), and last what came of each replica (`"kind": "result"`).
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.common.folder import writing
 
 Line = dict[str, Any]
 
@@ -24,20 +27,30 @@ UNFINISHED = "metrics.new"  # the name of a record until its first lines are all
 
 
 class Writer:
-    """Appends to a record; `lines` counts those written. Without a path it only counts."""
+    """Appends to a record; `lines` counts those written. Without a path it only counts.
+
+    Raises: NotWritten.
+    """
 
     def __init__(self, path: Path | None, keep: int) -> None:
         """Keep the first lines, those that belong to the checkpoint that is gone on from."""
         self.lines = keep
-        self._file = None
+        self._path, self._file = path, None
         if path:
             _replace(path, path.read_text().splitlines(keepends=True)[:keep])
-            self._file = path.open("a")
+            with writing(path):
+                self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        if self._file:
-            self._file.write(_as_line(kind, fields))
-            self._file.flush()
+        if self._path and self._file:
+            try:
+                with writing(self._path):
+                    self._file.write(_as_line(kind, fields))
+                    self._file.flush()
+            except BaseException:
+                with suppress(OSError):  # which what could not be written causes once more
+                    self._file.close()
+                raise
         self.lines += 1
 
     def close(self) -> None:
@@ -46,14 +59,15 @@ class Writer:
 
 
 def begin(path: Path, header: Line) -> None:
-    """A record with its header; a kill leaves all of it, or none."""
+    """A record with its header; a kill leaves all of it, or none. Raises: NotWritten."""
     _replace(path, [_as_line("header", header)])
 
 
 def _replace(path: Path, lines: list[str]) -> None:
     fresh = path.with_name(UNFINISHED)
-    fresh.write_text("".join(lines))
-    os.replace(fresh, path)
+    with writing(path):
+        fresh.write_text("".join(lines))
+        os.replace(fresh, path)
 
 
 def _as_line(kind: str, fields: Line) -> str:

@@ -1,7 +1,7 @@
 """Several processes, on one host or many, that run one study together.
 
-Each runs the same program on its own devices. The first alone reads and writes the folder of the run
-and speaks to the user; what it decides, the others are told.
+Each runs the same program on its own devices. The first alone reads and writes the folder of the
+run and speaks to the user; what it decides, the others are told.
 """
 
 import json
@@ -56,9 +56,16 @@ def together(say: Callable[[str], None]) -> Iterator[None]:
             say(f"error: another process was lost, go on with --resume: {reason}")
         elif not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
+        leave(LOST)
+
+
+def leave(code: int) -> int:
+    """Of several processes this one ends at once; alone, it gets the code back."""
+    if jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(LOST)
+        os._exit(code)
+    return code
 
 
 def is_first() -> bool:

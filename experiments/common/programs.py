@@ -14,10 +14,11 @@ from experiments.common.settings import Settings, UsageError
 from experiments.common.task import Stage, Task
 from experiments.common.training import Chunk, TrainState, make_evaluate, make_train_chunk
 
+Devices = list[Any]  # of jax.Device, to type checkers no type
 REPLICAS, BATCH = "replicas", "batch"  # the axes of a mesh
 
 
-def devices_of(settings: Settings) -> list[jax.Device]:
+def devices_of(settings: Settings) -> Devices:
     """As many of every process as was asked for. Raises: UsageError."""
     found = []
     for process in range(jax.process_count()):
@@ -37,7 +38,7 @@ def devices_of(settings: Settings) -> list[jax.Device]:
     return found
 
 
-def make_mesh(devices: list[jax.Device], replicas: int) -> Mesh:
+def make_mesh(devices: Devices, replicas: int) -> Mesh:
     """Whole replicas on as many devices as they divide by, each one's batch over the rest."""
     rows = math.gcd(replicas, len(devices))
     axes = (AxisType.Auto, AxisType.Auto)
@@ -49,11 +50,11 @@ def make_mesh(devices: list[jax.Device], replicas: int) -> Mesh:
 class Programs:
     """Each is compiled when first needed.
 
-    States come and go as NumPy arrays `[replicas, ...]`, whole on every process, so a checkpoint does
-    not depend on the devices, and what is between two programs needs none.
+    States come and go as NumPy arrays `[replicas, ...]`, whole on every process, so a checkpoint
+    does not depend on the devices, and what is between two programs needs none.
     """
 
-    def __init__(self, task: Task, settings: Settings, devices: list[jax.Device]) -> None:
+    def __init__(self, task: Task, settings: Settings, devices: Devices) -> None:
         self.seconds = 0.0  # spent on compiling
         self.settings, self._task, self._devices = settings, task, devices
         self._cache: dict[tuple[Any, ...], Any] = {}
@@ -77,8 +78,10 @@ class Programs:
         return jax.device_get(self._cache[key](*args))
 
     def _compile(self, function: Callable[..., Any], replicas: int, args: Any) -> Any:
-        """Left to divide the work by itself, the compiler gathers all batches in every stretch of
-        the backward pass; by shard_map devices meet once an update, to add their gradients.
+        """By shard_map the devices meet once an update, to add their gradients.
+
+        Left to divide the work by itself, the compiler gathers all batches in every stretch of the
+        backward pass.
         """
         mesh = make_mesh(self._devices, replicas)
         rest = len(args) - 1

@@ -13,18 +13,19 @@ from rich.console import Console
 
 from experiments.common import pictures
 from experiments.common.checkpoints import Checkpoints
+from experiments.common.folder import writing
 from experiments.common.interrupts import interrupts
 from experiments.common.machine import machine
 from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
 from experiments.common.processes import any_of, is_first
-from experiments.common.programs import Programs
+from experiments.common.programs import Devices, Programs
 from experiments.common.progress import progress
 from experiments.common.settings import Settings, UsageError, as_json, command_line
 from experiments.common.task import Mark, Task
 from experiments.common.training import TrainState, train_init
 
-EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "interrupted": 130}
+EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "not written": 4, "interrupted": 130}
 RUNNING = "running"
 HEADER = 1  # line of the record before the first evaluation
 
@@ -55,7 +56,7 @@ def run(
     task: Task,
     settings: Settings,
     defaults: Settings,
-    devices: list[jax.Device],
+    devices: Devices,
 ) -> int:
     """Train every replica until solved or until its budget is spent; returns the exit code."""
     replicas = _replicas(settings)
@@ -117,7 +118,8 @@ def _conclude(
         writer.write("result", **result)
     writer.close()
     _print_results(console, header, results)
-    written = pictures.draw(task, settings, read_run(path), study.states.network)
+    with writing(settings.out):
+        written = pictures.draw(task, settings, read_run(path), study.states.network)
     console.print(f"Wrote metrics.jsonl, {', '.join(written)} to {settings.out}", soft_wrap=True)
 
 

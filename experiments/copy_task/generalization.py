@@ -15,6 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.common.command import saved_settings
+from experiments.common.folder import NotWritten, alone
 from experiments.common.plots import COLOURS
 from experiments.common.run import load
 from experiments.common.settings import UsageError
@@ -45,7 +46,8 @@ def measure(out: Path, config: Config) -> Curve:
     """Recall of every replica of a run, at every length."""
     settings = saved_settings(CopySettings, out)
     task = make_task(settings)
-    network = load(task, settings, out, print).states.network
+    with alone(out):
+        network = load(task, settings, out, print).states.network
     tested = dataclasses.replace(settings, test_examples=config.test_examples)
     curve: Curve = {str(seed): [] for seed in settings.seeds}
     for length in config.lengths:
@@ -95,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
         text = json.dumps(record | {"recall": curves}, indent=1)
         (folder / "generalization.json").write_text(text + "\n")
         draw(folder / "generalization.png", config.lengths, curves, trained)
-    except UsageError as error:
+    except (UsageError, NotWritten) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

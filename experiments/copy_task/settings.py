@@ -33,7 +33,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class CopySettings(Settings):
     """Train recurrent networks to recall ten symbols after a gap.
 
-    Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 130 interrupted.
+    Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 4 cannot
+    write, 5 another process lost, 130 interrupted.
     """
 
     preset: Annotated[Literal["", "bai-1000", "chrono-500", "chrono-2000", "tcn"], PRESET] = ""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxgru import checks
 from jaxgru.cell import Params, accumulator
 from jaxgru.gru import GRUParams
-from jaxgru.interop.weights import Form, Named, Packed, form_of, to_packed, to_params
+from jaxgru.interop.weights import Form, Named, Packed, form_of, mapping, to_packed, to_params
 from jaxgru.lstm import LSTMParams
 
 GRU = Form(GRUParams, (1, 0, 2), reset_after=False)
@@ -44,9 +44,7 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
 
     Source: the documentation of haiku.GRU and haiku.LSTM.
     """
-    if not isinstance(params, Mapping):
-        expected = "a mapping of module names"
-        raise checks.error(TypeError, "from_haiku", "params", expected, checks.describe(params))
+    mapping("from_haiku", "params", params, "a mapping of module names")
     modules = dict(params)
     if any(module.partition("/")[0].startswith("vanilla_rnn") for module in modules):
         raise checks.error(ValueError, "from_haiku", "params", "of GRU or LSTM", "VanillaRNN", RELU)

@@ -15,6 +15,7 @@ from jaxgru.interop.weights import (
     Named,
     Packed,
     form_of,
+    mapping,
     to_packed,
     to_params,
 )
@@ -65,12 +66,10 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
 
     Source: the documentation of flax.linen.GRUCell, LSTMCell and SimpleCell.
     """
-    if not isinstance(variables, Mapping):
-        expected = "a mapping, the variables of a cell"
-        raise checks.error(
-            TypeError, "from_linen", "variables", expected, checks.describe(variables)
-        )
+    expected = "a mapping, the variables of a cell"
+    mapping("from_linen", "variables", variables, expected)
     tree = variables.get("params", variables)
+    mapping("from_linen", "variables", tree, expected)
     for form, names in NAMES.items():
         if all(name in tree for name in names.inputs):
             return read("from_linen", form, tree)
@@ -83,6 +82,8 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
 def read(caller: str, form: Form, tree: Mapping[str, Any]) -> Params:
     """A cell with a Dense layer for each gate."""
     names = NAMES[form]
+    for layer, parts in tree.items():
+        mapping(caller, repr(layer), parts)
     flat = {f"{layer}/{part}": a for layer, parts in tree.items() for part, a in parts.items()}
     named = Named(caller, flat)
     size = named.array(f"{names.states[0]}/kernel", "H", "H").shape[1]

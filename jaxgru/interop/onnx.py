@@ -124,7 +124,7 @@ def _attributes(node: Any, owner: str) -> dict[str, Any]:
     """The attributes by name. Raises where one has no counterpart here."""
     from onnx import helper
 
-    found = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+    found = {_plain(a.name): _plain(helper.get_attribute_value(a)) for a in node.attribute}
     known = {"direction": tuple(DIRECTIONS), "layout": (0, 1), "input_forget": (0,)}
     if node.op_type == "GRU":
         known["linear_before_reset"] = (0, 1)
@@ -150,10 +150,10 @@ def _attributes(node: Any, owner: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute's strings come as bytes."""
+    """An attribute's strings come as bytes, and a name too where a byte of it is damaged."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class _Shapes:

@@ -43,7 +43,7 @@ def find(nodes: Iterable[Any], where: str, wanted: str | None) -> Any:
     """The recurrent node of this name, or the only one."""
     found = [n for n in nodes if n.op_type in KINDS and n.domain in ("", "ai.onnx")]
     if not found:
-        kinds = ", ".join(sorted({n.op_type for n in nodes})) or "none"
+        kinds = ", ".join(sorted({f"{n.op_type}" for n in nodes})) or "none"
         expected = "a model with a GRU, LSTM or RNN node in its main graph"
         raise checks.error(ValueError, "from_onnx", where, expected, f"nodes: {kinds}")
     if wanted is not None and not isinstance(wanted, str):

@@ -14,6 +14,7 @@ from jaxgru.interop.weights import (
     Named,
     Packed,
     form_of,
+    mapping,
     to_packed,
     to_params,
 )
@@ -58,9 +59,11 @@ def from_torch(source: Any, prefix: str = "") -> Params:
     if hasattr(source, "state_dict"):
         _check_module(source, prefix)
         source = source.state_dict()
-    if not hasattr(source, "items"):
+    if isinstance(source, type) or not hasattr(source, "items"):
         expected = "a module or a mapping of names to arrays"
         raise checks.error(TypeError, "from_torch", "source", expected, checks.describe(source))
+    source = dict(source.items())
+    mapping("from_torch", "source", source)
     arrays = {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
     _check_found(source, arrays, prefix)
     named = Named("from_torch", arrays)

@@ -53,7 +53,8 @@ def to_params(form: Form, packed: Packed) -> Params:
         if form.reset_after:
             b_hn, b_hh = b_hh[2], np.stack([b_hh[0], b_hh[1], np.zeros_like(b_hh[2])])
         wide = accumulator(b.dtype)
-        b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
+        with np.errstate(all="ignore"):  # inf and NaN are read as they are
+            b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
     if form.params_type is GRUParams:
         arrays = jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b, "b_hn": b_hn})
         return GRUParams(**arrays, reset_after=bool(form.reset_after))
@@ -153,10 +154,21 @@ def checked(caller: str, name: str, value: Any, shape: tuple[int | str, ...]) ->
     return value
 
 
+def mapping(caller: str, name: str, value: Any, expected: str = "a mapping of names") -> None:
+    """Something by name: a mapping whose keys are strings. Raises: TypeError."""
+    if not isinstance(value, Mapping):
+        raise checks.error(TypeError, caller, name, expected, checks.describe(value))
+    for key in value:
+        if not isinstance(key, str):
+            got = f"one with a key of type {type(key).__name__}"
+            raise checks.error(TypeError, caller, name, expected, got)
+
+
 class Named:
     """Arrays by name, each of which must be asked for."""
 
     def __init__(self, caller: str, arrays: Mapping[str, Any]) -> None:
+        mapping(caller, "weights", arrays)
         self._caller, self._arrays, self._asked = caller, arrays, set[str]()
 
     def __contains__(self, name: str) -> bool:

@@ -5,52 +5,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from experiments.common import metrics
 from experiments.common.checkpoints import Checkpoints
 from experiments.copy_task.__main__ import main
+from runs import FLAGS, assert_same_run, start
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 # Orbax does, where a checkpoint is damaged; they are collected here, not in some other test.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-# Two replicas that go through a curriculum at different speeds.
-FLAGS = ("--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", "16",
-         "--batch-size", "8", "--first-symbols", "9", "--pass-symbols", "0.1", "--pass-nats",
-         "23.6", "--seeds", "0", "1", "--updates", "100", "--eval-every", "5",
-         "--test-examples", "20", "--save-every", "0")  # fmt: skip
-
-
-def content(out):
-    """All that must be the same: the last checkpoint bit for bit, the record but for the times."""
-    with ocp.CheckpointManager(out.absolute() / "checkpoints") as manager:
-        step = manager.latest_step()
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
-        found = manager.restore(step, args=items)
-    leaves = jax.tree_util.tree_leaves_with_path(found["state"])
-    state = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
-    facts = dict(found["facts"])
-    facts.pop("seconds")
-    facts.pop("compiling")
-    _, evals, results = metrics.read_run(out / "metrics.jsonl")
-    times = {"seconds": 0, "compile_seconds": 0}
-    lines = [line | times for line in (*evals[0], *evals[1], *results)]
-    return step, state, facts, lines
-
-
-def assert_same(a, b):
-    assert content(a) == content(b)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +25,6 @@ def whole(optax_promotes, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     assert main([*FLAGS, "--out", str(out)]) == 1
     return out
-
-
-def start(out, *flags):
-    command = [sys.executable, "-m", "experiments.copy_task", *flags, "--out", str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
@@ -85,7 +47,7 @@ def test_killed_at_three_random_moments(whole, tmp_path):
         process = start(out, "--resume")
     assert process.wait() == 1
     assert kills
-    assert_same(whole, out)
+    assert_same_run(whole, out)
 
 
 def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
@@ -100,7 +62,7 @@ def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
     (out / "metrics.jsonl").write_text(header)
     assert main(["--out", str(out), "--resume"]) == 1
     assert "No checkpoint yet" in capsys.readouterr().out
-    assert_same(whole, out)
+    assert_same_run(whole, out)
 
 
 def test_what_a_kill_left_unfinished_does_not_use_a_folder(tmp_path):
@@ -126,7 +88,7 @@ def test_lines_that_no_checkpoint_holds_are_written_again(whole, tmp_path):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert main(["--out", str(out), "--resume"]) == 1
-    assert_same(whole, out)
+    assert_same_run(whole, out)
     gc.collect()
 
 
@@ -145,7 +107,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, caps
     assert main(["--out", str(out), "--resume"]) == 1
     assert f"Checkpoint {last} is damaged" in capsys.readouterr().out
     assert (out / f"damaged_checkpoint_{last}").is_dir()
-    assert_same(whole, out)
+    assert_same_run(whole, out)
     gc.collect()
 
 
@@ -155,7 +117,7 @@ def test_a_finished_run_is_told_again(whole, tmp_path, capsys):
     assert main(["--out", str(out), "--resume"]) == 1
     assert "not solved" in capsys.readouterr().out
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert_same(whole, out)
+    assert_same_run(whole, out)
 
 
 def test_a_run_goes_on_as_it_began(whole, capsys):

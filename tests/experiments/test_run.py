@@ -39,7 +39,14 @@ def finished(optax_promotes, tmp_path_factory):
 
 def test_a_run_learns_and_leaves_its_records(finished):
     out, code, _ = finished
-    names = ["answers.png", "checkpoints", "gates.png", "learning_curves.png", "metrics.jsonl"]
+    names = [
+        "answers.png",
+        "checkpoints",
+        "gates.png",
+        "learning_curves.png",
+        "lock",
+        "metrics.jsonl",
+    ]
     assert sorted(path.name for path in out.iterdir()) == names
     header, evals, results = metrics.read_run(out / "metrics.jsonl")
     assert header["settings"]["length"] == 8
@@ -233,7 +240,7 @@ def test_help_fits_a_screen(command, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         command(["--help"])
     assert stop.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) <= 52
+    assert len(capsys.readouterr().out.splitlines()) <= 55
 
 
 def test_a_preset_sets_the_defaults_and_flags_change_them(tmp_path, capsys):
