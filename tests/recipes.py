@@ -1,0 +1,15 @@
+"""The code blocks of a page under docs/, run as they are printed there."""
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run(page):
+    """The names that the page's Python blocks define, run one after the other."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    return names
