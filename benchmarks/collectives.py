@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from jax import Array
+from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,18 +23,26 @@ OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute"
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 WIDTHS |= {"f64": 8, "s64": 8, "u64": 8}
 
-#: Where the axis of devices stands in w_ih [I, G, H], w_hh [H, G, H], b [G, H] and b_hn [H], and
-#: whether outputs and gradients of params are asked for in one piece on every device.
-LAYOUTS: dict[str, tuple[tuple[P, P, P, P], bool]] = {
-    "output axis": ((P(None, None, "model"), P(None, None, "model"), P(None, "model"), P("model")),
-                    False),
-    "output axis, whole outputs": (
-        (P(None, None, "model"), P(None, None, "model"), P(None, "model"), P("model")), True),
-    "w_hh, output axis": ((P(), P(None, None, "model"), P(), P()), False),
-    "w_hh, output axis, whole outputs": ((P(), P(None, None, "model"), P(), P()), True),
-    "w_hh, input axis": ((P(), P("model"), P(), P()), False),
-    "w_hh, input axis, whole outputs": ((P(), P("model"), P(), P()), True),
-}  # fmt: skip
+OUTPUT = (P(None, None, "model"), P(None, None, "model"), P(None, "model"), P("model"))
+WHOLE = (P(), P(), P(), P())
+
+
+class Layout(NamedTuple):
+    """Where the devices stand in w_ih [I, G, H], w_hh [H, G, H], b [G, H] and b_hn [H]."""
+
+    specs: tuple[P, P, P, P]
+    split: bool = False
+    """Whether the batch is split over them, and the weights are gathered before the loop."""
+
+
+SPLIT = "stored in parts, gathered once, batch split"  # the one that docs recommend
+LAYOUTS = {
+    "all weights, output axis": Layout(OUTPUT),
+    "w_hh, output axis": Layout((P(), P(None, None, "model"), P(), P())),
+    "w_hh, input axis": Layout((P(), P("model"), P(), P())),
+    SPLIT: Layout(OUTPUT, split=True),
+    "weights everywhere, batch split": Layout(WHOLE, split=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Config:
     Eight devices are made of the host's processor, so nothing here is a time.
     """
 
-    batch: int = 4
-    """B."""
+    batch: int = 8
+    """B, a multiple of 8."""
     steps: int = 64
     """T."""
     inputs: int = 32
@@ -73,7 +81,7 @@ def count(text: str) -> Count:
         lines[name].append(line)
     calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
     reached = set()
-    ahead = {body for body in re.findall(r"body=%?([\w.\-]+)", text)}
+    ahead = set(re.findall(r"body=%?([\w.\-]+)", text))
     while ahead:
         reached |= ahead
         ahead = {n for c in ahead for line in lines[c] for n in calls.findall(line)} - reached
@@ -112,19 +120,22 @@ def measure(config: Config) -> dict[str, dict[str, Count]]:
     }
     whole = NamedSharding(mesh, P())
     xs = jnp.zeros((config.batch, config.steps, config.inputs), "float32")
-
-    def outputs(params: Any, xs: Array) -> Array:
-        return jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1]
-
-    def loss(params: Any, xs: Array) -> Array:
-        return jnp.sum(outputs(params, xs) ** 2)
-
     found = {}
     for cell, params in cells.items():
-        for layout, (specs, replicated) in LAYOUTS.items():
+        for layout, (specs, split) in LAYOUTS.items():
+
+            def outputs(params: Any, xs: Array, split: bool = split) -> Array:
+                if split:
+                    params = lax.with_sharding_constraint(params, whole)
+                return jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1]
+
+            def loss(params: Any, xs: Array, outputs: Any = outputs) -> Array:
+                return jnp.sum(outputs(params, xs) ** 2)
+
             where = place(params, mesh, specs)
-            args = jax.device_put((params, xs), (where, whole))
-            out = whole if replicated else NamedSharding(mesh, P(None, None, "model"))
+            batch = NamedSharding(mesh, P("model") if split else P())
+            args = jax.device_put((params, xs), (where, batch))
+            out = batch if split else NamedSharding(mesh, P(None, None, "model"))
             runs: dict[str, tuple[Any, Any]] = {
                 "forward": (outputs, out),
                 "forward + backward": (jax.grad(loss), where),
