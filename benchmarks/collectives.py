@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import os
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgru
+from benchmarks.timing import BOTH, FORWARD
 
 DEVICES = 8
 OPERATIONS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
@@ -31,17 +33,18 @@ class Layout(NamedTuple):
     """Where the devices stand in w_ih [I, G, H], w_hh [H, G, H], b [G, H] and b_hn [H]."""
 
     specs: tuple[P, P, P, P]
-    split: bool = False
-    """Whether the batch is split over them, and the weights are gathered before the loop."""
+    split: Literal["", "jit", "shard_map"] = ""
+    """Who splits the batch over them, with all weights on each: nobody, the compiler, or we."""
 
 
-SPLIT = "stored in parts, gathered once, batch split"  # the one that docs recommend
+RECOMMENDED = "stored on the output axis, batch split by shard_map"
 LAYOUTS = {
     "all weights, output axis": Layout(OUTPUT),
     "w_hh, output axis": Layout((P(), P(None, None, "model"), P(), P())),
     "w_hh, input axis": Layout((P(), P("model"), P(), P())),
-    SPLIT: Layout(OUTPUT, split=True),
-    "weights everywhere, batch split": Layout(WHOLE, split=True),
+    "weights everywhere, batch split by jit": Layout(WHOLE, "jit"),
+    "weights everywhere, batch split by shard_map": Layout(WHOLE, "shard_map"),
+    RECOMMENDED: Layout(OUTPUT, "shard_map"),
 }
 
 
@@ -70,6 +73,8 @@ class Count(NamedTuple):
     loop: dict[str, int]
     outside: dict[str, int]
     bytes_in_loop: int
+    work: float = math.nan
+    """Operations of one device over those of one device alone; loop bodies count once."""
 
 
 def count(text: str) -> Count:
@@ -118,42 +123,56 @@ def measure(config: Config) -> dict[str, dict[str, Count]]:
         "GRU, reset_after": jaxgru.gru_init(*sizes, reset_after=True),
         "LSTM": jaxgru.lstm_init(*sizes),
     }
-    whole = NamedSharding(mesh, P())
     xs = jnp.zeros((config.batch, config.steps, config.inputs), "float32")
     found = {}
     for cell, params in cells.items():
+        alone = {
+            what: _compile(run, (params, xs), None)[1] for what, run in _runs(None, "").items()
+        }
         for layout, (specs, split) in LAYOUTS.items():
-
-            def outputs(params: Any, xs: Array, split: bool = split) -> Array:
-                if split:
-                    params = lax.with_sharding_constraint(params, whole)
-                return jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1]
-
-            def loss(params: Any, xs: Array, outputs: Any = outputs) -> Array:
-                return jnp.sum(outputs(params, xs) ** 2)
-
             where = place(params, mesh, specs)
             batch = NamedSharding(mesh, P("model") if split else P())
             args = jax.device_put((params, xs), (where, batch))
             out = batch if split else NamedSharding(mesh, P(None, None, "model"))
-            runs: dict[str, tuple[Any, Any]] = {
-                "forward": (outputs, out),
-                "forward + backward": (jax.grad(loss), where),
-            }
-            found[f"{cell}; {layout}"] = {
-                what: count(jax.jit(run, out_shardings=to).lower(*args).compile().as_text() or "")
-                for what, (run, to) in runs.items()
-            }
+            found[f"{cell}; {layout}"] = rows = {}
+            for what, run in _runs(mesh, split).items():
+                text, work = _compile(run, args, out if what == FORWARD else where)
+                rows[what] = count(text)._replace(work=work / alone[what])
     return found
+
+
+def _runs(mesh: Any, split: str) -> dict[str, Any]:
+    def outputs(params: Any, xs: Array) -> Array:
+        carry = jaxgru.initial_carry(params)
+        if split == "shard_map":
+            carry = jax.tree.map(lambda a: lax.pcast(a, ("model",), to="varying"), carry)
+        return jax.vmap(jaxgru.scan, in_axes=(None, 0, None))(params, xs, carry)[1]
+
+    gradient = jax.grad(lambda params, xs: jnp.sum(outputs(params, xs) ** 2))
+    if split != "shard_map":
+        return {FORWARD: outputs, BOTH: gradient}
+    by_hand = functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("model")))
+    return {
+        FORWARD: by_hand(outputs, out_specs=P("model")),
+        BOTH: by_hand(gradient, out_specs=P()),
+    }
+
+
+def _compile(run: Any, args: Any, out: Any) -> tuple[str, float]:
+    """The optimized program, and its number of operations."""
+    compiled = jax.jit(run, out_shardings=out).lower(*args).compile()
+    return compiled.as_text() or "", compiled.cost_analysis()["flops"]
 
 
 def table(found: dict[str, dict[str, Count]]) -> str:
     """Every cell, layout and direction, as Markdown."""
-    lines = [f"| layout | | {' | '.join(OPERATIONS)} | bytes a step |", "| --- " * 8 + "|"]
+    lines = [f"| layout | | {' | '.join(OPERATIONS)} | bytes a step | work |", "| --- " * 9 + "|"]
     for layout, runs in found.items():
         for what, c in runs.items():
             kinds = (f"{c.loop.get(k, 0)} + {c.outside.get(k, 0)}" for k in OPERATIONS)
-            lines.append(f"| {layout} | {what} | {' | '.join(kinds)} | {c.bytes_in_loop:,} |")
+            lines.append(
+                f"| {layout} | {what} | {' | '.join(kinds)} | {c.bytes_in_loop:,} | {c.work:.2f} |"
+            )
     return "\n".join(lines)
 
 
