@@ -161,7 +161,7 @@ def _runs(mesh: Any, split: str) -> dict[str, Any]:
 def _compile(run: Any, args: Any, out: Any) -> tuple[str, float]:
     """The optimized program, and its number of operations."""
     compiled = jax.jit(run, out_shardings=out).lower(*args).compile()
-    return compiled.as_text() or "", compiled.cost_analysis()["flops"]
+    return compiled.as_text() or "", (compiled.cost_analysis() or {})["flops"]
 
 
 def table(found: dict[str, dict[str, Count]]) -> str:

@@ -61,25 +61,24 @@ def main():
             gradient = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
             expected = jax.jit(gradient)(params, data)
             for axis in ("output", "input"):
-                for mesh in (wide, both) if what == "batch" else (wide,):
-                    where = shardings(mesh, params, axis)
-                    split = NamedSharding(mesh, P("data") if mesh is both else P())
-                    args = jax.device_put((params, data), (where, split))
-                    assert args[0].w_hh.addressable_shards[0].data.size < params.w_hh.size
-                    out = ((None, None), (where, split))
-                    actual = jax.jit(gradient, out_shardings=out)(*args)
-                    name = f"{kind}, {what}, {axis} axis, {'x'.join(map(str, mesh.devices.shape))}"
-                    found[name] = difference(actual, expected)
+                mesh = both if what == "batch" else wide
+                where = shardings(mesh, params, axis)
+                split = NamedSharding(mesh, P("data") if mesh is both else P())
+                args = jax.device_put((params, data), (where, split))
+                assert args[0].w_hh.addressable_shards[0].data.size < params.w_hh.size
+                out = ((None, None), (where, split))
+                actual = jax.jit(gradient, out_shardings=out)(*args)
+                name = f"{kind}, {what}, {axis} axis, {'x'.join(map(str, mesh.devices.shape))}"
+                found[name] = difference(actual, expected)
 
     recipe = recipes.run("tensor_parallel.md")
     for kind, params in kinds.items():
         gradient = jax.grad(lambda p, xs: jnp.sum(loss(p, xs)[1] ** 2))
         expected = jax.jit(gradient)(params, xs)
-        where = recipe["in_parts"](params, wide)
-        args = jax.device_put((params, xs), (where, NamedSharding(wide, P("model"))))
-        assert args[0].w_ih.addressable_shards[0].data.size == params.w_ih.size // 8
-        actual = jax.jit(recipe["gradient"], static_argnums=2, out_shardings=where)(*args, wide)
-        assert actual.w_hh.sharding == where.w_hh
+        used = recipes.run("tensor_parallel.md", "py", **{**recipe, "params": params, "xs": xs})
+        for tree in (used["params"], used["gradients"]):
+            assert tree.w_ih.addressable_shards[0].data.size == params.w_ih.size // 8
+        actual = used["gradients"]
         found[f"{kind}, recipe"] = difference(actual, expected)
 
         def summed(params, xs):  # without check_vma: no cast, but the sum is ours

@@ -29,8 +29,8 @@ def found():
 
 
 def test_everything_was_checked(found):
-    # 3 cells: 2 axes x (one, a batch on 2 meshes), the recipe, shard_map without checks
-    assert len(found["differences"]) == 3 * (2 * 3 + 2)
+    # 3 cells: 2 axes x (one sequence, a batch), the recipe, shard_map without checks
+    assert len(found["differences"]) == 3 * (2 * 2 + 2)
 
 
 @pytest.mark.parametrize("what", ["one,", "batch,", "recipe", "shard_map"])

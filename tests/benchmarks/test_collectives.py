@@ -31,10 +31,20 @@ def test_loops_are_told_from_the_rest():
     assert found.bytes_in_loop == 4 * 32 + 4 * 2 + 2 * 15
 
 
+TWO = """
+import sys
+from benchmarks import collectives
+
+kept = (collectives.RECOMMENDED, "w_hh, input axis")
+collectives.LAYOUTS = {layout: collectives.LAYOUTS[layout] for layout in kept}
+sys.exit(collectives.main())
+"""
+
+
 @pytest.mark.slow
 def test_nothing_is_sent_in_the_time_loop():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.collectives", "--json"],
+        [sys.executable, "-c", TWO, "--json"],
         env={**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_X64": "0"},
         stdout=subprocess.PIPE,
         text=True,
