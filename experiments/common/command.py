@@ -73,7 +73,7 @@ def _say(text: str) -> None:
 
 def _take_folder(settings: Settings, held: ExitStack) -> None:
     """For this study alone, until `held` is left."""
-    if not (settings.resume or (settings.out / LOCK).exists()):
+    if not (settings.resume or os.path.exists(settings.out / LOCK)):
         make_folder(settings.out)
     held.enter_context(alone(settings.out))
     if not settings.resume:  # another study may have used it before the lock was ours
