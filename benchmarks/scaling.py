@@ -31,7 +31,7 @@ class Config:
     """H."""
     batch: int = 64
     """Of an update; a multiple of 8."""
-    updates: int = 200
+    updates: int = 100
     """Of each replica."""
     seeds: tuple[int, ...] = (0, 1)
     """One replica for each."""

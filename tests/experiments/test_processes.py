@@ -32,22 +32,40 @@ FLAGS = ("--dtype", "float64", "--length", "9", "--hidden-size", "6", "--batch-s
          "--seeds", "0", "1", "2", "--solved", "0")  # fmt: skip
 
 
-def start(count, out, *flags):
+def free_port(least=0):
+    """One that nobody listens at, any or the first from `least` on."""
     with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "experiments.adding_task", *flags, "--out", str(out)]
-    command += ["--coordinator", f"localhost:{port}", "--processes", str(count)]
-    return [
-        subprocess.Popen(
-            [*command, "--process-id", str(number)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+        while True:
+            try:
+                free.bind(("localhost", least))
+                return free.getsockname()[1]
+            except OSError:
+                least += 1
+
+
+def popen(out, *flags, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.adding_task", *flags, "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start(count, out, *flags):
+    flags = (*flags, "--coordinator", f"localhost:{free_port()}", "--processes", str(count))
+    return [popen(out, *flags, "--process-id", str(number)) for number in range(count)]
+
+
+def start_by_slurm(count, out, *flags):
+    """As `srun` would: the port follows from the number of the job."""
+    least = 2**16 - 2**12  # JAX takes the job modulo 2**12 and adds this
+    job = {"SLURM_JOB_ID": str(free_port(least + 99) - least), "SLURM_NTASKS": str(count)}
+    job["SLURM_STEP_NODELIST"] = "localhost"
+    numbers = [{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(count)]
+    return [popen(out, *flags, "--coordinator", "auto", **job, **number) for number in numbers]
 
 
 def finish(processes):
@@ -87,8 +105,9 @@ def alone(optax_promotes, tmp_path_factory):
     return out
 
 
-def test_two_processes_compute_what_one_does_and_the_first_speaks(alone, tmp_path):
-    codes, printed, errors = finish(start(2, tmp_path / "run", *FLAGS))
+@pytest.mark.parametrize("begin", [start, start_by_slurm])
+def test_two_processes_compute_what_one_does_and_the_first_speaks(begin, alone, tmp_path):
+    codes, printed, errors = finish(begin(2, tmp_path / "run", *FLAGS))
     assert codes == [1, 1], errors
     assert "2 devices, processes: 2" in printed[0]
     said = [line for line in printed[1].splitlines() if not line.startswith("[Gloo]")]
