@@ -57,6 +57,13 @@ def lenient():
         yield
 
 
+@pytest.fixture(scope="module")
+def optax_promotes():
+    """Optax's Adam raises a float to an integer power, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Examples in docstrings that import another library: skipped where it is not installed."""
     for item in items:
