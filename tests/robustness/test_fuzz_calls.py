@@ -80,12 +80,6 @@ def params_of(kind="gru"):
 XS = {"float32": np.asarray(draw_xs(dtype="float32"))}
 
 
-def like_no_argument(result, default):
-    """What is taken without complaint must mean what leaving it out means."""
-    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(default), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 SCAN = {
     "carry": lambda v: v is None,
     "length": lambda v: v is None or _whole(v, range(STEPS + 1)),
