@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotes")
 MAINS = {"adding_task": adding_main, "copy_task": copy_main}
 NUMBERS = ("length", "hidden-size", "layers", "chrono", "learning-rate", "half-life", "floor",
            "clip-norm", "batch-size", "updates", "curriculum", "checkpoint", "test-examples",
-           "eval-every", "seeds", "save-every")  # fmt: skip
+           "eval-every", "seeds", "save-every", "devices", "processes", "process-id")  # fmt: skip
 NAMES = ("cell", "layout", "schedule", "optimizer", "dtype", "preset")
 SMALL = ("--length", "3", "--hidden-size", "2", "--updates", "1", "--batch-size", "1",
          "--test-examples", "1", "--cell", "elman", "--chrono", "0")  # fmt: skip
