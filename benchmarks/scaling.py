@@ -138,7 +138,7 @@ def table(config: Config, results: list[Result]) -> str:
     ]
     for dtype, (processes, devices), rate, start, end in results:
         lines.append(
-            f"| {dtype} | {processes} | {devices} | {rate:.1f} | {start:.1e} | {end:.1e} |"
+            f"| {dtype} | {processes} | {devices} | {rate:.1f} | {start:.1g} | {end:.1g} |"
         )
     return "\n".join(lines)
 
@@ -158,7 +158,7 @@ def main() -> int:
         found = [result._asdict() | result.layout._asdict() for result in results]
         print(json.dumps(plain(found)))
     else:
-        print(f"{machine()}; adding task, T={config.length} H={config.hidden} B={config.batch}, ")
+        print(f"{machine()}; adding task, T={config.length} H={config.hidden} B={config.batch}")
         print(f"{len(config.seeds)} replicas, {config.rounds} runs each\n")
         print(table(config, results))
     return 0
