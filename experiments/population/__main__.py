@@ -19,6 +19,7 @@ from experiments.common.command import make_folder
 from experiments.common.interrupts import Interrupts, interrupts
 from experiments.common.machine import machine
 from experiments.common.metrics import plain
+from experiments.common.programs import make_mesh
 from experiments.common.progress import LOG_SECONDS
 from experiments.common.run import EXIT_CODES
 from experiments.common.settings import UsageError, as_json, command_line
@@ -62,7 +63,7 @@ def run(console: Console, settings: PopulationSettings, wish: Interrupts) -> int
         f"{record['machine']}, {len(devices)} devices, jax {record['jax']}",
         soft_wrap=True,
     )
-    population = make_population(settings, devices)
+    population = make_population(settings, make_mesh(devices, settings.size))
     rates, biases = grid(settings)
     points = np.meshgrid(rates.astype(np.float32), biases.astype(np.float32), indexing="ij")
     members = population.init(*(each.ravel() for each in points))

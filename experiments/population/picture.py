@@ -33,15 +33,16 @@ def draw_map(record: dict[str, Any], baseline: float) -> Figure:
         axes.plot([], [], color="#d55e00", linewidth=1, label=f"baseline, {baseline:.3g}")
     if fine.size:
         row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
+        label = f"best, {losses[row, column]:.2g}"
         axes.plot(rates[column], biases[row], "*", color="white", markeredgecolor="black",
-                  markersize=13, label=f"best, {losses[row, column]:.2g}", linestyle="none")  # fmt: skip
+                  markersize=13, label=label)  # fmt: skip
     if fine.size < losses.size:
         axes.fill_between([], [], [], color=BROKEN, label="not finite")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("bias of the update gate")
     holds = axes.secondary_yaxis("right", functions=(lambda b: b, lambda b: b))
     ticks = np.array([t for t in axes.get_yticks() if biases[0] <= t <= biases[-1]])
-    holds.set_yticks(ticks, [f"{1 + np.exp(-t):,.3g}" for t in ticks])
+    holds.set_yticks(ticks, [_three_digits(1 + np.exp(-t)) for t in ticks])
     holds.set_ylabel("steps that a fresh unit holds, 1 / z")
     figure.colorbar(mesh, ax=axes, label="test loss", extend="max", pad=0.02)
     axes.legend(
@@ -58,8 +59,8 @@ def draw_map(record: dict[str, Any], baseline: float) -> Figure:
     )
     figure.suptitle(title, fontsize=11, x=0.02, horizontalalignment="left")
     note = (
-        f"{record['command']}\nseed {settings['seed']}, {settings['batch_size']} examples an update, "
-        f"{record['seconds']:.0f} s, {record['machine']}"
+        f"{record['command']}\nseed {settings['seed']}, {settings['batch_size']} examples an "
+        f"update, {record['seconds']:.0f} s, {record['machine']}"
     )
     figure.supxlabel(note, fontsize=7, color="0.35", x=0.02, horizontalalignment="left")
     return figure
@@ -69,3 +70,7 @@ def _edges(centres: np.ndarray, back: Any = lambda edges: edges) -> np.ndarray:
     """Of cells around evenly spaced centres."""
     half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
     return back(np.append(centres - half, centres[-1] + half))
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"

@@ -11,10 +11,11 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from experiments.adding_task.task import make_task
 from experiments.common.model import Network
-from experiments.common.programs import REPLICAS, make_mesh
+from experiments.common.programs import REPLICAS
 from experiments.common.training import TrainState, make_evaluate, make_train_chunk, train_init
 from experiments.population.settings import PopulationSettings
 
@@ -28,9 +29,9 @@ class Members(NamedTuple):
 
 
 class Population(NamedTuple):
-    init: Callable[[Array, Array], Members]
+    init: Callable[[ArrayLike, ArrayLike], Members]
     """`(learning rates [N], update biases [N]) ->` fresh networks."""
-    advance: Callable[[Members, Array, Array], tuple[Members, Array]]
+    advance: Callable[[Members, ArrayLike, ArrayLike], tuple[Members, Array]]
     """`(members, updates done, updates to do) ->` members, their mean training losses `[N]`.
     The members that are given are used up."""
     evaluate: Callable[[Network], Array]
@@ -43,8 +44,8 @@ def grid(settings: PopulationSettings) -> tuple[np.ndarray, np.ndarray]:
     return rates, np.linspace(*settings.bias_range, settings.biases)
 
 
-def make_population(settings: PopulationSettings, devices: list[jax.Device]) -> Population:
-    """Three programs for networks that are divided among devices and never speak to each other.
+def make_population(settings: PopulationSettings, mesh: Mesh) -> Population:
+    """Three programs for networks that are divided over a mesh and never speak to each other.
 
     A device takes a few networks at a time through all updates of a call, so that what they keep
     for the gradient stays in its cache. What they share, the examples above all, is computed once
@@ -55,7 +56,6 @@ def make_population(settings: PopulationSettings, devices: list[jax.Device]) -> 
     train_chunk = make_train_chunk(task, how, settings.length)
     test = make_evaluate(task, how, task.stages[-1])
     seed = np.uint32(settings.seed)
-    mesh = make_mesh(devices, settings.size)
 
     def init(rates: Array, biases: Array) -> Members:
         drawn = train_init(task, how, jnp.asarray(seed), jnp.float32(0))
@@ -92,11 +92,10 @@ def with_bias(network: Network, bias: Array) -> Network:
 
 
 def _divided(function: Callable[..., Any], mesh: Mesh, *specs: P) -> Callable[..., Any]:
-    each = jax.shard_map(
+    return jax.shard_map(
         function,
         mesh=mesh,
         in_specs=cast(Any, specs),
         out_specs=P(REPLICAS),
         check_vma=False,  # loops begin with zeros, which vary over no axis
     )
-    return each
