@@ -31,5 +31,5 @@ def draw_success(run: Run) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(run.header["title"], loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=9, loc="center right")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure

@@ -30,7 +30,7 @@ class RolloutSettings:
     """Of each environment between two updates."""
     updates: int = 200
     """Of the weights."""
-    eval_every: int = 10
+    eval_every: int = 5
     """Updates between two lines of the record."""
     learning_rate: float = 5e-3
     """Of Adam."""
