@@ -29,7 +29,7 @@ from experiments.population.train import grid, make_population
 
 MODULE = "python -m experiments.population"
 SOLVED = 1e-3
-CALLS = 100  # of the program, between which progress is shown and Ctrl-C heeded
+CALL_SECONDS = 1.0  # of the program; between calls progress is shown and Ctrl-C heeded
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -68,24 +68,22 @@ def run(console: Console, settings: PopulationSettings, wish: Interrupts) -> int
     points = np.meshgrid(rates.astype(np.float32), biases.astype(np.float32), indexing="ij")
     members = population.init(*(each.ravel() for each in points))
 
-    start = time.perf_counter()
-    told = start
-    each = -(-settings.updates // CALLS)
+    start = told = time.perf_counter()
+    done, count = 0, 1
     with _bar(console) as bar:
         line = bar.add_task("compiling", total=settings.updates)
-        for done in range(0, settings.updates, each):
-            if wish.asked:
-                break
-            count = min(each, settings.updates - done)
+        while done < settings.updates and not wish.asked:
+            before = time.perf_counter()
             members, losses = population.advance(members, np.int32(done), np.int32(count))
             text = _describe(np.asarray(losses), done + count, settings.updates)
-            bar.update(line, completed=done + count, description=text)
-            if not console.is_terminal and time.perf_counter() - told > LOG_SECONDS:
-                told = time.perf_counter()
+            now = time.perf_counter()
+            done += count
+            bar.update(line, completed=done, description=text)
+            if not console.is_terminal and now - told > LOG_SECONDS:
+                told = now
                 console.print(text, soft_wrap=True)
-        else:
-            done = settings.updates
-    if wish.asked:
+            count = max(1, min(int(count * CALL_SECONDS / (now - before)), settings.updates - done))
+    if done < settings.updates:
         console.print(
             f"Interrupted after {done:,} of {settings.updates:,} updates: nothing is written, and "
             f"{time.perf_counter() - start:.0f} s of training are lost.",
