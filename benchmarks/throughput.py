@@ -21,14 +21,14 @@ from experiments.common.machine import machine
 from experiments.common.metrics import plain
 from experiments.common.programs import make_mesh
 from experiments.common.settings import as_json, command_line
-from experiments.common.training import make_train_chunk
-from experiments.common.training import train_init as draw
+from experiments.common.training import TrainState, make_train_chunk, train_init
 from experiments.population.settings import PopulationSettings
-from experiments.population.train import make_population
+from experiments.population.train import make_population, with_bias
 
 #: What is timed, for as many networks: in groups that fit into the cache, as
 #: `experiments.population` trains them; all side by side, by one vmap; and one after another.
 GROUPS, ALL, ALONE = "groups of 16", "all side by side", "one at a time"
+BIAS = 0.0  # of the update gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +84,22 @@ def main() -> int:
     return 0
 
 
-def seconds(config: Config, size: int) -> dict[str, Times]:
-    """Of training one network."""
-    settings = PopulationSettings(
+def settings_of(config: Config, size: int) -> PopulationSettings:
+    return PopulationSettings(
         rates=size,
         biases=1,
         rate_range=(1e-3, 1e-1),
+        bias_range=(BIAS, BIAS),
         length=config.length,
         hidden_size=config.hidden_size,
         batch_size=config.batch_size,
         updates=config.updates,
     )
+
+
+def seconds(config: Config, size: int) -> dict[str, Times]:
+    """Of training one network."""
+    settings = settings_of(config, size)
     sample = min(config.sample, size)
     whole = dataclasses.replace(settings, together=size)
     calls = {
@@ -128,7 +133,7 @@ def _points(settings: PopulationSettings) -> np.ndarray:
 def _together(settings: PopulationSettings) -> Callable[[], Any]:
     population = make_population(settings, make_mesh(jax.devices()[:1], settings.size))
     rates = _points(settings)
-    members = [population.init(rates, np.full_like(rates, -1))]
+    members = [population.init(rates, np.full_like(rates, BIAS))]
 
     def call() -> Any:  # the members go on where they are
         members[0], losses = population.advance(members[0], np.int32(0), np.int32(settings.updates))
@@ -141,13 +146,19 @@ def _alone(settings: PopulationSettings, sample: int) -> Callable[[], Any]:
     how = settings.adding()
     task = make_task(how)
     run = jax.jit(make_train_chunk(task, how, settings.length), donate_argnums=0)
-    init = jax.jit(lambda rate: draw(task, how, jnp.uint32(settings.seed), rate))
+
+    @jax.jit
+    def init(rate: jax.Array) -> TrainState:
+        state = train_init(task, how, jnp.uint32(settings.seed), rate)
+        return state._replace(network=with_bias(state.network, jnp.float32(BIAS)))
+
     states = [init(rate) for rate in _points(settings)[:sample]]
     rest = [np.int32(value) for value in (settings.updates, 0, 1)]
 
     def call() -> Any:
-        states[:] = [run(state, *rest)[0] for state in states]
-        return jax.block_until_ready(states)
+        found = [run(state, *rest) for state in states]
+        states[:] = [state for state, _ in found]
+        return jax.block_until_ready([chunk.means["loss"] for _, chunk in found])
 
     return call
 
