@@ -42,7 +42,7 @@ class Config:
 
     sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (64, 512, 4096)
     """Networks of a population."""
-    updates: int = 10
+    updates: int = 5
     """Of each network in a turn; a network counts as trained after them."""
     length: int = 30
     """T, time steps."""
@@ -52,8 +52,8 @@ class Config:
     """Examples of an update."""
     sample: int = 64
     """Networks that are trained one at a time."""
-    rounds: int = 3
-    """Turns that every contestant gets."""
+    rounds: int = 5
+    """Turns that every contestant gets; in a population of less than 512, more."""
     out: Path | None = None
     """File for the numbers, JSON; nothing is written if none."""
 
@@ -107,7 +107,7 @@ def seconds(config: Config, size: int) -> dict[str, Times]:
         ALL: _together(whole),
         ALONE: _alone(settings, sample),
     }
-    times = interleave(calls, config.rounds)
+    times = interleave(calls, config.rounds * max(1, 512 // size))
     counts = {GROUPS: size, ALL: size, ALONE: sample}
     return {name: Times(*(t / counts[name] for t in each)) for name, each in times.items()}
 
@@ -133,10 +133,13 @@ def _points(settings: PopulationSettings) -> np.ndarray:
 def _together(settings: PopulationSettings) -> Callable[[], Any]:
     population = make_population(settings, make_mesh(jax.devices()[:1], settings.size))
     rates = _points(settings)
-    members = [population.init(rates, np.full_like(rates, BIAS))]
+    members, done = population.init(rates, np.full_like(rates, BIAS)), 0
 
-    def call() -> Any:  # the members go on where they are
-        members[0], losses = population.advance(members[0], np.int32(0), np.int32(settings.updates))
+    def call() -> Any:
+        nonlocal members, done
+        args = members, np.int32(done), np.int32(settings.updates)
+        members, losses = population.advance(*args)
+        done += settings.updates
         return jax.block_until_ready(losses)
 
     return call
@@ -156,8 +159,9 @@ def _alone(settings: PopulationSettings, sample: int) -> Callable[[], Any]:
     rest = [np.int32(value) for value in (settings.updates, 0, 1)]
 
     def call() -> Any:
+        nonlocal states
         found = [run(state, *rest) for state in states]
-        states[:] = [state for state, _ in found]
+        states = [state for state, _ in found]
         return jax.block_until_ready([chunk.means["loss"] for _, chunk in found])
 
     return call
