@@ -1,0 +1,1 @@
+"""Reinforcement learning with memory: episodes that begin anew inside `jit`, by `reset`."""

@@ -1,0 +1,64 @@
+"""The settings of the study of rollouts."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from experiments.common.settings import require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """Learn a T-maze by policy gradients (A2C), acting and learning in one compiled program.
+
+    A cue at the entrance says where to turn at the junction, a corridor of random length later. A
+    GRU is trained, and beside it the same network whose state is reset at every step: what can be
+    had without memory is chance, 50%.
+
+    Exit code: 0 solved by the GRU, 1 not solved, 2 wrong usage, 130 interrupted.
+    """
+
+    shortest: int = 5
+    """Steps from the cue to the junction, at least."""
+    longest: int = 15
+    """At most."""
+    hidden_size: int = 32
+    """H, units of the GRU."""
+    environments: int = 64
+    """Side by side."""
+    steps: int = 64
+    """Of each environment between two updates."""
+    updates: int = 200
+    """Of the weights."""
+    eval_every: int = 5
+    """Updates between two lines of the record."""
+    learning_rate: float = 5e-3
+    """Of Adam."""
+    discount: float = 0.99
+    """What a reward counts for each step that it is later."""
+    entropy: float = 0.003
+    """Weight of the bonus for trying things."""
+    solved: float = 0.99
+    """Share of the last episodes that must end well."""
+    seed: int = 0
+    """Of weights, mazes and actions."""
+    out: Path = Path("runs/rollout")
+    """Folder of the run; a used one is refused."""
+
+
+LEAST = {"shortest": 1, "hidden_size": 1, "environments": 1, "steps": 1, "updates": 1}
+LEAST |= {"eval_every": 1}
+
+
+def check(settings: RolloutSettings) -> None:
+    """Raise `UsageError` for a value that makes no sense."""
+    for name, bound in LEAST.items():
+        require(settings, name, getattr(settings, name) >= bound, f"at least {bound}")
+    shortest = settings.shortest
+    require(settings, "longest", settings.longest >= shortest, f"at least {shortest}, --shortest")
+    rate, bonus = settings.learning_rate, settings.entropy
+    require(settings, "learning_rate", 0 < rate < math.inf, "positive and finite")
+    require(settings, "entropy", 0 <= bonus < math.inf, "finite and not negative")
+    require(settings, "discount", 0 <= settings.discount <= 1, "in [0, 1]")
+    require(settings, "solved", 0 <= settings.solved <= 1, "in [0, 1]")
+    require(settings, "seed", 0 <= settings.seed < 2**32, "in [0, 2**32)")
