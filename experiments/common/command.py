@@ -12,7 +12,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.common.folder import LOCK, NotWritten, alone
+from experiments.common.folder import LOCK, NotWritten, alone, writing
 from experiments.common.metrics import UNFINISHED, read_run
 from experiments.common.processes import from_first, is_first, join, leave, together
 from experiments.common.programs import Devices, devices_of
@@ -57,7 +57,7 @@ def main(
         join(settings)
         with together(_say), ExitStack() as held:
             devices = devices_of(settings)
-            from_first(lambda: _take_folder(settings, held))
+            from_first(lambda: _take_folder(settings.out, held, new=not settings.resume))
             return _run(kind, make_task(settings), settings, devices)
     except UsageError as error:
         if is_first():
@@ -67,17 +67,31 @@ def main(
         return EXIT_CODES["interrupted"]
 
 
+def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int]) -> int:
+    """Check and run a study that is not gone on with; returns the exit code."""
+    try:
+        check()
+        with ExitStack() as held, writing(out):
+            _take_folder(out, held, new=True)
+            return run(Console(highlight=False))
+    except (UsageError, NotWritten) as error:
+        _say(f"error: {error}")
+        return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
+    except KeyboardInterrupt:
+        return EXIT_CODES["interrupted"]
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _take_folder(settings: Settings, held: ExitStack) -> None:
+def _take_folder(out: Path, held: ExitStack, *, new: bool) -> None:
     """For this study alone, until `held` is left."""
-    if not (settings.resume or os.path.exists(settings.out / LOCK)):
-        make_folder(settings.out)
-    held.enter_context(alone(settings.out))
-    if not settings.resume:  # another study may have used it before the lock was ours
-        make_folder(settings.out)
+    if new and not os.path.exists(out / LOCK):
+        make_folder(out)
+    held.enter_context(alone(out))
+    if new:  # another study may have used it before the lock was ours
+        make_folder(out)
 
 
 def _run(kind: type[S], task: Task, settings: S, devices: Devices) -> int:

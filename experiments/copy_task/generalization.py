@@ -15,9 +15,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.common.command import saved_settings
-from experiments.common.folder import NotWritten, alone
+from experiments.common.folder import NotWritten, alone, writing
 from experiments.common.plots import COLOURS
-from experiments.common.run import load
+from experiments.common.run import EXIT_CODES, load
 from experiments.common.settings import UsageError
 from experiments.common.task import Stage
 from experiments.common.training import make_evaluate
@@ -95,11 +95,12 @@ def main(args: Sequence[str] | None = None) -> int:
         folder = config.runs[0]
         record = {"lengths": config.lengths, "test_examples": config.test_examples}
         text = json.dumps(record | {"recall": curves}, indent=1)
-        (folder / "generalization.json").write_text(text + "\n")
-        draw(folder / "generalization.png", config.lengths, curves, trained)
+        with writing(folder):
+            (folder / "generalization.json").write_text(text + "\n")
+            draw(folder / "generalization.png", config.lengths, curves, trained)
     except (UsageError, NotWritten) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
     return 0
 
 

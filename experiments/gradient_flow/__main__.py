@@ -14,13 +14,12 @@ import tyro
 from rich.console import Console
 
 from experiments.adding_task.task import make_task
-from experiments.common.command import make_folder
+from experiments.common.command import in_one_go
 from experiments.common.machine import machine
 from experiments.common.metrics import plain
 from experiments.common.model import Network
 from experiments.common.progress import progress
-from experiments.common.run import EXIT_CODES
-from experiments.common.settings import UsageError, as_json, command_line
+from experiments.common.settings import as_json, command_line
 from experiments.common.task import Example, Task
 from experiments.common.training import make_evaluate, make_train_chunk, test_keys, train_init
 from experiments.gradient_flow import figures
@@ -33,19 +32,11 @@ MODULE = "python -m experiments.gradient_flow"
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = tyro.cli(GradientFlowSettings, prog=MODULE, args=args)
-    try:
-        check(settings)
-        make_folder(settings.out)
-        run(Console(highlight=False), settings)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
-    return 0
+    return in_one_go(settings.out, lambda: check(settings), lambda console: run(console, settings))
 
 
-def run(console: Console, settings: GradientFlowSettings) -> None:
+def run(console: Console, settings: GradientFlowSettings) -> int:
+    """Train, measure, draw; returns the exit code."""
     start = time.perf_counter()
     header: dict[str, Any] = {
         "command": command_line(MODULE, settings, GradientFlowSettings()),
@@ -89,6 +80,7 @@ def run(console: Console, settings: GradientFlowSettings) -> None:
     header["seconds"] = time.perf_counter() - start
     (settings.out / "run.json").write_text(json.dumps(plain(header), indent=1) + "\n")
     say(console, settings, found, header)
+    return 0
 
 
 def held_out(task: Task, settings: GradientFlowSettings) -> Example:

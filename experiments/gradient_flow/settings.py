@@ -25,7 +25,7 @@ class GradientFlowSettings:
     at with its update bias moved, down to where it hardly forgets. Everything is drawn as figures,
     with the numbers of each beside it.
 
-    Exit code: 0 done, 2 wrong usage, 130 interrupted.
+    Exit code: 0 done, 2 wrong usage, 4 cannot write, 130 interrupted.
     """
 
     length: int = 100

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.adding_task.task import BASELINE
-from experiments.common.command import make_folder
+from experiments.common.command import in_one_go
 from experiments.common.interrupts import Interrupts, interrupts
 from experiments.common.machine import machine
 from experiments.common.metrics import plain
 from experiments.common.programs import make_mesh
 from experiments.common.progress import LOG_SECONDS
 from experiments.common.run import EXIT_CODES
-from experiments.common.settings import UsageError, as_json, command_line
+from experiments.common.settings import as_json, command_line
 from experiments.population.picture import draw_map
 from experiments.population.settings import PopulationSettings, check
 from experiments.population.train import grid, make_population
@@ -34,16 +34,12 @@ CALL_SECONDS = 1.0  # of the program; between calls progress is shown and Ctrl-C
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = tyro.cli(PopulationSettings, prog=MODULE, args=args)
-    try:
-        check(settings, len(jax.devices()))
-        make_folder(settings.out)
+
+    def begin(console: Console) -> int:
         with interrupts() as wish:
-            return run(Console(highlight=False), settings, wish)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+            return run(console, settings, wish)
+
+    return in_one_go(settings.out, lambda: check(settings, len(jax.devices())), begin)
 
 
 def run(console: Console, settings: PopulationSettings, wish: Interrupts) -> int:

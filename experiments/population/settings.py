@@ -22,7 +22,7 @@ class PopulationSettings:
     examples of the adding problem, so two of them differ by nothing but their place in the grid.
     They are divided among all devices that jax finds.
 
-    Exit code: 0 done, 2 wrong usage, 130 interrupted.
+    Exit code: 0 done, 2 wrong usage, 4 cannot write, 130 interrupted.
     """
 
     rates: int = 64

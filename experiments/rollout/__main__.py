@@ -12,12 +12,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.common.command import make_folder
+from experiments.common.command import in_one_go
 from experiments.common.interrupts import Interrupts, interrupts
 from experiments.common.machine import machine
 from experiments.common.metrics import Writer, begin, read_run
 from experiments.common.run import EXIT_CODES, HEADER
-from experiments.common.settings import UsageError, as_json, command_line
+from experiments.common.settings import as_json, command_line
 from experiments.rollout.learn import make_learner
 from experiments.rollout.picture import draw_success
 from experiments.rollout.settings import RolloutSettings, check
@@ -28,16 +28,12 @@ NAMES = {True: "GRU", False: "GRU, reset at every step"}  # by whether there is 
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = tyro.cli(RolloutSettings, prog=MODULE, args=args)
-    try:
-        check(settings)
-        make_folder(settings.out)
+
+    def begin(console: Console) -> int:
         with interrupts() as wish:
-            return run(Console(highlight=False), settings, wish)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+            return run(console, settings, wish)
+
+    return in_one_go(settings.out, lambda: check(settings), begin)
 
 
 def run(console: Console, settings: RolloutSettings, wish: Interrupts) -> int:

@@ -15,7 +15,8 @@ class RolloutSettings:
     GRU is trained, and beside it the same network whose state is reset at every step: what can be
     had without memory is chance, 50%.
 
-    Exit code: 0 solved by the GRU, 1 not solved, 2 wrong usage, 130 interrupted.
+    Exit code: 0 solved by the GRU, 1 not solved, 2 wrong usage, 4 cannot write,
+    130 interrupted.
     """
 
     shortest: int = 5

@@ -77,7 +77,7 @@ def test_the_record_is_complete(small):
     assert record["biases"] == [-8.0, -2.0, 4.0]
     assert np.ptp(record["test_loss"]) > 0
     assert (small / "map.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in small.iterdir()) == ["map.png", "population.json"]
+    assert sorted(path.name for path in small.iterdir()) == ["lock", "map.png", "population.json"]
 
 
 def test_a_used_folder_is_refused(small, capsys):
@@ -182,7 +182,7 @@ def test_a_signal_stops_it_and_leaves_nothing(tmp_path):
         finally:
             done.kill()
     assert done.returncode == 130
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_devices_never_speak_to_each_other():

@@ -19,7 +19,7 @@ import pytest
 from experiments.adding_task.__main__ import main as adding_main
 from experiments.common import metrics
 from experiments.common.checkpoints import Checkpoints
-from experiments.common.command import make_folder
+from experiments.common.command import in_one_go, make_folder
 from experiments.common.folder import LOCK, NotWritten, alone
 from experiments.common.settings import UsageError
 from experiments.copy_task.__main__ import main
@@ -214,6 +214,18 @@ def test_a_folder_of_something_else_gets_no_lock(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_studies_in_one_go_are_alone_too(tmp_path, capsys):
+    def never(_):
+        pytest.fail("began")
+
+    with alone(tmp_path):
+        assert in_one_go(tmp_path, lambda: None, never) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    (tmp_path / "map.png").touch()
+    assert in_one_go(tmp_path, lambda: None, never) == 2
+    assert "is in use" in capsys.readouterr().err
+
+
 # --- full disks and folders that cannot be written
 
 
@@ -250,6 +262,17 @@ def test_no_space_left(name, tmp_path, capsys):
         (out / name).unlink()
         assert adding_main(["--resume", "--out", str(out)]) == 1
         assert (out / name).stat().st_size > 0
+
+
+@full
+def test_what_a_study_in_one_go_cannot_write(tmp_path, capsys):
+    def run(_):
+        with open("/dev/full", "w") as file:
+            file.write("text")
+        return 0
+
+    assert in_one_go(tmp_path, lambda: None, run) == 4
+    assert capsys.readouterr().err == f"error: cannot write {tmp_path}: No space left on device\n"
 
 
 @full
