@@ -81,7 +81,9 @@ def finish(processes):
 
 def wait_for_checkpoint(out, processes):
     until = time.monotonic() + SECONDS
-    while not list((out / "checkpoints").glob("[0-9]*")):
+    while not any(
+        path.name.isdecimal() for path in out.glob("checkpoints/*")
+    ):  # none in the making
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -127,9 +129,7 @@ def test_one_of_two_is_killed_and_four_go_on(victim, alone, tmp_path):
     processes[victim].send_signal(signal.SIGKILL)
     codes, _, errors = finish(processes)
     assert codes[victim] == -signal.SIGKILL
-    if (
-        victim == 0 and codes[1] == -signal.SIGABRT
-    ):  # JAX was the first to see that its server is gone
+    if victim == 0 and codes[1] == -signal.SIGABRT:  # JAX saw first that its server is gone
         assert "Terminating process because the JAX distributed service" in errors[1]
     else:
         assert codes[1 - victim] == LOST, errors
