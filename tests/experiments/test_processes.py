@@ -81,9 +81,7 @@ def finish(processes):
 
 def wait_for_checkpoint(out, processes):
     until = time.monotonic() + SECONDS
-    while not any(
-        path.name.isdecimal() for path in out.glob("checkpoints/*")
-    ):  # none in the making
+    while not any(path.name.isdecimal() for path in out.glob("checkpoints/*")):
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < until
         time.sleep(0.01)
