@@ -92,8 +92,6 @@ class Checkpoints:
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     alone = ocp.options.MultiprocessingOptions(
         active_processes={0}, barrier_sync_key_prefix="first"
     )
@@ -105,6 +103,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
         multiprocessing_options=alone,
     )
     with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(folder, options=options)
 
 

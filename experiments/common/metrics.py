@@ -35,16 +35,16 @@ class Writer:
     def __init__(self, path: Path | None, keep: int) -> None:
         """Keep the first lines, those that belong to the checkpoint that is gone on from."""
         self.lines = keep
-        self._path, self._file = path, None
+        self._file = None
         if path:
             _replace(path, path.read_text().splitlines(keepends=True)[:keep])
             with writing(path):
                 self._file = path.open("a")
 
     def write(self, kind: str, **fields: Any) -> None:
-        if self._path and self._file:
+        if self._file:
             try:
-                with writing(self._path):
+                with writing(Path(self._file.name)):
                     self._file.write(_as_line(kind, fields))
                     self._file.flush()
             except BaseException:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.common.settings import Settings, UsageError
+from experiments.common.settings import Settings, UsageError, require
 from experiments.common.task import Stage, Task
 from experiments.common.training import Chunk, TrainState, make_evaluate, make_train_chunk
 
@@ -30,11 +31,8 @@ def devices_of(settings: Settings) -> Devices:
                 f"{settings.devices} divides a CPU"
             )
         found += own[: settings.devices]
-    if settings.batch_size % len(found):
-        raise UsageError(
-            f"--batch-size must be a multiple of {len(found)}, the number of devices, "
-            f"got {settings.batch_size}"
-        )
+    expected = f"a multiple of {len(found)}, the number of devices"
+    require(settings, "batch_size", settings.batch_size % len(found) == 0, expected)
     return found
 
 
@@ -60,20 +58,22 @@ class Programs:
         self._cache: dict[tuple[Any, ...], Any] = {}
 
     def train(self, states: TrainState, count: int, stage: Stage) -> tuple[TrainState, Chunk]:
-        chunk = make_train_chunk(self._task, self.settings, stage.length, BATCH)
+        make = partial(make_train_chunk, self._task, self.settings, stage.length, BATCH)
         args = (states, *(np.int32(value) for value in (count, stage.symbols, stage.decay)))
-        return self._run("train", chunk, stage, args)
+        return self._run("train", make, stage, args)
 
     def evaluate(self, states: TrainState, stage: Stage) -> dict[str, Any]:
-        evaluate = make_evaluate(self._task, self.settings, stage, BATCH)
-        return self._run("evaluate", evaluate, stage, (states.network,))
+        make = partial(make_evaluate, self._task, self.settings, stage, BATCH)
+        return self._run("evaluate", make, stage, (states.network,))
 
-    def _run(self, name: str, function: Callable[..., Any], stage: Stage, args: Any) -> Any:
+    def _run(
+        self, name: str, make: Callable[[], Callable[..., Any]], stage: Stage, args: Any
+    ) -> Any:
         replicas = jax.tree.leaves(args[0])[0].shape[0]
         key = (name, stage.length, replicas)
         if key not in self._cache:
             start = time.perf_counter()
-            self._cache[key] = self._compile(function, replicas, args)
+            self._cache[key] = self._compile(make(), replicas, args)
             self.seconds += time.perf_counter() - start
         return jax.device_get(self._cache[key](*args))
 

@@ -86,13 +86,13 @@ def run(
                 due = time.monotonic() - last_save >= settings.save_every
                 interrupted, due = any_of((wish.asked, due))
                 if due:
-                    checkpoints.save(*_as_saved(study))
+                    _save(checkpoints, study)
                     saved, last_save = study.chunks, time.monotonic()
     except KeyboardInterrupt:
         interrupted = True
     finally:  # whatever went wrong, and if another process was lost
         if study.chunks > saved:
-            checkpoints.save(*_as_saved(study))
+            _save(checkpoints, study)
         checkpoints.close()
 
     if interrupted and _next_group(study, settings) is not None:
@@ -232,9 +232,9 @@ def _put(states: TrainState, members: tuple[int, ...], new: TrainState) -> Train
     return jax.tree.map(put, states, new)
 
 
-def _as_saved(study: Study) -> tuple[int, TrainState, Line]:
+def _save(checkpoints: Checkpoints, study: Study) -> None:
     facts = study._asdict()
-    return study.chunks, facts.pop("states"), facts
+    checkpoints.save(study.chunks, facts.pop("states"), facts)
 
 
 def load(task: Task, settings: Settings, out: Path, say: Callable[[str], None]) -> Study:
