@@ -74,7 +74,6 @@ def main() -> int:
         table = report.markdown(rows)
         console.print(Markdown(table))
         if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
             command = f"python -m benchmarks {name} --rounds {config.rounds}"
             header = {
                 "command": command,

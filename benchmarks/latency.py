@@ -1,7 +1,6 @@
 """What one step of a served network takes: `python -m benchmarks.latency --help`."""
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import jaxgru
+from benchmarks.report import write_record
 from benchmarks.versions import versions
 from experiments.common.machine import machine
-from experiments.common.metrics import plain
 from experiments.common.settings import as_json, command_line
 
 PERCENTILES = (50, 90, 99, 99.9)
@@ -65,8 +64,7 @@ def main() -> int:
             "percentiles": PERCENTILES,
             "microseconds": found,
         }
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(plain(record), indent=1) + "\n")
+        write_record(config.out, record)
     return 0
 
 

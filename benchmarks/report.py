@@ -92,7 +92,13 @@ def to_json(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
         row._asdict() | {"values": {name: value._asdict() for name, value in row.values.items()}}
         for row in rows
     ]
-    path.write_text(json.dumps(plain(header | {"rows": lines}), indent=1, allow_nan=False) + "\n")
+    write_record(path, header | {"rows": lines})
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Numbers have six digits; the folder is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
 
 
 def picture(path: Path, title: str, rows: list[Row]) -> None:

@@ -1,7 +1,6 @@
 """Networks trained per second, many in one program: `python -m benchmarks.throughput --help`."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,11 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.report import write_record
 from benchmarks.timing import Times, interleave
 from benchmarks.versions import versions
 from experiments.adding_task.task import make_task
 from experiments.common.machine import machine
-from experiments.common.metrics import plain
 from experiments.common.programs import make_mesh
 from experiments.common.settings import as_json, command_line
 from experiments.common.training import TrainState, make_train_chunk, train_init
@@ -79,8 +78,7 @@ def main() -> int:
                 for size, each in found.items()
             },
         }
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(plain(record), indent=1) + "\n")
+        write_record(config.out, record)
     return 0
 
 

@@ -1,5 +1,6 @@
 """A small run of the copy task, and what of it must be the same however often it was stopped."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,12 @@ def content(out):
 
 def assert_same_run(a, b):
     assert content(a) == content(b)
+
+
+def on_devices(count):
+    """The environment of a process that has so many."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 def start(out, *flags, **options):

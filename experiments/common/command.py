@@ -75,10 +75,15 @@ def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int
             _take_folder(out, held, new=True)
             return run(Console(highlight=False))
     except (UsageError, NotWritten) as error:
-        _say(f"error: {error}")
-        return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
+        return refused(error)
     except KeyboardInterrupt:
         return EXIT_CODES["interrupted"]
+
+
+def refused(error: UsageError | NotWritten) -> int:
+    """Say why; returns the exit code."""
+    _say(f"error: {error}")
+    return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
 
 
 def _say(text: str) -> None:

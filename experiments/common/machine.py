@@ -7,6 +7,11 @@ from pathlib import Path
 import jax
 
 
+def surroundings() -> dict[str, str]:
+    """What every record says of where its numbers were made."""
+    return {"machine": machine(), "jax": jax.__version__, "python": platform.python_version()}
+
+
 def machine() -> str:
     """Processor, cores and accelerator, in words."""
     processor = platform.processor() or platform.machine()

@@ -1,6 +1,5 @@
 """A study as the user sees it: header, progress, records, checkpoints, pictures, verdict."""
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from experiments.common import pictures
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.folder import writing
 from experiments.common.interrupts import interrupts
-from experiments.common.machine import machine
+from experiments.common.machine import surroundings
 from experiments.common.metrics import Line, Writer, begin, read_run
 from experiments.common.model import parameter_count
 from experiments.common.processes import any_of, is_first
@@ -292,11 +291,9 @@ def _header(
         "measures": task.measures,
         "solved": [str(mark) for mark in task.solved],
         "stages": len(task.stages),
-        "machine": machine(),
+        **surroundings(),
         "devices": devices,
         "processes": jax.process_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
     }
 
 

@@ -14,10 +14,10 @@ import jax
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.common.command import saved_settings
+from experiments.common.command import refused, saved_settings
 from experiments.common.folder import NotWritten, alone, writing
 from experiments.common.plots import COLOURS
-from experiments.common.run import EXIT_CODES, load
+from experiments.common.run import load
 from experiments.common.settings import UsageError
 from experiments.common.task import Stage
 from experiments.common.training import make_evaluate
@@ -99,8 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
             (folder / "generalization.json").write_text(text + "\n")
             draw(folder / "generalization.png", config.lengths, curves, trained)
     except (UsageError, NotWritten) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
+        return refused(error)
     return 0
 
 

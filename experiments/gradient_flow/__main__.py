@@ -1,7 +1,6 @@
 """How far gradients reach: `python -m experiments.gradient_flow --help`."""
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from experiments.adding_task.task import make_task
 from experiments.common.command import in_one_go
-from experiments.common.machine import machine
+from experiments.common.machine import surroundings
 from experiments.common.metrics import plain
 from experiments.common.model import Network
 from experiments.common.progress import progress
@@ -41,9 +40,7 @@ def run(console: Console, settings: GradientFlowSettings) -> int:
     header: dict[str, Any] = {
         "command": command_line(MODULE, settings, GradientFlowSettings()),
         "settings": as_json(settings),
-        "machine": machine(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
+        **surroundings(),
         "training": {},
     }
     console.print(f"{header['command']}\n{header['machine']}, jax {header['jax']}", soft_wrap=True)

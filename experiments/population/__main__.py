@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from experiments.adding_task.task import BASELINE
 from experiments.common.command import in_one_go
 from experiments.common.interrupts import Interrupts, interrupts
-from experiments.common.machine import machine
+from experiments.common.machine import surroundings
 from experiments.common.metrics import plain
 from experiments.common.programs import make_mesh
 from experiments.common.progress import LOG_SECONDS
@@ -48,10 +47,8 @@ def run(console: Console, settings: PopulationSettings, wish: Interrupts) -> int
     record: dict[str, Any] = {
         "command": command_line(MODULE, settings, PopulationSettings()),
         "settings": as_json(settings),
-        "machine": machine(),
+        **surroundings(),
         "devices": len(devices),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
     }
     console.print(
         f"{settings.size:,} GRUs of {settings.hidden_size} units, adding problem of "

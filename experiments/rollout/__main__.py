@@ -1,6 +1,5 @@
 """Learn a T-maze: `python -m experiments.rollout --help`."""
 
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from experiments.common.command import in_one_go
 from experiments.common.interrupts import Interrupts, interrupts
-from experiments.common.machine import machine
+from experiments.common.machine import surroundings
 from experiments.common.metrics import Writer, begin, read_run
 from experiments.common.run import EXIT_CODES, HEADER
 from experiments.common.settings import as_json, command_line
@@ -45,9 +44,7 @@ def run(console: Console, settings: RolloutSettings, wish: Interrupts) -> int:
         "command": command_line(MODULE, settings, RolloutSettings()),
         "settings": as_json(settings),
         "replicas": [{"name": name, "seed": settings.seed} for name in NAMES.values()],
-        "machine": machine(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
+        **surroundings(),
     }
     console.print(f"{header['title']}\n{header['machine']}, jax {header['jax']}", soft_wrap=True)
     path = settings.out / "metrics.jsonl"

@@ -1,7 +1,6 @@
 """A study on eight devices is the study on one."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import pytest
 from experiments.adding_task.__main__ import main as adding
 from experiments.common.metrics import read_run
 from experiments.copy_task.__main__ import main as copy
+from runs import ROOT, on_devices
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
@@ -71,11 +70,10 @@ def eight(alone, tmp_path_factory):
     last = max(int(path.name) for path in (resumed / "checkpoints").iterdir())
     shutil.rmtree(resumed / "checkpoints" / str(last))
     jobs.append(("adding", ["--out", str(resumed), "--resume", "--devices", "8"]))
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, HERE / "on_devices.py", json.dumps(jobs)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=on_devices(8),
         capture_output=True,
         text=True,
         check=False,

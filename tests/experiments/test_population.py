@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,8 @@ from experiments.population import __main__ as population
 from experiments.population.picture import draw_map
 from experiments.population.settings import PopulationSettings
 from experiments.population.train import Population, grid, make_population
+from runs import ROOT, on_devices
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 SIZES = {"length": 6, "hidden-size": 3, "batch-size": 2, "updates": 3, "test-examples": 4}
@@ -133,11 +132,10 @@ def test_a_network_that_is_not_finite_is_marked(small):
 
 
 def start(args, devices=1):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [*COMMAND, *args],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=on_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

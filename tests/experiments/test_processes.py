@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import pytest
@@ -15,8 +14,8 @@ import pytest
 from experiments.adding_task.__main__ import main
 from experiments.common.metrics import read_run
 from experiments.common.processes import LOST
+from runs import ROOT
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL and SIGTERM"),
