@@ -1,6 +1,10 @@
 """The presets draw what the libraries draw: bounds, spread, kurtosis, orthogonality."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ import pytest
 
 import jaxgru
 from cases import assert_same
+from jaxgru.orthonormal import gram_schmidt, orthogonal
 
 INITS = {"gru": jaxgru.gru_init, "lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}
 GATES = {"gru": 3, "lstm": 4, "elman": 1}
@@ -24,6 +29,9 @@ SHAPE = 5 * np.sqrt(24 / 3200)
 UNIFORM, TRUNCATED = 1.8, 2.37  # kurtosis; that of the normal distribution is 3
 #: Orthogonality holds to float32 rounding of a QR of 64 columns.
 ORTHOGONAL = 2e-5
+#: Between two ways to decompose the same draws: float32 rounding times the condition number of a
+#: normal square matrix, which is some hundreds at these sizes.
+DRAWS = 1e-4
 
 
 @functools.cache
@@ -39,9 +47,7 @@ def draw(kind, preset, seed=0, **options):
 
 
 def draw_many(kind, **options):
-    """A hundred networks, so that there are enough biases. Without orthogonal weights: two batched
-    QR decompositions in one program have been seen to wait for each other for ever (jaxlib 0.10 on
-    two cores)."""
+    """A hundred networks, so that there are enough biases."""
     init = functools.partial(INITS[kind], input_size=2, hidden_size=HIDDEN, **options)
     return jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(1), 100))
 
@@ -310,3 +316,55 @@ def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
     # torch's two biases may be rounded before they are added: an ulp of a number below 0.25.
     ulp = 0.25 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(narrow.b.astype(jnp.float32), wide.b, rtol=0, atol=ulp)
+
+
+@pytest.mark.parametrize(
+    "cores", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 8))]
+)
+def test_populations_are_drawn_without_a_deadlock(cores):
+    """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
+    waited for each other in every one of a dozen tries."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "populations.py")],
+        env={**os.environ, "NPROC": str(cores)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "drawn\n"
+
+
+@pytest.mark.parametrize("preset", ["orthogonal", "keras"])
+def test_a_population_has_the_draws_of_its_members(preset):
+    """In nested batches too."""
+    init = functools.partial(jaxgru.gru_init, input_size=3, hidden_size=HIDDEN, init=preset)
+    keys = jax.random.split(jax.random.key(2), (2, 3))
+    population = jax.jit(jax.vmap(jax.vmap(init)))(keys)
+    for place in np.ndindex(keys.shape):
+        member = jax.tree.map(lambda a, p=place: a[p], population)
+        alone = jax.jit(init)(keys[place])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=DRAWS), member, alone
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (31, 70), (70, 31), (33, 33), (96, 96)])
+def test_orthogonal_matrices_are_those_of_jax(shape):
+    """`jax.nn.initializers.orthogonal` decomposes the same normal draws with LAPACK."""
+    for seed in range(3):
+        key = jax.random.key(seed)
+        ours = jax.jit(orthogonal, static_argnums=(1, 2))(key, shape, "float32")
+        theirs = jax.nn.initializers.orthogonal()(key, shape, "float32")
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=DRAWS)
+        gram = np.asarray(ours, np.float64)
+        gram = gram @ gram.T if shape[0] < shape[1] else gram.T @ gram
+        # A hundred terms of unit vectors, each rounded to 6e-8.
+        np.testing.assert_allclose(gram, np.eye(len(gram)), rtol=0, atol=5e-6)
+
+
+def test_a_dependent_column_is_zero():
+    frame = jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]], "float32")
+    q, lengths = gram_schmidt(frame)
+    np.testing.assert_array_equal(lengths, [1, 0, 3])
+    np.testing.assert_array_equal(q, [[1, 0, 0], [0, 0, 0], [0, 0, 1]])

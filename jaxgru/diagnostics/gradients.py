@@ -10,7 +10,8 @@ from jax import Array, lax
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
-from jaxgru.diagnostics.states import before, check, norm, pulled, states_of
+from jaxgru.diagnostics.states import before, check, pulled, states_of
+from jaxgru.orthonormal import norm
 
 
 class MemoryGradient(NamedTuple):

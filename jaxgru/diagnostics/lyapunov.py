@@ -10,7 +10,8 @@ from jax import Array, lax
 
 from jaxgru import checks
 from jaxgru.cell import Carry, Params
-from jaxgru.diagnostics.states import check, norm, pushed, states_of
+from jaxgru.diagnostics.states import check, pushed, states_of
+from jaxgru.orthonormal import gram_schmidt
 
 BLOCKS = 20
 
@@ -100,15 +101,15 @@ def _spectrum(
         state, frame, sums = moving
         inputs = lax.dynamic_slice_in_dim(xs, steps % every + index * every, every)
         (state, frame), _ = lax.scan(step, (state, frame), inputs)
-        frame, logs = _orthonormalized(frame)
+        frame, lengths = gram_schmidt(frame)
         block = jnp.maximum(index - skipped, 0) * blocks // counted
-        return state, frame, sums.at[block].add(jnp.where(index >= skipped, logs, 0))
+        return state, frame, sums.at[block].add(jnp.where(index >= skipped, jnp.log(lengths), 0))
 
     # The first k columns of one frame: fewer exponents are the first of more.
     frame = jax.random.normal(jax.random.key(0), (states.size, states.size), xs.dtype)[:, :k]
-    moving = states.flat(carry), _orthonormalized(frame)[0]
+    moving = states.flat(carry), gram_schmidt(frame)[0]
     (state, frame), _ = lax.scan(step, moving, xs[: steps % every])
-    moving = state, _orthonormalized(frame)[0], jnp.zeros((blocks, k), xs.dtype)
+    moving = state, gram_schmidt(frame)[0], jnp.zeros((blocks, k), xs.dtype)
     *_, sums = lax.fori_loop(0, stretches, stretch, moving)
 
     ends = np.array([-(-b * counted // blocks) for b in range(blocks + 1)])
@@ -117,25 +118,3 @@ def _spectrum(
     if blocks == 1:
         return LyapunovSpectrum(exponents, jnp.full_like(exponents, jnp.nan))
     return LyapunovSpectrum(exponents, rates.std(0, ddof=1) / blocks**0.5)
-
-
-def _orthonormalized(frame: Array) -> tuple[Array, Array]:
-    """(Q, log of the diagonal of R) of frame = Q R, by modified Gram-Schmidt.
-
-    R is as accurate as Householder's. By hand, for batched QR decompositions in one program can
-    block each other for good on a CPU (jaxlib 0.10.2), and a user may `vmap` this.
-    """
-    columns = jnp.arange(frame.shape[1])
-
-    def one(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        frame, norms = carry
-        column = lax.dynamic_index_in_dim(frame, j, 1, keepdims=False)
-        length = norm(column)
-        unit = column / jnp.where(length > 0, length, 1)  # a lost direction: log 0 = -inf, not NaN
-        along = jnp.where(columns > j, unit @ frame, 0)
-        frame = frame - unit[:, None] * along[None]
-        return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(length)
-
-    norms = jnp.zeros(frame.shape[1], frame.dtype)
-    frame, norms = lax.fori_loop(0, frame.shape[1], one, (frame, norms))
-    return frame, jnp.log(norms)

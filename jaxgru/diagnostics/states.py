@@ -73,12 +73,6 @@ def pulled(states: States, state: Array, x: Array, rows: Array) -> Array:
     return jax.vmap(lambda row: pull(row)[0])(rows)
 
 
-def norm(vector: Array) -> Array:
-    """The Euclidean norm of `[N]`, also where the squares would be below the smallest float."""
-    size = jnp.abs(vector).max()
-    return size * jnp.linalg.norm(vector / jnp.where(size > 0, size, 1))
-
-
 def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
     """Check the arguments; the carry to start from, zeros if None."""
     check_params(caller, params)

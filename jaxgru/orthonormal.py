@@ -1,0 +1,72 @@
+"""Orthonormal frames, made of matrix products alone.
+
+The QR decomposition that `jnp.linalg.qr` calls on a CPU can deadlock: XLA decomposes a batch with
+several threads and waits for them, and two batches in one program can wait for each other forever
+(jaxlib 0.10 to 0.12). Batches are what `vmap` over seeds makes, so jaxgru does not call it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+PANEL = 32
+"""Columns that are made orthonormal at a time; the others are reached by products with a panel."""
+
+
+def norm(vector: Array) -> Array:
+    """The Euclidean norm of `[N]`, also where the squares would be below the smallest float."""
+    size = jnp.abs(vector).max()
+    return size * jnp.linalg.norm(vector / jnp.where(size > 0, size, 1))
+
+
+def gram_schmidt(frame: Array) -> tuple[Array, Array]:
+    """(Q, the diagonal of R) of frame `[n, k]` = Q R, by modified Gram-Schmidt.
+
+    R is as accurate as Householder's. A column that depends on those before it gives a zero column
+    of Q and a zero in R.
+    """
+    columns = jnp.arange(frame.shape[1])
+
+    def one(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        frame, norms = carry
+        column = lax.dynamic_index_in_dim(frame, j, 1, keepdims=False)
+        length = norm(column)
+        unit = column / jnp.where(length > 0, length, 1)
+        along = jnp.matmul(unit, frame, precision="highest")
+        frame = frame - unit[:, None] * jnp.where(columns > j, along, 0)[None]
+        return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(length)
+
+    norms = jnp.zeros_like(frame[0])  # and so split over devices as frame is
+    return lax.fori_loop(0, frame.shape[1], one, (frame, norms))
+
+
+def orthonormal(frame: Array) -> Array:
+    """Q of frame `[n, k]` = Q R, k <= n, where the diagonal of R is positive.
+
+    Every panel of columns is made orthogonal to the panels before it and within itself, twice:
+    after the second time Q is orthonormal to rounding (Giraud et al. 2005).
+    """
+    k = frame.shape[1]
+    count = -(-k // PANEL)
+    padded = jnp.pad(frame, ((0, 0), (0, count * PANEL - k)))
+
+    def one(p: Array, q: Array) -> Array:
+        """q holds what is done, and zeros."""
+        panel = lax.dynamic_slice_in_dim(padded, p * PANEL, PANEL, 1)
+        for _ in range(2):
+            along = jnp.matmul(q.T, panel, precision="highest")
+            panel, _ = gram_schmidt(panel - jnp.matmul(q, along, precision="highest"))
+        return lax.dynamic_update_slice_in_dim(q, panel, p * PANEL, 1)
+
+    return lax.fori_loop(0, count, one, jnp.zeros_like(padded))[:, :k]
+
+
+def orthogonal(key: Array, shape: tuple[int, int], dtype: object) -> Array:
+    """A matrix with orthonormal rows or columns, drawn as `jax.nn.initializers.orthogonal()` does.
+
+    The draws are the same up to rounding.
+    """
+    rows, columns = shape
+    frame = jax.random.normal(key, (max(shape), min(shape)), dtype)
+    q = orthonormal(frame)
+    return q if rows >= columns else q.T

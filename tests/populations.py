@@ -1,0 +1,43 @@
+"""Draws populations, fifty times each: prints "drawn" when all have come to an end.
+
+Run by tests/test_initializers.py in its own process, for a deadlock ends only with its process.
+"""
+
+import jax
+
+import jaxgru
+
+SIZE = 40
+orthogonal = jax.nn.initializers.orthogonal()
+
+
+def stack(key):
+    return jaxgru.stack_init(key, SIZE, SIZE, num_layers=2)
+
+
+def three_cells(key):
+    one, two, three = jax.random.split(key, 3)
+    return (
+        jaxgru.gru_init(one, SIZE, SIZE),
+        jaxgru.lstm_init(two, SIZE, SIZE // 2, init="keras"),
+        jaxgru.elman_init(three, SIZE, SIZE),
+    )
+
+
+def beside_another(key):
+    """With a decomposition that is not jaxgru's, as a layer of another library may need one."""
+    one, two = jax.random.split(key)
+    return jaxgru.gru_init(one, SIZE, SIZE), orthogonal(two, (SIZE, SIZE))
+
+
+def main():
+    keys = jax.random.split(jax.random.key(0), 16)
+    for draw in (stack, three_cells, beside_another):
+        population = jax.jit(jax.vmap(draw))
+        for _ in range(50):
+            jax.block_until_ready(population(keys))
+    print("drawn")
+
+
+if __name__ == "__main__":
+    main()
