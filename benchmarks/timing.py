@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+#: Seconds. After a call the threads of onnxruntime spin for some 40 ms of processor time, those of
+#: torch for 8 ms, those of XLA not at all (Intel Xeon, 2 cores).
+PAUSE = 0.06
 FORWARD, BOTH = "forward", "forward + backward"
 
 
@@ -44,15 +47,23 @@ def temporary(compiled: Any) -> Times:
 def interleave(
     calls: dict[str, Callable[[], Any]], rounds: int, repeat: int = 1
 ) -> dict[str, Times]:
-    """Time every call once a round, A B C A B C ...; each must return when its work is done.
+    """Time every call once a round; each must return when its work is done.
 
-    A call that is too short for the clock is repeated within its turn.
+    The order is drawn anew each round. Before a turn there is a pause, in which the threads of the
+    call before go to sleep, and one call that is not timed, which wakes this one's threads and
+    brings its data back into cache. Otherwise whoever follows a library whose threads spin while
+    they wait for work appears up to 15% slower. A call that is too short for the clock is repeated
+    within its turn.
     """
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = np.random.default_rng(0)
     for _ in range(rounds):
-        for name, call in calls.items():
+        for name in order.permutation(list(calls)):
+            call = calls[name]
+            time.sleep(PAUSE)
+            call()
             start = time.perf_counter()
             for _ in range(repeat):
                 call()

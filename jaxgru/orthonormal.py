@@ -5,6 +5,8 @@ several threads and waits for them, and two batches in one program can wait for 
 (jaxlib 0.10 to 0.12). Batches are what `vmap` over seeds makes, so jaxgru does not call it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -61,7 +63,7 @@ def orthonormal(frame: Array) -> Array:
     return lax.fori_loop(0, count, one, jnp.zeros_like(padded))[:, :k]
 
 
-def orthogonal(key: Array, shape: tuple[int, int], dtype: object) -> Array:
+def orthogonal(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
     """A matrix with orthonormal rows or columns, drawn as `jax.nn.initializers.orthogonal()` does.
 
     The draws are the same up to rounding.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import by_hand, newton, peers, report, suites
+from benchmarks import by_hand, newton, peers, report, suites, timing
 from benchmarks.timing import Row, Times, interleave
 from cases import GRAD_TOL, VALUE_TOL, assert_close
 
@@ -17,11 +17,19 @@ def x32():
         yield
 
 
-def test_turns_are_taken():
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = interleave(calls, rounds=2, repeat=2)
-    assert "".join(order) == "abc" + 2 * "aabbcc"  # once each to warm up
+def test_turns_are_taken_in_a_drawn_order(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(timing.time, "sleep", pauses.append)
+    made = []
+    calls = {name: lambda name=name: made.append(name) for name in "abc"}
+    times = interleave(calls, rounds=20, repeat=2)
+    assert made[:3] == list("abc")  # once each before anything is timed
+    turns = ["".join(made[k : k + 3]) for k in range(3, len(made), 3)]
+    assert all(turn[0] * 3 == turn for turn in turns)  # one call to wake up, two timed
+    rounds = {"".join(turn[0] for turn in turns[k : k + 3]) for k in range(0, 60, 3)}
+    assert all(sorted(order) == list("abc") for order in rounds)
+    assert len(rounds) == 6  # all orders of three are drawn
+    assert pauses == [timing.PAUSE] * 60
     assert list(times) == ["a", "b", "c"]
     assert all(0 < t.minimum <= t.median for t in times.values())
 
