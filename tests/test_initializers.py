@@ -319,17 +319,18 @@ def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
 
 
 @pytest.mark.parametrize(
-    "cores", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 8))]
+    "cores", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 8))]
 )
 def test_populations_are_drawn_without_a_deadlock(cores):
     """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
-    waited for each other in every one of a dozen tries."""
+    waited for each other in every one of a dozen tries. The machine code is optimized, as it is
+    for users: a hundred and fifty draws without that take three times as long."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "populations.py")],
-        env={**os.environ, "NPROC": str(cores)},
+        env={**os.environ, "NPROC": str(cores), "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=240,  # they take ten seconds on an idle machine
         check=True,
     )
     assert done.stdout == "drawn\n"
