@@ -324,7 +324,7 @@ def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
 def test_populations_are_drawn_without_a_deadlock(cores):
     """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
     waited for each other in every one of a dozen tries. The machine code is optimized, as it is
-    for users: a hundred and fifty draws without that take three times as long."""
+    for users: a hundred and fifty draws without that take twice as long."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "populations.py")],
         env={**os.environ, "NPROC": str(cores), "XLA_FLAGS": ""},
