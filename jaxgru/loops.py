@@ -37,11 +37,15 @@ from jaxgru.cell import (
     total,
 )
 
-# Sizes from which another way is faster; docs/performance.md has the measurements.
+# Sizes at which another way becomes faster on a CPU; docs/performance.md has the measurements.
 IN_LOOP = 16  # inputs up to here are projected step by step, others a stretch of time at once
+HOISTED = 15_000_000  # bytes of projected inputs up to which all of time is one stretch
+HOISTED_BOTH = 7_500_000  # the same where a gradient follows, which keeps arrays of this size too
 WIDE = 768  # H from here on: states are kept as columns, and weights stand left in the product
 WIDE_TANGENT = 512  # H from here on: the backward product takes the weights as they are
 RECOMPUTED = 64  # H up to here: gates are recomputed for the gradient, not saved
+ROWS = 512  # rows of a product over a stretch of the forward pass
+ROWS_H = 2**17  # rows times H over a stretch of the backward pass, but not fewer rows than ROWS
 
 
 def scan_chunks(
@@ -67,25 +71,34 @@ def scan_chunks(
     return carry, ys
 
 
-def chunk_size(xs: Array) -> int:
-    """How many steps share one product.
+def chunk_size(xs: Array, most: int) -> int:
+    """How many steps share one product of at most so many rows, if eight steps fit.
 
     Few enough to stay in cache, and enough for a product to be worth its start.
     """
     steps, rows = xs.shape[0], max(1, math.prod(xs.shape[1:-1]))
-    size = min(steps, max(8, min(128, 512 // rows)))
+    size = min(steps, max(8, min(most // 4, most // rows)))
     # A size that leaves no rest spares compiling the body twice.
     return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
 
 
 def forward(
-    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], save: bool
+    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], differentiated: bool
 ) -> tuple[Carry, tuple[Carry, Any]]:
-    """(last carry, (all carries, gates)) of the recurrence; None for gates unless save."""
+    """(last carry, (all carries, gates)) of the recurrence.
+
+    The gates are None unless it is differentiated and saving them is faster than computing them
+    again.
+    """
     params, xs, carry, reset_carry, fresh, keep = primals
     blocks = _lift(cell.blocks, levels, 0)(params)
-    in_loop = xs.shape[-1] <= IN_LOOP
-    n_last = cell.sizes(params)[1] >= WIDE
+    size = cell.sizes(params)[1]
+    save = differentiated and size > RECOMPUTED
+    most = HOISTED_BOTH if differentiated else HOISTED
+    projections = math.prod(xs.shape[:-1]) * cell.gates * size
+    hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= most
+    in_loop = xs.shape[-1] <= IN_LOOP and not hoisted
+    n_last = size >= WIDE
     product = matmul_left if n_last else matmul
     if n_last:
         blocks = blocks._replace(w_hh=tuple(w.swapaxes(-1, -2) for w in blocks.w_hh))
@@ -114,7 +127,8 @@ def forward(
         carry, ys = lax.scan(steps, carry, (turn(projected), fresh, keep), reverse=reverse)
         return carry, turn(ys)
 
-    stretch = xs.shape[0] if in_loop and not n_last else chunk_size(xs)
+    whole = hoisted or (in_loop and not n_last)
+    stretch = xs.shape[0] if whole else chunk_size(xs, ROWS)
     carry, ys = scan_chunks(chunk, turn(carry), (xs, fresh, keep), stretch, reverse)
     return turn(carry), ys
 
@@ -126,8 +140,7 @@ def tangents(
     params, xs, carry, reset_carry, fresh, keep = primals
     dparams, dxs, dcarry, dreset_carry, _, _ = dprimals
     size = cell.sizes(params)[1]
-    save = size > RECOMPUTED
-    last, (carries, saved) = forward(cell, levels, reverse, primals, save)
+    last, (carries, saved) = forward(cell, levels, reverse, primals, differentiated=True)
     blocks, dblocks = (_lift(cell.blocks, levels, 0)(p) for p in (params, dparams))
     transposed = size < WIDE_TANGENT
     product = matmul_transposed if transposed else matmul
@@ -164,7 +177,8 @@ def tangents(
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
     streams = (xs, dxs, carries, saved, fresh, keep)
-    (dlast, _), douts = scan_chunks(chunk, (dcarry, carry), streams, chunk_size(xs), reverse)
+    stretch = chunk_size(xs, max(ROWS, ROWS_H // size))
+    (dlast, _), douts = scan_chunks(chunk, (dcarry, carry), streams, stretch, reverse)
     return (last, cell.output(carries)), (dlast, douts)
 
 

@@ -66,7 +66,7 @@ def _bind(arguments, **static):
 
 def _run(*leaves, cell, reverse, tree, levels, **_):
     arguments = jax.tree.unflatten(tree, leaves)
-    carry, (carries, _) = forward(cell, levels, reverse, arguments, save=False)
+    carry, (carries, _) = forward(cell, levels, reverse, arguments, differentiated=False)
     return [*jax.tree.leaves(carry), cell.output(carries)]
 
 

@@ -187,7 +187,9 @@ def _iterate(cell, method, inputs, flags, guess):
         both = (start, start if restart is None else restart)
         carries = [unpack(cell, params, packed[None]) for packed in both]
         xs_, *marks = jax.tree.map(lambda a: a[:, None], (xs, *flags))
-        _, (carries, _) = forward(cell, 0, False, (params, xs_, *carries, *marks), save=False)
+        _, (carries, _) = forward(
+            cell, 0, False, (params, xs_, *carries, *marks), differentiated=False
+        )
         return pack(carries)[:, 0]
 
     states = rescue(converged, found.states, scanned) if method.fallback else found.states

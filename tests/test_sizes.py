@@ -1,7 +1,8 @@
 """Sizes at which `scan` changes its way: the numbers do not.
 
-Small inputs are projected step by step; time is cut into stretches, whose last one may be shorter;
-few units have their gates recomputed for the gradient; many units are kept as columns.
+Short sequences are projected all at once; in longer ones small inputs are projected step by step,
+others a stretch of time at once, and the last stretch may be shorter; few units have their gates
+recomputed for the gradient; many units are kept as columns.
 """
 
 import jax
@@ -28,6 +29,17 @@ SIZES = {
 }
 
 
+@pytest.fixture
+def long(monkeypatch):
+    """These sequences are short: here they are taken for long ones."""
+    monkeypatch.setattr(loops, "HOISTED", 0)
+    monkeypatch.setattr(loops, "HOISTED_BOTH", 0)
+    monkeypatch.setattr(loops, "ROWS_H", 0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 def test_the_sizes_are_on_both_sides():
     steps, batches, inputs, hidden = (
         np.array(column) for column in zip(*SIZES.values(), strict=True)
@@ -41,7 +53,8 @@ def test_the_sizes_are_on_both_sides():
         assert (values < border).any()
         assert (values >= border).any()
     sizes = [
-        loops.chunk_size(jnp.zeros(shape)) for shape in zip(steps, batches, inputs, strict=True)
+        loops.chunk_size(jnp.zeros(shape), loops.ROWS)
+        for shape in zip(steps, batches, inputs, strict=True)
     ]
     assert (steps > sizes).any()
     assert (steps % sizes > 0).any()
@@ -51,7 +64,17 @@ def test_the_sizes_are_on_both_sides():
 @pytest.mark.parametrize(
     ("kind", "reverse"), [("gru", False), ("gru_after", True), ("lstm", False), ("elman", True)]
 )
+@pytest.mark.usefixtures("long")
 def test_values_and_gradients(kind, reverse, sizes):
+    check(kind, reverse, sizes)
+
+
+@pytest.mark.parametrize(("hidden", "kind"), [(5, "gru"), (66, "lstm"), (770, "gru_after")])
+def test_time_in_one_stretch(kind, hidden):
+    check(kind, False, (9, 4, 3, hidden))
+
+
+def check(kind, reverse, sizes):
     steps, batch, inputs, hidden = sizes
     params = jax.tree.map(lambda w: w / hidden**0.5, draw(kind, inputs, hidden))
     rng = np.random.default_rng(4)
