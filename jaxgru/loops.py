@@ -10,9 +10,9 @@ with s_t, the direct effect of all parameter and input tangents, formed for many
 into one reverse scan that carries only the cotangent of c, and s into one large product a weight.
 Every other derivative follows from the same rule.
 
-All arrays have an axis N after time, for sequences that run side by side with the same weights:
-xs is `[T, N, I]`, carries are `[N, H]`, flags `[T, N]`. With levels > 0 there are as many further
-axes, for networks side by side: first in params and carries, after time elsewhere.
+Arrays may have axes N after time, for sequences that run side by side with the same weights: xs is
+`[T, *N, I]`, carries are `[*N, H]`, flags `[T, *N]`. With levels > 0 there are as many further axes,
+for networks side by side: first in params and carries, right after time elsewhere.
 """
 
 import math
@@ -82,18 +82,22 @@ def chunk_size(xs: Array, most: int) -> int:
     return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
 
 
+def saves_gates(cell: Cell, params: Any) -> bool:
+    """Whether saving the gates for the gradient is faster than computing them again."""
+    return cell.sizes(params)[1] > RECOMPUTED
+
+
 def forward(
     cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], differentiated: bool
 ) -> tuple[Carry, tuple[Carry, Any]]:
     """(last carry, (all carries, gates)) of the recurrence.
 
-    The gates are None unless it is differentiated and saving them is faster than computing them
-    again.
+    The gates are None unless it is differentiated and `saves_gates`.
     """
     params, xs, carry, reset_carry, fresh, keep = primals
-    blocks = _lift(cell.blocks, levels, 0)(params)
+    blocks = _blocks(cell, levels, params)
     size = cell.sizes(params)[1]
-    save = differentiated and size > RECOMPUTED
+    save = differentiated and saves_gates(cell, params)
     most = HOISTED_BOTH if differentiated else HOISTED
     projections = math.prod(xs.shape[:-1]) * cell.gates * size
     hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= most
@@ -103,7 +107,7 @@ def forward(
     if n_last:
         blocks = blocks._replace(w_hh=tuple(w.swapaxes(-1, -2) for w in blocks.w_hh))
 
-    def step(blocks, reset_carry, carry, inputs):  # of one sequence
+    def step(blocks, reset_carry, carry, inputs):
         projected, fresh, keep = inputs
         if in_loop:
             projected = project(cell, blocks, projected)
@@ -113,73 +117,207 @@ def forward(
         gates = jax.tree.map(lambda a: a.astype(xs.dtype), gates) if save else None
         return new, (new, gates)
 
-    def turn(tree):
-        return jax.tree.map(lambda a: a.swapaxes(-1, -2), tree) if n_last else tree
+    batches = xs.ndim - 2 - levels if n_last else 0
 
-    n = 1 if n_last else 0
-    steps = jax.vmap(step, in_axes=(None, n, n, (n, 0, 0)), out_axes=n)
-    steps = partial(_lift(steps, levels, 0), blocks, turn(reset_carry))
+    def columns(tree):
+        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, -1 - batches), tree)
+
+    def rows(tree):
+        return jax.tree.map(lambda a: jnp.moveaxis(a, -1 - batches, -1), tree)
+
+    steps = _lift(step, batches, (None, -1, -1, -1), -1)
+    steps = partial(_lift(steps, levels, 0), blocks, columns(reset_carry))
 
     def chunk(carry, inputs):
         xs, fresh, keep = inputs
         together = _lift(partial(project, cell), levels, (0, 1), 1)
         projected = xs if in_loop else together(blocks, xs)
-        carry, ys = lax.scan(steps, carry, (turn(projected), fresh, keep), reverse=reverse)
-        return carry, turn(ys)
+        carry, ys = lax.scan(steps, carry, (columns(projected), fresh, keep), reverse=reverse)
+        return carry, rows(ys)
 
     whole = hoisted or (in_loop and not n_last)
     stretch = xs.shape[0] if whole else chunk_size(xs, ROWS)
-    carry, ys = scan_chunks(chunk, turn(carry), (xs, fresh, keep), stretch, reverse)
-    return turn(carry), ys
+    carry, ys = scan_chunks(chunk, columns(carry), (xs, fresh, keep), stretch, reverse)
+    return rows(carry), ys
 
 
 def tangents(
-    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], dprimals: tuple[Any, ...]
-) -> tuple[tuple[Carry, Array], tuple[Carry, Array]]:
-    """The value of `recurrence` and its tangent; the tangents of params and xs may hold None."""
+    cell: Cell,
+    levels: int,
+    reverse: bool,
+    local: bool,
+    primals: tuple[Any, ...],
+    saved: tuple[Carry, Any],
+    dprimals: tuple[Any, ...],
+) -> tuple[Carry, Array]:
+    """The tangent of `recurrence`: of (last carry, outputs), linear in dprimals.
+
+    saved is what `forward` returned: all carries, and gates or None. dprimals are the tangents of
+    params, xs, carry and reset_carry, with None for those that are zero.
+    """
     params, xs, carry, reset_carry, fresh, keep = primals
-    dparams, dxs, dcarry, dreset_carry, _, _ = dprimals
+    dparams, dxs, dcarry, dreset_carry = dprimals
+    carries, gates = saved
+    dblocks = _blocks(cell, levels, dparams)
+    linearize, tangent = _derivative(cell, levels, local, params)
+    dcarry = _filled(dcarry, carry)
+    dreset_carry = None if fresh is None else _filled(dreset_carry, carry)
+
+    def step(dcarry, inputs):
+        (coefficients, sources), fresh, keep = inputs
+        dprevious = _select(fresh, dreset_carry, dcarry)
+        dnew = tangent(coefficients, dprevious, sources)
+        dnew = dnew if keep is None else _select(keep, dnew, dprevious)
+        return dnew, cell.output(dnew)
+
+    def chunk(dcarry, inputs):
+        times, xs, dxs, after, gates, fresh, keep = inputs
+        before = _previous(times, carry, carries, after, reverse)
+        before = _select(fresh, reset_carry, before)
+        linear = linearize(dblocks, xs, dxs, before, gates)
+        return lax.scan(step, dcarry, (linear, fresh, keep), reverse=reverse)
+
+    chunk = jax.checkpoint(chunk, prevent_cse=False)
+    times = jnp.arange(xs.shape[0], dtype=jnp.int32)
+    streams = (times, xs, dxs, carries, gates, fresh, keep)
+    stretch = chunk_size(xs, max(ROWS, ROWS_H // cell.sizes(params)[1]))
+    return scan_chunks(chunk, dcarry, streams, stretch, reverse)
+
+
+def cotangents(
+    cell: Cell,
+    levels: int,
+    reverse: bool,
+    local: bool,
+    primals: tuple[Any, ...],
+    saved: tuple[Carry, Any],
+    wanted: tuple[Any, ...],
+    cts: tuple[Carry, Array],
+) -> tuple[Any, ...]:
+    """The transpose of `tangents`: from the cotangents of its results to those of dprimals.
+
+    wanted has the types of dprimals, and None for those that nobody asks for.
+    """
+    params, xs, carry, reset_carry, fresh, keep = primals
+    carries, gates = saved
+    last, outputs = cts
+    wanted_params, wanted_xs, wanted_carry, wanted_reset = wanted
+    linearize, tangent = _derivative(cell, levels, local, params)
+    dblocks = _blocks(cell, levels, wanted_params)
+    still = jax.tree.map(lambda _: None, dblocks)
+
+    def step(source, state, inputs):
+        ct, ct_reset = state
+        coefficients, output, fresh, keep = inputs
+        (from_output,) = jax.linear_transpose(cell.output, ct)(output)
+        ct = jax.tree.map(jnp.add, ct, from_output)
+        none = jax.tree.map(jnp.zeros_like, ct)
+        new = ct if keep is None else _select(keep, ct, none)
+        run = partial(tangent, coefficients)
+        before, source = jax.linear_transpose(run, ct, source)(new)
+        if keep is not None:
+            before = jax.tree.map(jnp.add, before, _select(keep, none, ct))
+        if ct_reset is not None:
+            ct_reset = jax.tree.map(jnp.add, ct_reset, _select(fresh, before, none))
+        return (_select(fresh, none, before), ct_reset), source
+
+    def chunk(state, inputs):
+        ct, ct_reset, ct_blocks = state
+        times, xs, after, gates, outputs, fresh, keep = inputs
+        before = _previous(times, carry, carries, after, reverse)
+        before = _select(fresh, reset_carry, before)
+        coefficients, zeros = linearize(still, xs, None, before, gates)
+        back = partial(step, jax.tree.map(lambda a: a[0], zeros))
+        streams = (coefficients, outputs, fresh, keep)
+        (ct, ct_reset), sources = lax.scan(back, (ct, ct_reset), streams, reverse=not reverse)
+
+        def run(dblocks, dxs):
+            return linearize(dblocks, xs, dxs, before, gates)[1]
+
+        direct = (dblocks, None if wanted_xs is None else xs)
+        if not jax.tree.leaves(direct):
+            return (ct, ct_reset, ct_blocks), None
+        part, ct_xs = jax.linear_transpose(run, *direct)(sources)
+        ct_blocks = jax.tree.map(lambda a, b: a + b.astype(a.dtype), ct_blocks, part)
+        return (ct, ct_reset, ct_blocks), ct_xs
+
+    chunk = jax.checkpoint(chunk, prevent_cse=False)
+    times = jnp.arange(xs.shape[0], dtype=jnp.int32)
+    streams = (times, xs, carries, gates, outputs, fresh, keep)
+    stretch = chunk_size(xs, max(ROWS, ROWS_H // cell.sizes(params)[1]))
+    ct_reset = None
+    if jax.tree.leaves(wanted_reset):
+        ct_reset = jax.tree.map(jnp.zeros_like, carry)
+    sums = jax.tree.map(lambda a: jnp.zeros_like(a, accumulator(a.dtype)), dblocks)
+    state, ct_xs = scan_chunks(chunk, (last, ct_reset, sums), streams, stretch, not reverse)
+    ct, ct_reset, sums = state
+    ct_params = wanted_params
+    if jax.tree.leaves(wanted_params):
+        ct_blocks = jax.tree.map(lambda a, b: a.astype(b.dtype), sums, dblocks)
+        run = partial(_blocks, cell, levels)
+        (ct_params,) = jax.linear_transpose(run, wanted_params)(ct_blocks)
+    return ct_params, ct_xs, _among(wanted_carry, ct), _among(wanted_reset, ct_reset)
+
+
+def _blocks(cell: Cell, levels: int, params: Any) -> Any:
+    """The blocks of params of several levels, or of their tangents."""
+    return (_lift(cell.blocks, levels, 0) if jax.tree.leaves(params) else cell.blocks)(params)
+
+
+def _derivative(cell: Cell, levels: int, local: bool, params: Any):
+    """(linearize, tangent): a stretch of time linearized, and one step of its tangent.
+
+    (dblocks, xs, dxs, before, gates) -> (coefficients, sources)
+    (coefficients, dcarry, sources) -> next dcarry
+    """
     size = cell.sizes(params)[1]
-    last, (carries, saved) = forward(cell, levels, reverse, primals, differentiated=True)
-    blocks, dblocks = (_lift(cell.blocks, levels, 0)(p) for p in (params, dparams))
+    blocks = _blocks(cell, levels, params)
     transposed = size < WIDE_TANGENT
     product = matmul_transposed if transposed else matmul
     weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)
 
     def linearize(blocks, dblocks, xs, dxs, before, gates):
+        shape = xs.shape[:-1]
+        if local:
+            flat = partial(jax.tree.map, lambda a: a.reshape(-1, a.shape[-1]))
+            xs, dxs, before, gates = flat((xs, dxs, before, gates))
         if gates is None:
             gates = advance(cell, blocks, before, xs)[1]
         dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih))
         if dx is None:
-            dx = jnp.zeros((*xs.shape[:-1], cell.gates * size), accumulator(xs.dtype))
+            none = jnp.zeros_like(xs[..., :1], accumulator(xs.dtype))
+            dx = jnp.broadcast_to(none, (*xs.shape[:-1], cell.gates * size))
         dx = total(dx, dblocks.b)
         gates = jax.tree.map(lambda a: a.astype(dx.dtype), gates)
-        return cell.linearize(dblocks, dx, before, gates)
+        linear = cell.linearize(dblocks, dx, before, gates)
+        return jax.tree.map(lambda a: a.reshape(*shape, a.shape[-1]), linear) if local else linear
 
     def tangent(weights, coefficients, dcarry, sources):
         return cell.tangent(products(weights, product), coefficients, dcarry, sources)
 
-    def step(dcarry, inputs):
-        (coefficients, sources), fresh, keep = inputs
-        dprevious = _select(fresh, dreset_carry, dcarry)
-        dnew = _lift(tangent, levels, 0)(weights, coefficients, dprevious, sources)
-        dnew = dnew if keep is None else _select(keep, dnew, dprevious)
-        return dnew, cell.output(dnew)
+    every = _lift(linearize, levels, (0, 0, 1, 1, 1, 1), 1)
+    return partial(every, blocks), partial(_lift(tangent, levels, 0), weights)
 
-    def chunk(state, inputs):
-        dcarry, first = state
-        xs, dxs, after, gates, fresh, keep = inputs
-        before = _select(fresh, reset_carry, _previous(first, after, reverse))
-        every = _lift(linearize, levels, (0, 0, 1, 1, 1, 1), 1)
-        linear = every(blocks, dblocks, xs, dxs, before, gates)
-        dcarry, douts = lax.scan(step, dcarry, (linear, fresh, keep), reverse=reverse)
-        return (dcarry, jax.tree.map(lambda a: a[0 if reverse else -1], after)), douts
 
-    chunk = jax.checkpoint(chunk, prevent_cse=False)
-    streams = (xs, dxs, carries, saved, fresh, keep)
-    stretch = chunk_size(xs, max(ROWS, ROWS_H // size))
-    (dlast, _), douts = scan_chunks(chunk, (dcarry, carry), streams, stretch, reverse)
-    return (last, cell.output(carries)), (dlast, douts)
+def _filled(tangent: Any, primal: Any) -> Any:
+    """The tangent of a carry, some or all of which may be None, with zeros there."""
+    if tangent is None:
+        tangent = jax.tree.map(lambda _: None, primal)
+    return jax.tree.map(
+        lambda p, t: jnp.zeros_like(p) if t is None else t,
+        primal,
+        tangent,
+        is_leaf=lambda part: part is None,
+    )
+
+
+def _among(wanted: Any, values: Any) -> Any:
+    """The values, with None where wanted has None."""
+    if not jax.tree.leaves(wanted):
+        return wanted
+    return jax.tree.map(
+        lambda w, v: None if w is None else v, wanted, values, is_leaf=lambda part: part is None
+    )
 
 
 def _lift(function: Callable[..., Any], levels: int, in_axes: Any, out_axes: int = 0):
@@ -190,7 +328,7 @@ def _lift(function: Callable[..., Any], levels: int, in_axes: Any, out_axes: int
 
 
 def _select(flags: Array | None, a: Any, b: Any) -> Any:
-    """a where the flags `[..., N]` are set, b elsewhere; b where there are no flags."""
+    """a where the flags `[...]` are set, b `[..., H]` elsewhere; b where there are no flags."""
     if flags is None:
         return b
 
@@ -200,10 +338,14 @@ def _select(flags: Array | None, a: Any, b: Any) -> Any:
     return jax.tree.map(pick, a, b)
 
 
-def _previous(first: Carry, after: Carry, reverse: bool) -> Carry:
-    """The carry before each step of a stretch, from the one before all and the ones after each."""
+def _previous(times: Array, carry: Carry, carries: Carry, after: Carry, reverse: bool) -> Carry:
+    """The carry before each step of a stretch, from the carries of all time and of the stretch."""
+    at = times[-1] + 1 if reverse else times[0] - 1
 
-    def shift(first, after):
-        return jnp.concatenate((after[1:], first[None]) if reverse else (first[None], after[:-1]))
+    def shift(carry, carries, after):
+        outside = at == carries.shape[0] if reverse else at < 0
+        first = lax.dynamic_index_in_dim(carries, at, keepdims=False)
+        first = jnp.where(outside, carry, first)[None]
+        return jnp.concatenate((after[1:], first) if reverse else (first, after[:-1]))
 
-    return jax.tree.map(shift, first, after)
+    return jax.tree.map(shift, carry, carries, after)

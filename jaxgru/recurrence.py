@@ -1,13 +1,15 @@
-"""The recurrence of a cell as one operation of JAX, with rules of its own for `vmap` and `jvp`.
+"""The recurrence of a cell as operations of JAX: their types, derivatives and rules for `vmap`.
 
-It is a primitive, and not a `jax.custom_jvp`, for the sake of `vmap`: arrays have an axis N for
-sequences that run side by side with the same weights, after time, and batching puts a batch there.
-Left to the rules of `lax.scan`, a batch would come before the time inside every stretch of it, and
-be transposed there and back.
+There are three primitives: the recurrence, its tangent, and the transpose of the tangent, which is
+the gradient. `jaxgru.loops` computes them. Primitives, and not a `jax.custom_jvp`, for two reasons.
+`vmap` may put a batch right after time; left to the rules of `lax.scan`, a batch would come before
+the time inside every stretch of it, and be transposed there and back. And what computes them is
+chosen when a program is lowered, which is when the devices are known.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,9 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxgru.cell import Carry, Cell, Params
-from jaxgru.loops import forward, scan_chunks, tangents
+from jaxgru.cell import Carry, Cell, Params, advance
+from jaxgru.loops import cotangents, forward, saves_gates, scan_chunks, tangents
+from jaxgru.mesh import alike
 
 
 def recurrence(
@@ -30,77 +33,103 @@ def recurrence(
     fresh: Array | None,
     keep: Array | None,
 ) -> tuple[Carry, Array]:
-    """Run a cell over time: (last carry, outputs `[T, N, H]`).
+    """Run a cell over time: (last carry, outputs `[T, H]`).
 
-    xs is `[T, N, I]`, carries are `[N, H]`. fresh `[T, N]` marks the steps that start from
-    reset_carry instead of the carry before them, keep `[T, N]` the steps that count: at the others
-    the carry stays as it is. None means none, and all. With checkpoint the gradient keeps the carry
-    every so many steps, and runs what lies between again.
+    xs is `[T, I]`, carries are `[H]`. fresh `[T]` marks the steps that start from reset_carry
+    instead of the carry before them, keep `[T]` the steps that count: at the others the carry stays
+    as it is. None means none, and all. With checkpoint the gradient keeps the carry every so many
+    steps, and runs what lies between again.
     """
-    arguments = (params, xs, carry, reset_carry, fresh, keep)
-    return _bind(arguments, cell=cell, reverse=reverse, checkpoint=checkpoint, levels=0)
+    arguments = alike((params, xs, carry, reset_carry, fresh, keep))
+    return _bind(_outputs, arguments, cell=cell, reverse=reverse, levels=0, checkpoint=checkpoint)
 
 
-# The primitive. `tree` holds the arguments of `recurrence` from params on. A batch of data is
-# merged into N. A batch of weights becomes a level: an axis of all arguments, in front, but after
-# time.
+class _Kind(NamedTuple):
+    """What an argument or a result is, and so where its axes for `vmap` lie.
 
-_primitive = Primitive("jaxgru_recurrence")
-_primitive.multiple_results = True
+    A batch of weights becomes a level: an axis of everything, in front, but after time. A batch of
+    data becomes an axis of all data, after the levels. Axes are never merged, since each may lie on
+    another axis of a mesh.
+    """
 
-# For every argument: where a level goes, and which axis is N, if it has one.
-_AXES = ((0, None), (1, -2), (0, -2), (0, -2), (1, -1), (1, -1))
-
-
-def _axes(tree: Any, count: int) -> list[tuple[int, int | None]]:
-    arguments = jax.tree.unflatten(tree, range(count))
-    parts = zip(_AXES, arguments, strict=True)
-    return [axes for axes, part in parts for _ in jax.tree.leaves(part)]
+    time: int
+    """How many axes come first, before the levels."""
+    weights: bool = False
+    tangent: bool = False
 
 
-def _bind(arguments, **static):
+_PARAMS, _STREAM, _CARRY = _Kind(0, weights=True), _Kind(1), _Kind(0)
+_PRIMALS = (_PARAMS, _STREAM, _CARRY, _CARRY, _STREAM, _STREAM)
+_SAVED = (_STREAM, _STREAM)  # carries, gates
+_TANGENTS = tuple(kind._replace(tangent=True) for kind in _PRIMALS[:4])
+_RESULTS = (_CARRY, _STREAM)  # last carry, outputs
+_DRESULTS = tuple(kind._replace(tangent=True) for kind in _RESULTS)
+
+
+class _Operation(NamedTuple):
+    """A primitive on trees of arrays. Its parameter `tree` holds the arguments as they were."""
+
+    primitive: Any
+    run: Callable[..., Any]
+    """(local, arguments, cell=, reverse=, levels=, and more) -> results; local: all on one
+    device."""
+    types: Callable[..., Any]
+    """(arguments, cell=, reverse=, levels=, and more) -> results, with types in place of arrays."""
+    arguments: tuple[_Kind, ...]
+    results: tuple[_Kind, ...]
+
+
+def _bind(operation: _Operation, arguments: Any, **static: Any) -> Any:
     leaves, tree = jax.tree.flatten(arguments)
-    *carry, outputs = _primitive.bind(*leaves, tree=tree, **static)
-    return jax.tree.unflatten(jax.tree.structure(arguments[2]), carry), outputs
+    types = operation.types(jax.tree.map(jax.typeof, arguments), **static)
+    outs = operation.primitive.bind(*leaves, tree=tree, **static)
+    return jax.tree.unflatten(jax.tree.structure(types), outs)
 
 
-def _run(*leaves, cell, reverse, tree, levels, **_):
-    arguments = jax.tree.unflatten(tree, leaves)
-    carry, (carries, _) = forward(cell, levels, reverse, arguments, differentiated=False)
-    return [*jax.tree.leaves(carry), cell.output(carries)]
+def _kinds(kinds: tuple[_Kind, ...], parts: Any) -> list[_Kind]:
+    """One for each leaf of the parts."""
+    pairs = zip(kinds, parts, strict=True)
+    return [kind for kind, part in pairs for _ in jax.tree.leaves(part)]
 
 
-def _abstract(*avals, tree, **_):
-    _, xs, carry, *_ = jax.tree.unflatten(tree, avals)
-    carry = jax.tree.leaves(carry)
-    return [*carry, xs.update(shape=(*xs.shape[:-1], carry[0].shape[-1]))]
+def _operation(
+    name: str,
+    run: Callable[..., Any],
+    types: Callable[..., Any],
+    arguments: tuple[_Kind, ...],
+    results: tuple[_Kind, ...],
+) -> _Operation:
+    primitive = Primitive(f"jaxgru_{name}")
+    primitive.multiple_results = True
+    operation = _Operation(primitive, run, types, arguments, results)
+
+    def flat(local, *leaves, tree, **static):
+        return jax.tree.leaves(run(local, jax.tree.unflatten(tree, leaves), **static))
+
+    def abstract(*avals, tree, **static):
+        return jax.tree.leaves(types(jax.tree.unflatten(tree, avals), **static))
+
+    def lower(context, *values, **static):
+        lowered = mlir.lower_fun(partial(flat, _is_local(context)), multiple_results=True)
+        return lowered(context, *values, **static)
+
+    def jvp(leaves, dleaves, **static):
+        return _jvp_of(partial(flat, False, **static), leaves, dleaves)
+
+    primitive.def_impl(partial(flat, False))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, lower)
+    ad.primitive_jvps[primitive] = jvp
+    batching.fancy_primitive_batchers[primitive] = partial(_batch, operation)
+    return operation
 
 
-def _jvp(leaves, dleaves, *, cell, reverse, checkpoint, tree, levels):
-    if checkpoint is not None:
-        static = {"cell": cell, "reverse": reverse, "tree": tree, "levels": levels}
-        return _jvp_of(partial(_segments, checkpoint, **static), leaves, dleaves)
-    present = []
-    for tangent, axes in zip(dleaves, _axes(tree, len(leaves)), strict=True):
-        # Those of the carries must be there: they are what the loop carries.
-        needed = axes == (0, -2) or not isinstance(tangent, ad.Zero)
-        present.append(ad.instantiate_zeros(tangent) if needed else None)
-    primals, dprimals = (jax.tree.unflatten(tree, part) for part in (leaves, present))
-    value, tangent = tangents(cell, levels, reverse, primals, dprimals)
-    return jax.tree.leaves(value), jax.tree.leaves(tangent)
-
-
-def _segments(checkpoint, leaves, *, reverse, tree, **static):
-    """The recurrence as a scan over segments, each run again for the gradient."""
-    params, xs, carry, reset_carry, fresh, keep = jax.tree.unflatten(tree, leaves)
-
-    def segment(carry, stretch):
-        xs, fresh, keep = stretch
-        arguments = (params, xs, carry, reset_carry, fresh, keep)
-        return _bind(arguments, reverse=reverse, checkpoint=None, **static)
-
-    segment = jax.checkpoint(segment, prevent_cse=False)
-    return jax.tree.leaves(scan_chunks(segment, carry, (xs, fresh, keep), checkpoint, reverse))
+def _is_local(context: Any) -> bool:
+    """Whether every array of the program that is lowered lies on one device."""
+    axes = context.module_context.axis_context
+    if hasattr(axes, "manual_axes"):
+        return set(axes.manual_axes) == set(axes.mesh.axis_names)
+    return getattr(axes, "num_devices", None) == 1
 
 
 def _jvp_of(run, leaves, dleaves):
@@ -109,48 +138,179 @@ def _jvp_of(run, leaves, dleaves):
 
     def part(*values):
         filled = dict(zip(given, values, strict=True))
-        return run([filled.get(k, leaf) for k, leaf in enumerate(leaves)])
+        return run(*[filled.get(k, leaf) for k, leaf in enumerate(leaves)])
 
     return jax.jvp(part, [leaves[k] for k in given], [dleaves[k] for k in given])
 
 
-def _batch(leaves, dims, *, levels, tree, **static):
-    axes = _axes(tree, len(leaves))
-    size = next(leaf.shape[d] for leaf, d in zip(leaves, dims, strict=True) if d is not None)
-    weights = (d for d, (_, n) in zip(dims, axes, strict=True) if n is None)
-    if any(d is not None for d in weights):
-        moved = zip(leaves, dims, (front for front, _ in axes), strict=True)
-        leaves = [_insert(leaf, d, front, size) for leaf, d, front in moved]
-        outs = _primitive.bind(*leaves, levels=levels + 1, tree=tree, **static)
-        return outs, [0] * (len(outs) - 1) + [1]
+def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
+    primitive, run = operation.primitive, operation.run
+    arguments = jax.tree.unflatten(tree, range(len(leaves)))
+    kinds = _kinds(operation.arguments, arguments)
+    single = [
+        jax.ShapeDtypeStruct(
+            leaf.shape if d is None else (*leaf.shape[:d], *leaf.shape[d + 1 :]), leaf.dtype
+        )
+        for leaf, d in zip(leaves, dims, strict=True)
+    ]
+    types = operation.types(jax.tree.unflatten(tree, single), levels=levels, **static)
+    results = _kinds(operation.results, types)
 
-    def merge(leaf, d, n):
-        if n is None:
-            return leaf
-        n += leaf.ndim - (d is not None)
-        leaf = _insert(leaf, d, n, size)
-        return leaf.reshape(*leaf.shape[:n], size * leaf.shape[n + 1], *leaf.shape[n + 2 :])
+    batched = [kind for kind, d in zip(kinds, dims, strict=True) if d is not None]
+    level = any(kind.weights and not kind.tangent for kind in batched)
+    data = any(not kind.weights and not kind.tangent for kind in batched)
+    apart = any(kind.weights for kind in [*(k for k in batched if k.tangent), *results])
+    if not level and (apart or not data):
+        # Tangents or gradients of weights, one for each example, or of the same data many.
+        inline = jax.vmap(
+            lambda *leaves: jax.tree.leaves(
+                run(False, jax.tree.unflatten(tree, leaves), levels=levels, **static)
+            ),
+            in_axes=tuple(dims),
+            axis_size=axis.size,
+            spmd_axis_name=axis.spmd_name,
+        )
+        return inline(*leaves), [0] * len(results)
 
-    def part(leaf):
-        n = leaf.ndim - 2
-        rows = leaf.shape[n] // size if size else 1
-        return leaf.reshape(*leaf.shape[:n], size, rows, leaf.shape[-1])
+    depth = 0 if level else levels
+    placed = [
+        leaf if kind.weights and not level else _place(axis, leaf, d, kind.time + depth)
+        for leaf, d, kind in zip(leaves, dims, kinds, strict=True)
+    ]
+    outs = primitive.bind(*placed, tree=tree, levels=levels + level, **static)
+    return outs, [kind.time + depth for kind in results]
 
-    merged = zip(leaves, dims, (n for _, n in axes), strict=True)
-    outs = _primitive.bind(*(merge(*each) for each in merged), levels=levels, tree=tree, **static)
-    return [part(leaf) for leaf in outs], [leaf.ndim - 2 for leaf in outs]
 
-
-def _insert(leaf: Array, d: int | None, axis: int, size: int) -> Array:
+def _place(axis: Any, leaf: Array, d: int | None, to: int) -> Array:
     """The batch axis d, moved to another place, or made there."""
-    if d is not None:
-        return jnp.moveaxis(leaf, d, axis)
-    shape = (*leaf.shape[:axis], size, *leaf.shape[axis:])
-    return jnp.broadcast_to(jnp.expand_dims(leaf, axis), shape)
+    if d is None:
+        return batching.broadcast(leaf, axis.size, to, axis.explicit_mesh_axis)
+    return jnp.moveaxis(leaf, d, to)
 
 
-_primitive.def_impl(_run)
-_primitive.def_abstract_eval(_abstract)
-ad.primitive_jvps[_primitive] = _jvp
-batching.primitive_batchers[_primitive] = _batch
-mlir.register_lowering(_primitive, mlir.lower_fun(_run, multiple_results=True))
+# The recurrence: alone, and with what its derivative needs.
+
+
+def _run_outputs(local, arguments, *, cell, reverse, levels, checkpoint):
+    del local, checkpoint
+    carry, (carries, _) = forward(cell, levels, reverse, arguments, differentiated=False)
+    return carry, cell.output(carries)
+
+
+def _types_outputs(arguments, *, cell, reverse, levels, checkpoint):
+    del reverse, levels, checkpoint
+    _, xs, carry, *_ = arguments
+    return carry, cell.output(_over_time(xs, carry))
+
+
+def _over_time(xs, carry):
+    return jax.tree.map(lambda c: xs.update(shape=(*xs.shape[:-1], c.shape[-1])), carry)
+
+
+def _run_saved(local, arguments, *, cell, reverse, levels):
+    del local
+    return forward(cell, levels, reverse, arguments, differentiated=True)
+
+
+def _types_saved(arguments, *, cell, reverse, levels):
+    del reverse
+    params, xs, carry, *_ = arguments
+    kept = None
+    if saves_gates(cell, params):
+
+        def one(params, carry, x):  # gates of one sequence
+            return advance(cell, cell.blocks(params), carry, x)[1]
+
+        def last(count):
+            return lambda a: jax.ShapeDtypeStruct(a.shape[count:], a.dtype)
+
+        single = jax.tree.map(last(levels), params), jax.tree.map(last(-1), carry), last(-1)(xs)
+        kept = _over_time(xs, jax.eval_shape(one, *single))
+    return carry, (_over_time(xs, carry), kept)
+
+
+_outputs = _operation("recurrence", _run_outputs, _types_outputs, _PRIMALS, _RESULTS)
+_saved = _operation("recurrence_saved", _run_saved, _types_saved, _PRIMALS, (_CARRY, _STREAM))
+
+
+def _jvp(leaves, dleaves, *, cell, reverse, checkpoint, tree, levels):
+    static = {"cell": cell, "reverse": reverse, "levels": levels}
+    if checkpoint is not None:
+        return _jvp_of(partial(_segments, checkpoint, tree=tree, **static), leaves, dleaves)
+    primals = jax.tree.unflatten(tree, leaves)
+    given = (None if isinstance(tangent, ad.Zero) else tangent for tangent in dleaves)
+    dprimals = jax.tree.unflatten(tree, given)[:4]
+    carry, saved = _bind(_saved, primals, **static)
+    tangent = _bind(_tangent, (*primals, *saved, *dprimals), **static)
+    return [*jax.tree.leaves(carry), cell.output(saved[0])], jax.tree.leaves(tangent)
+
+
+ad.primitive_jvps[_outputs.primitive] = _jvp
+
+
+def _segments(checkpoint, *leaves, reverse, tree, **static):
+    """The recurrence as a scan over segments, each run again for the gradient."""
+    params, xs, carry, reset_carry, fresh, keep = jax.tree.unflatten(tree, leaves)
+
+    def segment(carry, stretch):
+        xs, fresh, keep = stretch
+        arguments = (params, xs, carry, reset_carry, fresh, keep)
+        return _bind(_outputs, arguments, reverse=reverse, checkpoint=None, **static)
+
+    segment = jax.checkpoint(segment, prevent_cse=False)
+    return jax.tree.leaves(scan_chunks(segment, carry, (xs, fresh, keep), checkpoint, reverse))
+
+
+# Its tangent, linear in the last four arguments, and the transpose of that.
+
+
+def _run_tangent(local, arguments, *, cell, reverse, levels):
+    primals, saved, dprimals = arguments[:6], arguments[6:8], arguments[8:]
+    return tangents(cell, levels, reverse, local, primals, saved, dprimals)
+
+
+def _types_tangent(arguments, *, cell, reverse, levels):
+    del reverse, levels
+    _, xs, carry, *_ = arguments
+    return carry, cell.output(_over_time(xs, carry))
+
+
+def _run_gradient(local, arguments, *, cell, reverse, levels, wanted):
+    primals, saved, cts = arguments[:6], arguments[6:8], arguments[8:]
+    types = _types_gradient(arguments, cell=cell, reverse=reverse, levels=levels, wanted=wanted)
+    return cotangents(cell, levels, reverse, local, primals, saved, types, cts)
+
+
+def _types_gradient(arguments, *, cell, reverse, levels, wanted):
+    del cell, reverse, levels
+    flags = jax.tree.unflatten(wanted, range(wanted.num_leaves))
+    return jax.tree.map(
+        lambda flag, primal: None if flag is None else primal,
+        flags,
+        arguments[:4],
+        is_leaf=lambda part: part is None,
+    )
+
+
+_tangent = _operation(
+    "tangent", _run_tangent, _types_tangent, (*_PRIMALS, *_SAVED, *_TANGENTS), _DRESULTS
+)
+_gradient = _operation(
+    "gradient", _run_gradient, _types_gradient, (*_PRIMALS, *_SAVED, *_DRESULTS), _TANGENTS
+)
+
+
+def _transpose(cts, *leaves, tree, **static):
+    arguments = jax.tree.unflatten(tree, leaves)
+    known = arguments[:8]
+    unknown = [ad.is_undefined_primal(leaf) for leaf in leaves]
+    flags = jax.tree.unflatten(tree, [flag or None for flag in unknown])[8:]
+    types = _types_tangent(jax.tree.map(jax.typeof, known), **static)
+    cts = jax.tree.unflatten(jax.tree.structure(types), list(map(ad.instantiate_zeros, cts)))
+    wanted = jax.tree.structure(flags)
+    found = _bind(_gradient, (*known, *cts), wanted=wanted, **static)
+    grads = iter(jax.tree.leaves(found))
+    return [next(grads) if flag else None for flag in unknown]
+
+
+ad.primitive_transposes[_tangent.primitive] = _transpose

@@ -129,15 +129,10 @@ def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
 
 
 def _run_cell(options, params, xs, carry, marks, reset_carry):
-    cell = cell_of(params)
     fresh = sequence.entered(marks, options.reverse)
-
-    # The recurrence has an axis for sequences side by side, where `vmap` puts its batch.
-    carry, reset_carry = jax.tree.map(lambda a: a[None], (carry, reset_carry))
-    streams = jax.tree.map(lambda a: a[:, None], (fresh, marks.valid))
-    how = (cell, options.reverse, options.checkpoint)
-    carry, hs = recurrence(*how, params, xs[:, None], carry, reset_carry, *streams)
-    return jax.tree.map(lambda a: a[0], carry), sequence.mask(marks, hs[:, 0])
+    how = (cell_of(params), options.reverse, options.checkpoint)
+    carry, hs = recurrence(*how, params, xs, carry, reset_carry, fresh, marks.valid)
+    return carry, sequence.mask(marks, hs)
 
 
 def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:

@@ -185,12 +185,9 @@ def _iterate(cell, method, inputs, flags, guess):
 
     def scanned():
         both = (start, start if restart is None else restart)
-        carries = [unpack(cell, params, packed[None]) for packed in both]
-        xs_, *marks = jax.tree.map(lambda a: a[:, None], (xs, *flags))
-        _, (carries, _) = forward(
-            cell, 0, False, (params, xs_, *carries, *marks), differentiated=False
-        )
-        return pack(carries)[:, 0]
+        arguments = (params, xs, *(unpack(cell, params, packed) for packed in both), *flags)
+        _, (carries, _) = forward(cell, 0, False, arguments, differentiated=False)
+        return pack(carries)
 
     states = rescue(converged, found.states, scanned) if method.fallback else found.states
     return states, NewtonInfo(found.done, found.residual, converged, states)

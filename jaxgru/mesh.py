@@ -1,0 +1,28 @@
+"""What the arrays of one call have in common on a mesh of devices."""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def alike(tree: Any) -> Any:
+    """All arrays vary over every mesh axis over which one of them varies.
+
+    Inside `jax.shard_map` the type of an array says over which axes it differs from device to
+    device. What a loop carries must have the type of what comes out, but a default carry differs
+    nowhere, and the batch does.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    every = frozenset().union(*map(_axes, leaves))
+    if not every:
+        return tree
+    missing = [tuple(sorted(every - _axes(leaf))) for leaf in leaves]
+    pairs = zip(leaves, missing, strict=True)
+    return structure.unflatten(
+        [lax.pcast(leaf, axes, to="varying") if axes else leaf for leaf, axes in pairs]
+    )
+
+
+def _axes(leaf: Any) -> frozenset[Any]:
+    return getattr(jax.typeof(leaf), "vma", frozenset())
