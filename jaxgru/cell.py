@@ -40,8 +40,8 @@ Products = tuple[Callable[[jax.Array], jax.Array], ...]
 class Cell(NamedTuple):
     """One cell's equations, cut where a fast recurrence and its derivative need the cuts.
 
-    All of them act on the last axis. `advance` and `tangent` see one step, `[..., H]`: they are
-    what the loops over time run. `linearize` sees a whole stretch of time at once.
+    All of them act on the last axis, `[..., H]`. `advance`, `coefficients` and `tangent` are what
+    the loops over time run at each step. `sources` sees a whole stretch of time at once.
     """
 
     gates: int
@@ -59,10 +59,11 @@ class Cell(NamedTuple):
     advance: Callable[[Products, Blocks, Carry, tuple[jax.Array, ...]], tuple[Carry, Any]]
     """(products with w_hh, blocks, carry, projected x) -> (next carry, gates: what the derivative
     needs to know of this step)."""
-    linearize: Callable[[Blocks, jax.Array, Carry, Any], tuple[Any, Any]]
-    """(dblocks, dx, previous carry, gates) -> (coefficients, sources) of `tangent`, where dx is the
-    tangent of the projected inputs `[..., G * H]`. The sources are what the tangents of params and
-    inputs do to each step directly."""
+    coefficients: Callable[[Carry, Any], Any]
+    """(previous carry, gates) -> the coefficients of `tangent`."""
+    sources: Callable[[Blocks, jax.Array, Carry, Any], Any]
+    """(dblocks, dx, previous carry, gates) -> what the tangents of params and inputs do to a step
+    directly, where dx is the tangent of the projected inputs `[..., G * H]`; linear in both."""
     tangent: Callable[[Products, Any, Carry, Any], Carry]
     """(products with w_hh, coefficients, dcarry, sources) -> next dcarry: J_t dcarry + s_t."""
     diagonal: Callable[[Blocks, Any], Carry]
@@ -129,7 +130,8 @@ def total(start: jax.Array | None, *terms: Any) -> Any:
         if start is None or term is None:
             start = term if start is None else start
         else:
-            start = start + jnp.broadcast_to(term.astype(start.dtype), start.shape)
+            missing = tuple(range(start.ndim - term.ndim))
+            start = start + jnp.expand_dims(term.astype(start.dtype), missing)
     return start
 
 

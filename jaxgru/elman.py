@@ -122,8 +122,8 @@ def _advance(
     return new.astype(h.dtype), new
 
 
-def _linearize(dblocks: Blocks, dx: Array, h: Array, gates: Array) -> tuple[Array, Array]:
-    return 1 - gates * gates, total(dx, (h, dblocks.w_hh[0]))
+def _sources(dblocks: Blocks, dx: Array, h: Array, _) -> Array:
+    return total(dx, (h, dblocks.w_hh[0]))
 
 
 def _tangent(products, slope, dh, source):
@@ -142,7 +142,8 @@ _CELL = Cell(
     output=lambda h: h,
     blocks=_blocks,
     advance=_advance,
-    linearize=_linearize,
+    coefficients=lambda h, gates: 1 - gates * gates,
+    sources=_sources,
     tangent=_tangent,
     diagonal=_diagonal,
     bound=lambda start, steps: jnp.maximum(start, 1),

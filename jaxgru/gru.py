@@ -189,24 +189,30 @@ def _advance(products, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -
     return ((1 - z) * wide + z * n).astype(h.dtype), gates
 
 
-def _linearize(dblocks: Blocks, dx: Array, h: Array, gates):
+def _coefficients(h: Array, gates: tuple[Array, ...]) -> tuple[Array, ...]:
     # c_k is dh'/da_k, what gate k's pre-activation does to the new state. The form with
     # reset_after=True is the one that keeps a fourth array, the candidate's recurrent product.
     r, z, n = gates[:3]
     wide = h.astype(r.dtype)
     c_n = z * (1 - n * n)
     c_z = (n - wide) * z * (1 - z)
-    size = h.shape[-1]
-    s_rz, s_n = lax.split(dx, (2 * size, size), axis=dx.ndim - 1)
     if len(gates) == 4:
-        c_r = c_n * gates[3] * r * (1 - r)
+        return 1 - z, c_n * gates[3] * r * (1 - r), c_z, c_n * r
+    return 1 - z, r, wide * r * (1 - r), c_z, c_n
+
+
+def _sources(dblocks: Blocks, dx: Array, h: Array, gates: tuple[Array, ...]) -> tuple[Array, Array]:
+    r, z, n = gates[:3]
+    size = h.shape[-1]
+    s_h, s_n = lax.split(dx, (2 * size, size), axis=dx.ndim - 1)
+    if len(gates) == 4:
         s_hn = total(jnp.zeros_like(s_n), dblocks.b_hn)
-        s_h = jnp.concatenate([s_rz, s_hn], axis=-1)
-        s_h = total(s_h, (h, dblocks.w_hh[0]))
-        return (1 - z, c_r, c_z, c_n * r), (s_h, c_n * s_n)
-    s_rz = total(s_rz, (h, dblocks.w_hh[0]))
-    s_n = total(s_n, ((r * wide).astype(h.dtype), dblocks.w_hh[1]))
-    return (1 - z, r, wide * r * (1 - r), c_z, c_n), (s_rz, c_n * s_n)
+        s_h = jnp.concatenate([s_h, s_hn], axis=-1)
+    else:
+        kept = (r * h.astype(r.dtype)).astype(h.dtype)
+        s_n = total(s_n, (kept, dblocks.w_hh[1]))
+    s_h = total(s_h, (h, dblocks.w_hh[0]))
+    return s_h, z * (1 - n * n) * s_n
 
 
 def _tangent(products, coefficients, dh, sources):
@@ -245,7 +251,8 @@ _CELL = Cell(
     output=lambda h: h,
     blocks=_blocks,
     advance=_advance,
-    linearize=_linearize,
+    coefficients=_coefficients,
+    sources=_sources,
     tangent=_tangent,
     diagonal=_diagonal,
     bound=lambda start, steps: jnp.maximum(start, 1),

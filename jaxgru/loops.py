@@ -10,15 +10,15 @@ with s_t, the direct effect of all parameter and input tangents, formed for many
 into one reverse scan that carries only the cotangent of c, and s into one large product a weight.
 Every other derivative follows from the same rule.
 
-Arrays may have axes N after time, for sequences that run side by side with the same weights: xs is
-`[T, *N, I]`, carries are `[*N, H]`, flags `[T, *N]`. With levels > 0 there are as many further axes,
-for networks side by side: first in params and carries, right after time elsewhere.
+Arrays may have axes N after time, for sequences that run side by side with the same weights: xs
+is `[T, *N, I]`, carries are `[*N, H]`, flags `[T, *N]`. With levels > 0 there are as many further
+axes, for networks side by side: first in params and carries, right after time elsewhere.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,15 +158,15 @@ def tangents(
     params, xs, carry, reset_carry, fresh, keep = primals
     dparams, dxs, dcarry, dreset_carry = dprimals
     carries, gates = saved
+    parts = _derivative(cell, levels, local, params)
     dblocks = _blocks(cell, levels, dparams)
-    linearize, tangent = _derivative(cell, levels, local, params)
     dcarry = _filled(dcarry, carry)
     dreset_carry = None if fresh is None else _filled(dreset_carry, carry)
 
     def step(dcarry, inputs):
-        (coefficients, sources), fresh, keep = inputs
+        before, gates, sources, fresh, keep = inputs
         dprevious = _select(fresh, dreset_carry, dcarry)
-        dnew = tangent(coefficients, dprevious, sources)
+        dnew = parts.tangent(before, gates, dprevious, sources)
         dnew = dnew if keep is None else _select(keep, dnew, dprevious)
         return dnew, cell.output(dnew)
 
@@ -174,14 +174,13 @@ def tangents(
         times, xs, dxs, after, gates, fresh, keep = inputs
         before = _previous(times, carry, carries, after, reverse)
         before = _select(fresh, reset_carry, before)
-        linear = linearize(dblocks, xs, dxs, before, gates)
-        return lax.scan(step, dcarry, (linear, fresh, keep), reverse=reverse)
+        gates = parts.gates(xs, before) if gates is None else gates
+        sources = parts.sources(dblocks, xs, dxs, before, gates)
+        return lax.scan(step, dcarry, (before, gates, sources, fresh, keep), reverse=reverse)
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-    times = jnp.arange(xs.shape[0], dtype=jnp.int32)
-    streams = (times, xs, dxs, carries, gates, fresh, keep)
-    stretch = chunk_size(xs, max(ROWS, ROWS_H // cell.sizes(params)[1]))
-    return scan_chunks(chunk, dcarry, streams, stretch, reverse)
+    streams = (_times(xs), xs, dxs, carries, gates, fresh, keep)
+    return scan_chunks(chunk, dcarry, streams, _backward_chunk(local, xs, carries), reverse)
 
 
 def cotangents(
@@ -202,37 +201,38 @@ def cotangents(
     carries, gates = saved
     last, outputs = cts
     wanted_params, wanted_xs, wanted_carry, wanted_reset = wanted
-    linearize, tangent = _derivative(cell, levels, local, params)
+    parts = _derivative(cell, levels, local, params)
     dblocks = _blocks(cell, levels, wanted_params)
     still = jax.tree.map(lambda _: None, dblocks)
 
     def step(source, state, inputs):
         ct, ct_reset = state
-        coefficients, output, fresh, keep = inputs
+        before, gates, output, fresh, keep = inputs
         (from_output,) = jax.linear_transpose(cell.output, ct)(output)
         ct = jax.tree.map(jnp.add, ct, from_output)
         none = jax.tree.map(jnp.zeros_like, ct)
         new = ct if keep is None else _select(keep, ct, none)
-        run = partial(tangent, coefficients)
-        before, source = jax.linear_transpose(run, ct, source)(new)
+        run = partial(parts.tangent, before, gates)
+        ct_previous, source = jax.linear_transpose(run, ct, source)(new)
         if keep is not None:
-            before = jax.tree.map(jnp.add, before, _select(keep, none, ct))
+            ct_previous = jax.tree.map(jnp.add, ct_previous, _select(keep, none, ct))
         if ct_reset is not None:
-            ct_reset = jax.tree.map(jnp.add, ct_reset, _select(fresh, before, none))
-        return (_select(fresh, none, before), ct_reset), source
+            ct_reset = jax.tree.map(jnp.add, ct_reset, _select(fresh, ct_previous, none))
+        return (_select(fresh, none, ct_previous), ct_reset), source
 
     def chunk(state, inputs):
         ct, ct_reset, ct_blocks = state
         times, xs, after, gates, outputs, fresh, keep = inputs
         before = _previous(times, carry, carries, after, reverse)
         before = _select(fresh, reset_carry, before)
-        coefficients, zeros = linearize(still, xs, None, before, gates)
-        back = partial(step, jax.tree.map(lambda a: a[0], zeros))
-        streams = (coefficients, outputs, fresh, keep)
+        gates = parts.gates(xs, before) if gates is None else gates
+        types = parts.sources(still, xs, None, before, gates)
+        back = partial(step, jax.tree.map(lambda a: a[0], types))
+        streams = (before, gates, outputs, fresh, keep)
         (ct, ct_reset), sources = lax.scan(back, (ct, ct_reset), streams, reverse=not reverse)
 
         def run(dblocks, dxs):
-            return linearize(dblocks, xs, dxs, before, gates)[1]
+            return parts.sources(dblocks, xs, dxs, before, gates)
 
         direct = (dblocks, None if wanted_xs is None else xs)
         if not jax.tree.leaves(direct):
@@ -242,13 +242,12 @@ def cotangents(
         return (ct, ct_reset, ct_blocks), ct_xs
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-    times = jnp.arange(xs.shape[0], dtype=jnp.int32)
-    streams = (times, xs, carries, gates, outputs, fresh, keep)
-    stretch = chunk_size(xs, max(ROWS, ROWS_H // cell.sizes(params)[1]))
+    streams = (_times(xs), xs, carries, gates, outputs, fresh, keep)
     ct_reset = None
     if jax.tree.leaves(wanted_reset):
         ct_reset = jax.tree.map(jnp.zeros_like, carry)
     sums = jax.tree.map(lambda a: jnp.zeros_like(a, accumulator(a.dtype)), dblocks)
+    stretch = _backward_chunk(local, xs, carries)
     state, ct_xs = scan_chunks(chunk, (last, ct_reset, sums), streams, stretch, not reverse)
     ct, ct_reset, sums = state
     ct_params = wanted_params
@@ -259,44 +258,69 @@ def cotangents(
     return ct_params, ct_xs, _among(wanted_carry, ct), _among(wanted_reset, ct_reset)
 
 
+def _backward_chunk(local: bool, xs: Array, carries: Carry) -> int:
+    if not local:  # weight gradients are summed over the devices once a stretch
+        return xs.shape[0]
+    return chunk_size(xs, max(ROWS, ROWS_H // jax.tree.leaves(carries)[0].shape[-1]))
+
+
+def _times(xs: Array) -> Array:
+    return jnp.arange(xs.shape[0], dtype=jnp.int32)
+
+
 def _blocks(cell: Cell, levels: int, params: Any) -> Any:
     """The blocks of params of several levels, or of their tangents."""
     return (_lift(cell.blocks, levels, 0) if jax.tree.leaves(params) else cell.blocks)(params)
 
 
-def _derivative(cell: Cell, levels: int, local: bool, params: Any):
-    """(linearize, tangent): a stretch of time linearized, and one step of its tangent.
+class _Derivative(NamedTuple):
+    """What the derivative of a cell with known weights is made of."""
 
-    (dblocks, xs, dxs, before, gates) -> (coefficients, sources)
-    (coefficients, dcarry, sources) -> next dcarry
-    """
+    gates: Callable[..., Any]
+    """(xs, before) -> gates of a stretch of time."""
+    sources: Callable[..., Any]
+    """(dblocks, xs, dxs, before, gates) -> sources of a stretch of time."""
+    tangent: Callable[..., Any]
+    """(before, gates, dcarry, sources) -> the next dcarry: one step."""
+
+
+def _derivative(cell: Cell, levels: int, local: bool, params: Any) -> _Derivative:
     size = cell.sizes(params)[1]
     blocks = _blocks(cell, levels, params)
     transposed = size < WIDE_TANGENT
     product = matmul_transposed if transposed else matmul
     weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)
 
-    def linearize(blocks, dblocks, xs, dxs, before, gates):
+    def gates(blocks, xs, before):
+        return advance(cell, blocks, before, xs)[1]
+
+    def sources(blocks, dblocks, xs, dxs, before, gates):
         shape = xs.shape[:-1]
         if local:
+            # The transpose of a product over two axes, time and batch, takes six times as long on a
+            # CPU. On several devices merged axes would have to be gathered.
             flat = partial(jax.tree.map, lambda a: a.reshape(-1, a.shape[-1]))
             xs, dxs, before, gates = flat((xs, dxs, before, gates))
-        if gates is None:
-            gates = advance(cell, blocks, before, xs)[1]
         dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih))
         if dx is None:
             none = jnp.zeros_like(xs[..., :1], accumulator(xs.dtype))
             dx = jnp.broadcast_to(none, (*xs.shape[:-1], cell.gates * size))
         dx = total(dx, dblocks.b)
-        gates = jax.tree.map(lambda a: a.astype(dx.dtype), gates)
-        linear = cell.linearize(dblocks, dx, before, gates)
-        return jax.tree.map(lambda a: a.reshape(*shape, a.shape[-1]), linear) if local else linear
+        found = cell.sources(dblocks, dx, before, _widened(gates))
+        return jax.tree.map(lambda a: a.reshape(*shape, a.shape[-1]), found) if local else found
 
-    def tangent(weights, coefficients, dcarry, sources):
+    def tangent(weights, before, gates, dcarry, sources):
+        coefficients = cell.coefficients(before, _widened(gates))
         return cell.tangent(products(weights, product), coefficients, dcarry, sources)
 
-    every = _lift(linearize, levels, (0, 0, 1, 1, 1, 1), 1)
-    return partial(every, blocks), partial(_lift(tangent, levels, 0), weights)
+    gates = partial(_lift(gates, levels, (0, 1, 1), 1), blocks)
+    sources = partial(_lift(sources, levels, (0, 0, 1, 1, 1, 1), 1), blocks)
+    return _Derivative(gates, sources, partial(_lift(tangent, levels, 0), weights))
+
+
+def _widened(gates: Any) -> Any:
+    """Saved in the dtype of params, computed with in at least float32."""
+    return jax.tree.map(lambda a: a.astype(accumulator(a.dtype)), gates)
 
 
 def _filled(tangent: Any, primal: Any) -> Any:

@@ -153,15 +153,18 @@ def _advance(products, blocks: Blocks, carry: LSTMCarry, projected: tuple[Array,
     return new, (i, f, g, o, squashed)
 
 
-def _linearize(dblocks: Blocks, dx: Array, carry: LSTMCarry, gates):
-    h, c = carry
+def _coefficients(carry: LSTMCarry, gates: tuple[Array, ...]) -> tuple[Array, ...]:
     i, f, g, o, squashed = gates
     k_i = g * i * (1 - i)
-    k_f = c.astype(f.dtype) * f * (1 - f)
+    k_f = carry.c.astype(f.dtype) * f * (1 - f)
     k_g = i * (1 - g * g)
     k_o = squashed * o * (1 - o)
     k_h = o * (1 - squashed * squashed)
-    return (f, k_i, k_f, k_g, k_o, k_h), total(dx, (h, dblocks.w_hh[0]))
+    return f, k_i, k_f, k_g, k_o, k_h
+
+
+def _sources(dblocks: Blocks, dx: Array, carry: LSTMCarry, _) -> Array:
+    return total(dx, (carry.h, dblocks.w_hh[0]))
 
 
 def _tangent(products, coefficients, dcarry, sources):
@@ -191,7 +194,8 @@ _CELL = Cell(
     output=lambda carry: carry.h,
     blocks=_blocks,
     advance=_advance,
-    linearize=_linearize,
+    coefficients=_coefficients,
+    sources=_sources,
     tangent=_tangent,
     diagonal=_diagonal,
     bound=_bound,

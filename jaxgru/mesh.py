@@ -25,4 +25,4 @@ def alike(tree: Any) -> Any:
 
 
 def _axes(leaf: Any) -> frozenset[Any]:
-    return getattr(jax.typeof(leaf), "vma", frozenset())
+    return jax.typeof(leaf).manual_axis_type.varying

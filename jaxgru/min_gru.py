@@ -144,10 +144,10 @@ def _gates(x_z: Array, x_n: Array) -> tuple[Array, Array, Array, Array]:
     return jax.nn.sigmoid(x_z), jax.nn.sigmoid(-x_z), n, slope
 
 
-def _linearize(_, dx: Array, h: Array, gates: tuple[Array, ...]) -> tuple[Array, Array]:
+def _sources(_, dx: Array, h: Array, gates: tuple[Array, ...]) -> Array:
     dx_z, dx_n = split(dx, 2)
     z, leak, n, slope = _gates(*gates)
-    return leak, (n - h.astype(n.dtype)) * z * leak * dx_z + z * slope * dx_n
+    return (n - h.astype(n.dtype)) * z * leak * dx_z + z * slope * dx_n
 
 
 def _tangent(_, leak, dh, source):
@@ -162,7 +162,8 @@ _CELL = Cell(
     output=lambda h: h,
     blocks=_blocks,
     advance=_advance,
-    linearize=_linearize,
+    coefficients=lambda h, gates: jax.nn.sigmoid(-gates[0]),
+    sources=_sources,
     tangent=_tangent,
     diagonal=lambda _, leak: leak,
     bound=lambda start, steps: jnp.full_like(start, jnp.inf),

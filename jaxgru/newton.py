@@ -19,6 +19,7 @@ from jax import Array, lax
 from jaxgru import checks, layers, sequence
 from jaxgru.cell import Carry, Params, cell_of
 from jaxgru.layers import Bidirectional, Stack
+from jaxgru.mesh import alike
 from jaxgru.trajectory import Flags, Inputs, Method, NewtonInfo, pack, solve, unpack
 
 JACOBIANS = ("dense", "diagonal")
@@ -196,6 +197,7 @@ def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
     restart = None if reset_carry is None else pack(reset_carry)
     inputs = Inputs(params, turn(xs), pack(carry), restart)
     guess = None if guess is None else turn(pack(guess))
+    inputs, flags, guess = alike((inputs, flags, guess))
     states, info = solve(cell, method, inputs, flags, guess)
     trajectory = unpack(cell, params, turn(states))
     ys = sequence.mask(marks, cell.output(trajectory))

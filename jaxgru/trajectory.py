@@ -87,7 +87,8 @@ def _coefficients(cell: Cell, inputs: Inputs, before: Array, gates: Any) -> tupl
     blocks = cell.blocks(inputs.params)
     still = Blocks(None, (None,) * len(blocks.w_hh), None)
     dx = jnp.zeros((before.shape[0], cell.gates * cell.sizes(inputs.params)[1]), before.dtype)
-    return cell.linearize(still, dx, unpack(cell, inputs.params, before), gates)
+    states = unpack(cell, inputs.params, before)
+    return cell.coefficients(states, gates), cell.sources(still, dx, states, gates)
 
 
 def jacobian_of(
@@ -163,13 +164,15 @@ def _iterate(cell, method, inputs, flags, guess):
         states = jnp.where(jnp.isfinite(states), jnp.clip(states, -bound, bound), after)
         return observe(iterate.done + 1, states, offset)
 
+    # Not a constant, which `vmap` over an explicit axis of a mesh cannot carry through the loop.
+    none = jnp.zeros_like(start[0], jnp.int32)
     first = jnp.broadcast_to(start, (steps, *start.shape))
     if guess is not None:
         first = jnp.where(jnp.isfinite(guess), jnp.clip(guess, -bound, bound), first)
     found = lax.while_loop(
         lambda i: (i.done < limit) & ~(i.residual <= tol),
         lambda i: newton(i, None),
-        observe(jnp.int32(0), first, None),
+        observe(none, first, None),
     )
     converged = found.residual <= tol
     if cell.blocks(params).w_hh:  # others are contractions: nothing grows
@@ -178,7 +181,7 @@ def _iterate(cell, method, inputs, flags, guess):
         moved = lax.while_loop(
             lambda i: (i.done < limit) & ~(i.residual <= 0.1 * size),
             lambda i: newton(i, offset),
-            observe(jnp.where(converged, jnp.int32(0), limit), found.states, offset),
+            observe(jnp.where(converged, 0, limit).astype(jnp.int32), found.states, offset),
         )
         still = _distance(moved.states, found.states) <= tol ** (1 / 3)
         converged &= (moved.residual <= 0.1 * size) & still

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
 from jaxgru.diagnostics.states import before, check, pulled, states_of
+from jaxgru.mesh import alike
 from jaxgru.orthonormal import norm
 
 
@@ -85,6 +86,7 @@ def _gradient_norms(
         return loss(lax.scan(body, start + push[0], (xs, push[1:]))[1])
 
     push = jnp.zeros((xs.shape[0] + 1, states.size), start.dtype)
+    push, _ = alike((push, start))  # otherwise `jax.shard_map` would sum its gradient over devices
     return jax.vmap(norm)(jax.grad(pushed_loss)(push))
 
 
@@ -149,8 +151,10 @@ def _memory_gradient(
     key: Array | None,
 ) -> MemoryGradient:
     states = states_of(params)
-    rows = _rows(states.size, xs.dtype, probes, key)
-    zero = jnp.zeros((), xs.dtype)
+    # Not constants, which `vmap` over an explicit axis of a mesh cannot carry through a loop.
+    zero = jnp.zeros_like(xs.sum())
+    rows = zero + _rows(states.size, xs.dtype, probes, key)
+    rows, zero, _ = alike((rows, zero, carry))
 
     def logs(rows: Array, log_scale: Array) -> MemoryGradient:
         gain = jnp.log(jnp.linalg.norm(rows)) + log_scale

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jaxgru import checks
 from jaxgru.cell import Carry, Params
 from jaxgru.diagnostics.states import check, pushed, states_of
+from jaxgru.mesh import alike
 from jaxgru.orthonormal import gram_schmidt
 
 BLOCKS = 20
@@ -107,9 +108,10 @@ def _spectrum(
 
     # The first k columns of one frame: fewer exponents are the first of more.
     frame = jax.random.normal(jax.random.key(0), (states.size, states.size), xs.dtype)[:, :k]
-    moving = states.flat(carry), gram_schmidt(frame)[0]
+    state, frame, sums = alike((states.flat(carry), frame, jnp.zeros((blocks, k), xs.dtype)))
+    moving = state, gram_schmidt(frame)[0]
     (state, frame), _ = lax.scan(step, moving, xs[: steps % every])
-    moving = state, gram_schmidt(frame)[0], jnp.zeros((blocks, k), xs.dtype)
+    moving = state, gram_schmidt(frame)[0], sums
     *_, sums = lax.fori_loop(0, stretches, stretch, moving)
 
     ends = np.array([-(-b * counted // blocks) for b in range(blocks + 1)])

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params, cell_of
 from jaxgru.layers import Stack, initial_carry
+from jaxgru.mesh import alike
 from jaxgru.step import step
 
 
@@ -79,7 +80,8 @@ def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
     checks.inputs(caller, "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
     if carry is not None:
         checks.carry(caller, "carry", carry, layers.carry_shape(params))
-    return initial_carry(params) if carry is None else carry
+    carry = initial_carry(params) if carry is None else carry
+    return alike((params, xs, carry))[2]
 
 
 def check_params(caller: str, params: Params) -> None:
