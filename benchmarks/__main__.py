@@ -67,7 +67,8 @@ def main() -> int:
         rows = []
         for row in SUITES[name](config.rounds):
             rows.append(row)
-            found = {k: f"{v[1]:.2f} ({v[0]:.2f})" for k, v in report.ratios(row).items()}
+            ratios = report.ratios(row).items()
+            found = {k: f"{v.medians:.2f} ({v.minima:.2f})" for k, v in ratios}
             values = {k: f"{v.median:.4g} {row.unit}" for k, v in row.values.items()}
             console.print(f"{row.case}, {row.what}: {values}; {found}")
         seconds = time.perf_counter() - start

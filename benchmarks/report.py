@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -15,11 +15,18 @@ OURS = "jaxgru"
 TIME_MAJOR = ("haiku", "torch", "onnxruntime")
 
 
-def ratios(row: Row) -> dict[str, tuple[float, float]]:
-    """What each other contestant needs over what jaxgru needs: (by minima, by medians).
+class Ratio(NamedTuple):
+    """What another contestant needs over what jaxgru needs."""
 
-    None for numbers that stand alone.
-    """
+    minima: float
+    medians: float
+    verdict: int
+    """1 where jaxgru is faster and -1 where it is slower: the middle half of the rounds of one
+    does not overlap that of the other. 0 where it is not decided."""
+
+
+def ratios(row: Row) -> dict[str, Ratio]:
+    """By contestant; none for numbers that stand alone."""
     found = {}
     if OURS not in row.values:
         return found
@@ -29,7 +36,10 @@ def ratios(row: Row) -> dict[str, tuple[float, float]]:
         reference = row.values[OURS]
         if name in TIME_MAJOR and f"{OURS} time-major" in row.values:
             reference = row.values[f"{OURS} time-major"]
-        found[name] = (value.minimum / reference.minimum, value.median / reference.median)
+        verdict = int(value.low > reference.high) - int(value.high < reference.low)
+        found[name] = Ratio(
+            value.minimum / reference.minimum, value.median / reference.median, verdict
+        )
     return found
 
 
@@ -38,7 +48,11 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table for every suite and quantity; ratios are medians (minima)."""
+    """One table for every suite and quantity.
+
+    Ratios are medians (minima): bold where jaxgru is faster, italic where it is slower. The number
+    of jaxgru itself is the median, and the quartiles.
+    """
     parts = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
         mine = [row for row in rows if (row.suite, row.what) == (suite, what)]
@@ -51,16 +65,15 @@ def markdown(rows: list[Row]) -> str:
         lines = [f"**{suite}, {what}**", "", _line(head), _line(["---"] * len(head))]
         for row in mine:
             found = ratios(row)
-            value = row.values[OURS].median * (1e3 if row.unit == "s" else 1)
             cells = [_ratio(found.get(name)) for name in names]
-            lines.append(_line([row.case, f"{value:.3g}", *cells]))
+            lines.append(_line([row.case, _own(row), *cells]))
         if len(mine) > 1 and names:
             means = []
             for name in names:
-                both = [ratios(row)[name] for row in mine if name in ratios(row)]
-                columns = zip(*both, strict=True)
-                least, median = (geometric_mean(list(column)) for column in columns)
-                means.append(_ratio((least, median)))
+                every = [ratios(row)[name] for row in mine if name in ratios(row)]
+                minima = geometric_mean([ratio.minima for ratio in every])
+                medians = geometric_mean([ratio.medians for ratio in every])
+                means.append(_ratio(Ratio(minima, medians, 0)))
             lines.append(_line(["geometric mean", "", *means]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -79,8 +92,18 @@ def _plain(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _ratio(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{value[1]:.2f} ({value[0]:.2f})"
+def _own(row: Row) -> str:
+    factor = 1e3 if row.unit == "s" else 1
+    times = row.values[OURS]
+    low, median, high = (f"{factor * t:.3g}" for t in (times.low, times.median, times.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    mark = {1: "**", 0: "", -1: "_"}[ratio.verdict]
+    return f"{mark}{ratio.medians:.2f} ({ratio.minima:.2f}){mark}"
 
 
 def _line(cells: list[str]) -> str:
@@ -113,7 +136,7 @@ def picture(path: Path, title: str, rows: list[Row]) -> None:
         mine = [row for row in rows if row.what == what]
         for k, name in enumerate(names):
             points = [
-                (ratios(row)[name][1], y) for y, row in enumerate(mine) if name in ratios(row)
+                (ratios(row)[name].medians, y) for y, row in enumerate(mine) if name in ratios(row)
             ]
             if points:
                 marker = "|" if name == "the limit" else "o"

@@ -197,29 +197,32 @@ def streaming(rounds: int) -> Iterator[Row]:
 
 
 def compilation(rounds: int) -> Iterator[Row]:
-    """Tracing, lowering and compiling the gradient from nothing."""
-    for sizes in (
-        (32, 100, 10, 128),
-        (32, 1000, 10, 128),
-        (32, 10000, 10, 128),
-        (64, 256, 128, 256),
-    ):
+    """The gradient from nothing: traced, lowered, compiled by XLA, and all three."""
+    order = np.random.default_rng(0)
+    for sizes in GRID:
         problem = peers.problem("gru_after", *sizes)
         rnn, variables = peers.linen_rnn(problem)
         args = (jnp.asarray(problem.xs), jnp.asarray(problem.cotangent))
 
         def build(apply, weights, args=args):
             jax.clear_caches()
-            start = time.perf_counter()
-            jax.jit(peers.pullback(apply)).lower(weights, *args).compile()
-            return time.perf_counter() - start
+            times = [time.perf_counter()]
+            traced = jax.jit(peers.pullback(apply)).trace(weights, *args)
+            times.append(time.perf_counter())
+            lowered = traced.lower()
+            times.append(time.perf_counter())
+            lowered.compile()
+            times.append(time.perf_counter())
+            return [*np.diff(times), times[-1] - times[0]]
 
-        seconds: dict[str, list[float]] = {"jaxgru": [], "flax.linen": []}
+        runs = {"jaxgru": (peers.batched, problem.params), "flax.linen": (rnn.apply, variables)}
+        seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
         for _ in range(max(3, rounds // 2)):
-            seconds["jaxgru"].append(build(peers.batched, problem.params))
-            seconds["flax.linen"].append(build(rnn.apply, variables))
-        times = {name: summary(s) for name, s in seconds.items()}
-        yield Row("compilation", _name(sizes), "gradient", "s", times)
+            for name in order.permutation(list(runs)):
+                seconds[name].append(build(*runs[name]))
+        for k, stage in enumerate(("tracing", "lowering", "XLA", "all")):
+            times = {name: summary([s[k] for s in every]) for name, every in seconds.items()}
+            yield Row("compilation", _name(sizes), stage, "s", times)
 
 
 def memory(rounds: int) -> Iterator[Row]:
@@ -300,6 +303,8 @@ def _compare(suite: str, kind: str, cases: Sizes, rounds: int) -> Iterator[Row]:
             except ImportError as error:
                 print(f"{name} is left out: {error}")
         _agree(models)
+        if kind == "gru_after":  # the other form, of which haiku has no weights to agree with
+            models["haiku"] = peers.build("haiku", peers.problem("gru_before", *sizes))
         forward = {name: model.forward for name, model in models.items()}
         both = {name: m.gradient for name, m in models.items() if m.gradient is not None}
         if kind == "gru_after":

@@ -16,12 +16,16 @@ class Times(NamedTuple):
     """Seconds of one contestant over all rounds."""
 
     minimum: float
+    low: float
+    """A quarter of the rounds took no longer."""
     median: float
+    high: float
+    """Three quarters of the rounds took no longer."""
 
     @classmethod
     def of(cls, value: float) -> "Times":
         """A number that is the same in every round."""
-        return cls(value, value)
+        return cls(value, value, value, value)
 
 
 class Row(NamedTuple):
@@ -35,8 +39,8 @@ class Row(NamedTuple):
 
 
 def summary(seconds: list[float]) -> Times:
-    """The minimum and the median."""
-    return Times(min(seconds), float(np.median(seconds)))
+    """The minimum and the quartiles."""
+    return Times(min(seconds), *map(float, np.quantile(seconds, (0.25, 0.5, 0.75))))
 
 
 def temporary(compiled: Any) -> Times:

@@ -1,34 +1,133 @@
-"""All checks over eight devices, in one process: prints JSON, {check: largest difference}.
+"""All checks over eight devices, in one process: prints JSON, {check: what was found}.
 
-Run by tests/test_sharding.py with XLA_FLAGS=--xla_force_host_platform_device_count=8.
+Run by tests/test_sharding.py with XLA_FLAGS=--xla_force_host_platform_device_count=8. A check runs
+a function of (params, *data) with data split over a mesh, in one of the ways that JAX has for that,
+and compares with one device. What was found: the largest difference, the collective operations in
+the time loop and outside, and the operations of one device over those of one device alone.
 """
 
+import contextlib
 import dataclasses
 import json
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgru
 import recipes
-from cases import draw
+from benchmarks.collectives import count
+from cases import KINDS, STREAMABLE, draw, weigh
+from jaxgru import diagnostics, loops
 
-HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 8  # 8 devices divide H and B, and not I or T
+HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 16  # 8 devices divide H and B, and not I or T
 
-
-def weighted(hs):
-    return jnp.sum(jnp.cos(jnp.arange(hs.size, dtype=hs.dtype).reshape(hs.shape)) * hs), hs
-
-
-def loss(params, xs):
-    return weighted(jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1])
+AUTOMATIC, EXPLICIT = "automatic axes", "explicit axes"
+MANUAL, MANUAL_SET = "shard_map", "shard_map, set_mesh"
+WAYS = (AUTOMATIC, EXPLICIT, MANUAL, MANUAL_SET)
 
 
-def one(params, xs):
-    return weighted(jaxgru.scan(params, xs)[1])
+class Check(NamedTuple):
+    name: str
+    params: Any
+    run: Any
+    """(params, *data) -> results, a batch each."""
+    data: tuple
+    ways: tuple = (AUTOMATIC, EXPLICIT, MANUAL_SET)
+
+
+def batched(run, **options):
+    """One sequence -> a batch, data over axis 0."""
+
+    def many(params, *data):
+        return jax.vmap(partial(run, params), **options)(*data)
+
+    return many
+
+
+def scan(params, xs, *rest, reverse=False, checkpoint=None):
+    carry, length, reset, reset_carry = rest or (None,) * 4
+    return jaxgru.scan(
+        params, xs, carry, length=length, reset=reset, reset_carry=reset_carry,
+        reverse=reverse, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def one_step(params, xs):
+    return jaxgru.step(params, jaxgru.initial_carry(params), xs[0])
+
+
+def dropped(params, xs, key):
+    return jaxgru.scan(params, xs, dropout=0.5, key=key)
+
+
+def newton(params, xs):
+    return jaxgru.newton_scan(params, xs)[:2]
+
+
+def looked_at(params, xs):
+    norms = diagnostics.gradient_norms(lambda hs: jnp.sum(hs[-1] ** 2), params, xs)
+    memory = diagnostics.memory_gradient(params, xs)
+    spectrum = diagnostics.lyapunov_spectrum(params, xs, warm_up=1)
+    return norms, memory, spectrum.exponents, diagnostics.state_jacobians(params, xs)
+
+
+def checks():
+    kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in KINDS}
+    keys = jax.random.split(jax.random.key(1), 5)
+    xs = jax.random.normal(keys[0], (BATCH, STEPS, INPUT))
+    lengths = jax.random.randint(keys[1], (BATCH,), 1, STEPS + 1)
+    resets = jax.random.bernoulli(keys[2], 0.3, (BATCH, STEPS))
+    for kind, params in kinds.items():
+        carry = jax.tree.map(
+            lambda a: jax.random.normal(keys[3], (BATCH, *a.shape)), jaxgru.initial_carry(params)
+        )
+        marked = (xs, carry, lengths, resets, carry)
+        yield Check(f"{kind}, plain", params, batched(scan), (xs,), WAYS)
+        yield Check(f"{kind}, marked", params, batched(scan), marked)
+        if kind in STREAMABLE:
+            yield Check(f"{kind}, step", params, batched(one_step), (xs,))
+    for kind in ("gru", "gru_after", "lstm", "mixed"):
+        back = batched(partial(scan, reverse=True))
+        yield Check(f"{kind}, reverse", kinds[kind], back, (xs,))
+        yield Check(f"{kind}, Newton", kinds[kind], batched(newton), (xs,))
+    segments = batched(partial(scan, checkpoint=2))
+    yield Check("gru, checkpoint", kinds["gru"], segments, (xs,))
+    masks = jax.random.split(keys[4], BATCH)
+    yield Check("stack, dropout", kinds["stack"], batched(dropped), (xs, masks))
+    for kind in ("gru", "stack"):
+        yield Check(f"{kind}, diagnostics", kinds[kind], batched(looked_at), (xs,))
+    named = batched(scan, spmd_axis_name="x")
+    yield Check("gru, spmd_axis_name", kinds["gru"], named, (xs,), (AUTOMATIC,))
+    twice = batched(batched(scan))
+    pairs = xs.reshape(BATCH, 1, STEPS, INPUT).repeat(3, 1)
+    yield Check("gru, nested batches", kinds["gru"], twice, (pairs,))
+    many = jax.vmap(lambda k: jaxgru.gru_init(k, INPUT, HIDDEN))(masks)
+    each = jax.vmap(lambda _, params, xs: scan(params, xs), in_axes=(None, 0, 0))
+    yield Check("gru, population", {}, each, (many, xs))
+    drawn = jax.vmap(lambda _, key: jaxgru.gru_init(key, INPUT, HIDDEN), in_axes=(None, 0))
+    yield Check("gru, init", {}, drawn, (masks,))
+
+
+#: Every way of the loops, by sizes small enough for a test.
+SWITCHES = {
+    "inputs in the loop": {"HOISTED": 0, "HOISTED_BOTH": 0},
+    "stretches": {"HOISTED": 0, "HOISTED_BOTH": 0, "IN_LOOP": 0, "ROWS": 32, "ROWS_H": 1},
+    "columns": {"WIDE": 1},
+    "wide tangent": {"WIDE_TANGENT": 1},
+    "gates saved": {"RECOMPUTED": 1},
+}
+
+
+def place(way, axes=("x",), shape=(8,)):
+    """(mesh, the surroundings of the call)."""
+    kind = AxisType.Explicit if way == EXPLICIT else AxisType.Auto
+    mesh = jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes))
+    inside = jax.set_mesh(mesh) if way in (EXPLICIT, MANUAL_SET) else contextlib.nullcontext()
+    return mesh, inside
 
 
 def difference(a, b):
@@ -36,13 +135,104 @@ def difference(a, b):
     return max(float(jnp.max(jnp.abs(jax.device_get(x) - jax.device_get(y)))) for x, y in leaves)
 
 
+def gradient_of(run):
+    return jax.grad(lambda params, *data: weigh_rows(run(params, *data)))
+
+
+def weigh_rows(results):
+    """As `weigh`, with the same weights for every example, wherever it lies."""
+    return jnp.sum(jax.vmap(weigh)(results))
+
+
+def examine(check, way, gradient):
+    run = gradient_of(check.run) if gradient else check.run
+    alone = jax.jit(run).lower(check.params, *check.data).compile()
+    expected = alone(check.params, *check.data)
+    mesh, inside = place(way)
+    params = jax.device_put(check.params, NamedSharding(mesh, P()))
+    data = jax.device_put(check.data, NamedSharding(mesh, P("x")))
+    if way in (MANUAL, MANUAL_SET):
+        given = {} if way == MANUAL_SET else {"mesh": mesh}
+        specs = (P(), *(P("x") for _ in data))
+        out = P() if gradient else P("x")
+        run = jax.shard_map(run, in_specs=specs, out_specs=out, **given)
+    with inside:
+        compiled = jax.jit(run).lower(params, *data).compile()
+    actual = compiled(params, *data)
+    sent = count(compiled.as_text())
+    split = all("x" in leaf.sharding.spec[:1] for leaf in jax.tree.leaves(actual))
+    return {
+        "difference": difference(actual, expected),
+        "loop": sent.loop,
+        "outside": sent.outside,
+        "work": compiled.cost_analysis()["flops"] / alone.cost_analysis()["flops"],
+        "split": gradient or split,
+    }
+
+
+def of_types():
+    """On explicit axes the type of the outputs has the axis of the batch; without `jit` too."""
+    params, xs = draw("gru", INPUT, HIDDEN), jnp.ones((BATCH, STEPS, INPUT))
+    found = {}
+    for way in (AUTOMATIC, EXPLICIT):
+        mesh, inside = place(way)
+        with inside:
+            on_mesh = jax.device_put(params, NamedSharding(mesh, P()))
+            split = jax.device_put(xs, NamedSharding(mesh, P("x")))
+            _, hs = batched(scan)(on_mesh, split)
+        typed = jax.typeof(hs).sharding.spec[0] == "x"
+        found[way] = typed if way == EXPLICIT else hs.sharding.spec[0] == "x"
+    return found
+
+
+def of_layouts():
+    """Replicas times batch, params in parts, and the hidden axis in parts: {layout: found}."""
+    found = {}
+    xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT))
+
+    many = jax.vmap(lambda k: jaxgru.gru_init(k, INPUT, HIDDEN))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    each = jax.vmap(gradient_of(batched(scan)), in_axes=(0, None))
+    expected = jax.jit(each)(many, xs)
+    for way in (AUTOMATIC, EXPLICIT):
+        mesh, inside = place(way, ("replica", "batch"), (2, 4))
+        with inside:
+            args = (
+                jax.device_put(many, NamedSharding(mesh, P("replica"))),
+                jax.device_put(xs, NamedSharding(mesh, P("batch"))),
+            )
+            compiled = jax.jit(each).lower(*args).compile()
+        sent = count(compiled.as_text())
+        found[f"replicas times batch, {way}"] = {
+            "difference": difference(compiled(*args), expected),
+            "loop": sent.loop,
+            "outside": sent.outside,
+        }
+
+    mesh, _ = place(AUTOMATIC)
+    for kind in ("gru", "gru_after", "lstm"):
+        params = draw(kind, INPUT, HIDDEN)
+        run = gradient_of(batched(scan))
+        expected = jax.jit(run)(params, xs)
+        for name, spec in (("in parts", P("x")), ("whole", P())):
+            where = shardings(mesh, params, "output")
+            args = jax.device_put((params, xs), (where, NamedSharding(mesh, spec)))
+            compiled = jax.jit(run, out_shardings=where).lower(*args).compile()
+            found[f"{kind}, weights in parts, batch {name}"] = {
+                "difference": difference(compiled(*args), expected),
+                **count(compiled.as_text())._asdict(),
+            }
+    return found
+
+
 def shardings(mesh, params, axis):
     """The last axis of every leaf over the devices, or the first of w_hh alone."""
 
     def spec(name, leaf):
         if axis == "output":
-            return P(*[None] * (leaf.ndim - 1), "model")
-        return P("model") if name == "w_hh" else P()
+            return P(*[None] * (leaf.ndim - 1), "x")
+        return P("x") if name == "w_hh" else P()
 
     leaves = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
     given = {k: v for k, v in leaves.items() if isinstance(v, jax.Array)}
@@ -51,60 +241,72 @@ def shardings(mesh, params, axis):
     )
 
 
-def main():
+def of_errors():
+    """What bad input is told: {case: message}."""
+    params, xs = draw("gru", INPUT, HIDDEN), jnp.ones((BATCH, STEPS, INPUT))
     found = {}
-    wide = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
-    both = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT), "float64")
-    kinds = {kind: draw(kind, INPUT, HIDDEN) for kind in ("gru", "gru_after", "lstm")}
-
-    for kind, params in kinds.items():
-        for what, run, data in (("one", one, xs[0]), ("batch", loss, xs)):
-            gradient = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
-            expected = jax.jit(gradient)(params, data)
-            for axis in ("output", "input"):
-                mesh = both if what == "batch" else wide
-                where = shardings(mesh, params, axis)
-                split = NamedSharding(mesh, P("data") if mesh is both else P())
-                args = jax.device_put((params, data), (where, split))
-                assert args[0].w_hh.addressable_shards[0].data.size < params.w_hh.size
-                out = ((None, None), (where, split))
-                actual = jax.jit(gradient, out_shardings=out)(*args)
-                name = f"{kind}, {what}, {axis} axis, {'x'.join(map(str, mesh.devices.shape))}"
-                found[name] = difference(actual, expected)
-
-    recipe = recipes.run("tensor_parallel.md")
-    for kind, params in kinds.items():
-        gradient = jax.grad(lambda p, xs: jnp.sum(loss(p, xs)[1] ** 2))
-        expected = jax.jit(gradient)(params, xs)
-        used = recipes.run("tensor_parallel.md", "py", **{**recipe, "params": params, "xs": xs})
-        for tree in (used["params"], used["gradients"]):
-            assert tree.w_ih.addressable_shards[0].data.size == params.w_ih.size // 8
-        actual = used["gradients"]
-        found[f"{kind}, recipe"] = difference(actual, expected)
-
-        def summed(params, xs):  # without check_vma: no cast, but the sum is ours
-            own = jax.grad(lambda p: jnp.sum(loss(p, xs)[1] ** 2))(params)
-            return lax.psum(own, "model")
-
-        unchecked = jax.shard_map(
-            summed, mesh=wide, in_specs=(P(), P("model")), out_specs=P(), check_vma=False
-        )
-        found[f"{kind}, shard_map, check_vma=False"] = difference(
-            jax.jit(unchecked)(params, xs), expected
-        )
-
-    # What docs say of a zero carry under check_vma.
-    plain = jax.shard_map(
-        lambda p, xs: jax.vmap(jaxgru.scan, in_axes=(None, 0))(p, xs)[1],
-        mesh=wide, in_specs=(P(), P("model")), out_specs=P("model"),
-    )  # fmt: skip
+    for way in WAYS:
+        mesh, inside = place(way)
+        with inside:
+            try:
+                odd = xs[:12]
+                if way in (MANUAL, MANUAL_SET):
+                    run = jax.shard_map(
+                        batched(scan), mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x")
+                    )
+                    jax.jit(run)(params, odd)
+                else:
+                    jax.device_put(odd, NamedSharding(mesh, P("x")))
+            except ValueError as error:
+                found[f"12 examples, {way}"] = str(error)
+    halves = [jax.make_mesh((4,), ("x",), devices=jax.devices()[k : k + 4]) for k in (0, 4)]
+    one, other = (NamedSharding(mesh, P()) for mesh in halves)
     try:
-        jax.jit(plain)(kinds["gru"], xs)
-        refused = ""
-    except TypeError as error:
-        refused = str(error)
-    print(json.dumps({"differences": found, "refused": refused}))
+        jax.jit(batched(scan))(jax.device_put(params, one), jax.device_put(xs, other))
+    except ValueError as error:
+        found["params and batch on different meshes"] = str(error)
+    return found
+
+
+def of_recipes():
+    """The recipes of the documentation against one device: {page: difference}."""
+    found = {}
+    for page in ("tensor_parallel.md", "many_devices.md"):
+        params = draw("gru", INPUT, HIDDEN, "float32")
+        xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT), "float32")
+        used = recipes.run(page, params=params, xs=xs)
+        found[page] = difference(used["gradients"], jax.jit(jax.grad(used["loss"]))(params, xs))
+    return found
+
+
+def main():
+    found = {"checks": {}}
+
+    def add(check, way):
+        for gradient in (False, True):
+            if gradient and not jax.tree.leaves(check.params):
+                continue
+            name = f"{check.name}, {way}, {'gradient' if gradient else 'forward'}"
+            found["checks"][name] = examine(check, way, gradient)
+
+    for check in checks():
+        for way in check.ways:
+            add(check, way)
+    plain = next(check for check in checks() if check.name == "gru_after, plain")
+    for name, constants in SWITCHES.items():
+        before = {constant: getattr(loops, constant) for constant in constants}
+        for constant, value in constants.items():
+            setattr(loops, constant, value)
+        jax.clear_caches()
+        for way in (AUTOMATIC, EXPLICIT, MANUAL_SET):
+            add(plain._replace(name=name), way)
+        for constant, value in before.items():
+            setattr(loops, constant, value)
+        jax.clear_caches()
+    found |= {"types": of_types(), "layouts": of_layouts(), "errors": of_errors()}
+    with jax.enable_x64(False):
+        found["recipes"] = of_recipes()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -53,11 +53,13 @@ def test_throughput_is_that_of_a_network(tmp_path, monkeypatch, capsys):
         sizes=(6,), updates=1, length=4, hidden_size=2, batch_size=2, sample=3, rounds=1
     )
     monkeypatch.setattr(
-        throughput, "interleave", lambda calls, rounds: {name: Times(3.0, 6.0) for name in calls}
+        throughput,
+        "interleave",
+        lambda calls, rounds: {name: Times(3.0, 4.0, 6.0, 9.0) for name in calls},
     )
     found = throughput.seconds(config, 6)
-    assert found[throughput.GROUPS] == found[throughput.ALL] == Times(0.5, 1.0)
-    assert found[throughput.ALONE] == Times(1.0, 2.0)
+    assert found[throughput.GROUPS] == found[throughput.ALL] == Times(0.5, 2 / 3, 1.0, 1.5)
+    assert found[throughput.ALONE] == Times(1.0, 4 / 3, 2.0, 3.0)
     assert "| 6 | 1 | 1 | 0 | 2.00 (2.00) |" in throughput.table({6: found})
     monkeypatch.undo()
     out = tmp_path / "throughput.json"
