@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from jax import Array, lax
+from jax import Array
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -143,10 +143,7 @@ def measure(config: Config) -> dict[str, dict[str, Count]]:
 
 def _runs(mesh: Any, split: str) -> dict[str, Any]:
     def outputs(params: Any, xs: Array) -> Array:
-        carry = jaxgru.initial_carry(params)
-        if split == "shard_map":
-            carry = jax.tree.map(lambda a: lax.pcast(a, ("model",), to="varying"), carry)
-        return jax.vmap(jaxgru.scan, in_axes=(None, 0, None))(params, xs, carry)[1]
+        return jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, xs)[1]
 
     gradient = jax.grad(lambda params, xs: jnp.sum(outputs(params, xs) ** 2))
     if split != "shard_map":
