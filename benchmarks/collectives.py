@@ -12,9 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from jax import Array
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgru
@@ -50,9 +52,10 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Count the collective operations of each layout over 8 devices, in the time loop and outside.
+    """Count the collective operations of each layout over devices, in the time loop and outside.
 
-    Eight devices are made of the host's processor, so nothing here is a time.
+    Programs are compiled and not run, for eight devices made of the host's processor, or for the
+    devices of a TPU that need not be there. So nothing here is a time.
     """
 
     batch: int = 8
@@ -63,6 +66,8 @@ class Config:
     """I."""
     hidden: int = 256
     """H, a multiple of 8."""
+    topology: str = ""
+    """Compile for a TPU such as v5e:2x2 instead; needs jax[tpu], and JAX_PLATFORMS=cpu."""
     json: bool = False
     """Print JSON, not a table."""
 
@@ -116,29 +121,41 @@ def place(params: Any, mesh: Any, specs: tuple[P, P, P, P]) -> Any:
 
 def measure(config: Config) -> dict[str, dict[str, Count]]:
     """{cell, layout: {what: Count}}."""
-    mesh = jax.make_mesh((DEVICES,), ("model",), axis_types=(AxisType.Auto,))
+    devices = jax.devices()[:DEVICES]
+    if config.topology:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=config.topology
+        ).devices
+    mesh = Mesh(np.array(devices), ("model",), axis_types=(AxisType.Auto,))
     sizes = (jax.random.key(0), config.inputs, config.hidden)
     cells: dict[str, Any] = {
         "GRU": jaxgru.gru_init(*sizes),
         "GRU, reset_after": jaxgru.gru_init(*sizes, reset_after=True),
         "LSTM": jaxgru.lstm_init(*sizes),
     }
-    xs = jnp.zeros((config.batch, config.steps, config.inputs), "float32")
+    xs = jax.ShapeDtypeStruct((config.batch, config.steps, config.inputs), jnp.float32)
+    first = SingleDeviceSharding(devices[0])
     found = {}
     for cell, params in cells.items():
-        alone = {
-            what: _compile(run, (params, xs), None)[1] for what, run in _runs(None, "").items()
-        }
+        args = typed((params, xs), jax.tree.map(lambda _: first, (params, xs)))
+        alone = {what: _compile(run, args, first)[1] for what, run in _runs(None, "").items()}
         for layout, (specs, split) in LAYOUTS.items():
             where = place(params, mesh, specs)
             batch = NamedSharding(mesh, P("model") if split else P())
-            args = jax.device_put((params, xs), (where, batch))
+            args = typed((params, xs), (where, batch))
             out = batch if split else NamedSharding(mesh, P(None, None, "model"))
             found[f"{cell}; {layout}"] = rows = {}
             for what, run in _runs(mesh, split).items():
                 text, work = _compile(run, args, out if what == FORWARD else where)
                 rows[what] = count(text)._replace(work=work / alone[what])
     return found
+
+
+def typed(arrays: Any, where: Any) -> Any:
+    """Their shapes, to compile for devices that may not be there."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), arrays, where
+    )
 
 
 def _runs(mesh: Any, split: str) -> dict[str, Any]:
@@ -188,7 +205,8 @@ def main() -> int:
     if config.json:
         print(json.dumps({k: {w: c._asdict() for w, c in v.items()} for k, v in found.items()}))
     else:
-        print(f"jax {jax.__version__}; {DEVICES} devices, B={config.batch} T={config.steps}")
+        where = config.topology or f"{DEVICES} devices"
+        print(f"jax {jax.__version__}; {where}, B={config.batch} T={config.steps}")
         print(f"I={config.inputs} H={config.hidden}; in the time loop + outside\n")
         print(table(found))
     return 0
