@@ -80,8 +80,8 @@ class Programs:
     def _compile(self, function: Callable[..., Any], replicas: int, args: Any) -> Any:
         """By shard_map the devices meet once an update, to add their gradients.
 
-        Left to divide the work by itself, the compiler gathers all batches in every stretch of the
-        backward pass.
+        Left to divide the work by itself, the compiler would do so too, but with `checkpoint` it
+        adds them up once a segment.
         """
         mesh = make_mesh(self._devices, replicas)
         rest = len(args) - 1
@@ -90,7 +90,6 @@ class Programs:
             mesh=mesh,
             in_specs=(P(REPLICAS), *(P(),) * rest),
             out_specs=P(REPLICAS),
-            check_vma=False,  # loops begin with zeros, which vary over no axis
         )
         whole = NamedSharding(mesh, P())
         return jax.jit(each, in_shardings=whole, out_shardings=whole).lower(*args).compile()

@@ -74,10 +74,12 @@ def make_train_chunk(
         def one_update(_: Array, carry: tuple[TrainState, Chunk]) -> tuple[TrainState, Chunk]:
             state, chunk = carry
             params: Any = state.network
+            # Gradients of what is the same on all devices jax would add up by itself.
+            local = lax.pcast(params, axis, to="varying") if axis else params
             keys = jax.random.split(jax.random.fold_in(data_key, state.update), settings.batch_size)
             keys = keys[_share(settings.batch_size, axis)]
             batch = jax.vmap(sample, in_axes=(0, None))(keys, symbols)
-            grads, means = jax.grad(batch_loss, has_aux=True)(params, batch)
+            grads, means = jax.grad(batch_loss, has_aux=True)(local, batch)
             if axis:
                 grads, means = lax.pmean((grads, means), axis)
             steps, opt_state = optimizer.update(grads, state.opt_state, params)
@@ -94,8 +96,8 @@ def make_train_chunk(
             )
             return state, Chunk(totals, broken)
 
-        zeros = {name: jnp.zeros((), jnp.float32) for name in task.measures}
-        start = Chunk(zeros, jnp.zeros((), jnp.int32))
+        zero = jnp.zeros_like(state.learning_rate, jnp.float32)  # varies over devices as it does
+        start = Chunk(dict.fromkeys(task.measures, zero), zero.astype(jnp.int32))
         state, chunk = lax.fori_loop(jnp.zeros_like(updates), updates, one_update, (state, start))
         count = updates.astype(jnp.float32)
         return state, chunk._replace(means={k: v / count for k, v in chunk.means.items()})

@@ -92,10 +92,4 @@ def with_bias(network: Network, bias: Array) -> Network:
 
 
 def _divided(function: Callable[..., Any], mesh: Mesh, *specs: P) -> Callable[..., Any]:
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=cast(Any, specs),
-        out_specs=P(REPLICAS),
-        check_vma=False,  # loops begin with zeros, which vary over no axis
-    )
+    return jax.shard_map(function, mesh=mesh, in_specs=cast(Any, specs), out_specs=P(REPLICAS))
