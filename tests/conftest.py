@@ -16,7 +16,7 @@ import pytest
 # The suite compiles some thousand small programs and runs each for microseconds. Without LLVM's
 # optimisations it takes half the time, without the fusion emitters (a flag that is gone from newer
 # releases) half of that. Read when the first program is compiled, so not too late here.
-flags = ["--xla_backend_optimization_level=0"]
+flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
