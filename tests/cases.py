@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxgru
 
@@ -24,6 +25,23 @@ LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
 STREAMABLE = (*CELLS, "stack")
+
+
+def slow(*values):
+    """A case that is left to the slow tests: what it would show, a case beside it shows too."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def each_way(kinds):
+    """(kind, reverse) of every pair. Of most kinds one direction is enough for the short run, in
+    turns: cells know nothing of the direction. A Bidirectional does.
+    """
+    pairs = []
+    for place, kind in enumerate(kinds):
+        for reverse in (False, True):
+            needed = kind == "bidirectional" or reverse == (place % 2 == 1)
+            pairs.append((kind, reverse) if needed else slow(kind, reverse))
+    return pairs
 
 
 def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:

@@ -25,6 +25,7 @@ from cases import (
     draw,
     draw_carry,
     draw_xs,
+    slow,
     weigh,
 )
 from jaxgru import trajectory
@@ -38,11 +39,6 @@ MODES = ("dense", "diagonal")
 #: Time is turned before either mode sees it, so each need not be tested in both directions.
 WAYS = [("dense", True), ("diagonal", False)]
 DENSE, DIAGONAL = (functools.partial(jaxgru.newton_scan, jacobian=mode) for mode in MODES)
-
-
-def slow(value):
-    """One more of a kind, that takes seconds."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @functools.cache
