@@ -1,7 +1,9 @@
-"""Draws populations, fifty times each: prints "drawn" when all have come to an end.
+"""Draws populations, as often as it is told: prints "drawn" when all have come to an end.
 
 Run by tests/test_initializers.py in its own process, for a deadlock ends only with its process.
 """
+
+import sys
 
 import jax
 
@@ -34,7 +36,7 @@ def main():
     keys = jax.random.split(jax.random.key(0), 16)
     for draw in (stack, three_cells, beside_another):
         population = jax.jit(jax.vmap(draw))
-        for _ in range(50):
+        for _ in range(int(sys.argv[1])):
             jax.block_until_ready(population(keys))
     print("drawn")
 
