@@ -64,6 +64,15 @@ def optax_promotes():
         yield
 
 
+@pytest.fixture
+def no_pictures():
+    """For runs whose pictures are not looked at."""
+    from runs import without_pictures  # not where only the library is tested
+
+    with without_pictures():
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Examples in docstrings that import another library: skipped where it is not installed."""
     for item in items:

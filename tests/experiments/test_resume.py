@@ -13,9 +13,9 @@ import pytest
 
 from experiments.common.checkpoints import Checkpoints
 from experiments.copy_task.__main__ import main
-from runs import FLAGS, assert_same_run, start
+from runs import FLAGS, assert_same_run, start, without_pictures
 
-pytestmark = pytest.mark.usefixtures("optax_promotes")
+pytestmark = pytest.mark.usefixtures("optax_promotes", "no_pictures")
 
 # Orbax does, where a checkpoint is damaged; they are collected here, not in some other test.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -24,7 +24,8 @@ leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableE
 @pytest.fixture(scope="module")
 def whole(optax_promotes, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert main([*FLAGS, "--out", str(out)]) == 1
+    with without_pictures():
+        assert main([*FLAGS, "--out", str(out)]) == 1
     return out
 
 
