@@ -21,6 +21,7 @@ from cases import (
     draw,
     draw_carry,
     draw_xs,
+    only,
     slow,
     weigh,
 )
@@ -44,9 +45,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize(
-    "kind", ["lstm", *(slow(kind) for kind in KINDS if kind not in ("lstm", "mixed")), "mixed"]
-)
+@pytest.mark.parametrize("kind", only(("lstm", "mixed"), KINDS))
 def test_one_trace_for_all_lengths_and_resets(kind):
     params, xs = draw(kind), draw_xs()
     traces = []
@@ -159,7 +158,7 @@ def test_lax_scan_over_pieces():
     assert_close((last, ys.reshape(12, -1)), jaxgru.scan(params, xs, carry), TOL)
 
 
-@pytest.mark.parametrize("kind", [*map(slow, CELLS[:2]), "lstm", *map(slow, CELLS[3:]), "mixed"])
+@pytest.mark.parametrize("kind", only(("lstm", "mixed"), (*CELLS, "mixed")))
 def test_jax_checkpoint_around(kind):
     params, xs = draw(kind), draw_xs()
 

@@ -16,6 +16,7 @@ from cases import (
     CELLS,
     GRAD_TOL,
     KINDS,
+    LAYERS,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -24,7 +25,7 @@ from cases import (
     draw_carry,
     draw_xs,
     each_way,
-    slow,
+    only,
     weigh,
 )
 
@@ -60,7 +61,7 @@ def test_equals_separate_segments(kind, reverse):
     assert_close(last, parts[0 if reverse else -1][0], TOL)
 
 
-@pytest.mark.parametrize("kind", [*map(slow, ("bidirectional", "stack")), "mixed"])
+@pytest.mark.parametrize("kind", only(["mixed"], LAYERS))
 def test_layers_equal_separate_segments(kind):
     params, xs = draw(kind), draw_xs()
     _, ys = jaxgru.scan(params, xs, reset=jnp.asarray(at(2, 5)))
@@ -87,7 +88,7 @@ def test_reset_at_the_edges(kind, reverse):
             assert_close(actual, expected, TOL)
 
 
-@pytest.mark.parametrize("kind", [*CELLS, "mixed", *map(slow, ("bidirectional", "stack"))])
+@pytest.mark.parametrize("kind", only((*CELLS, "mixed"), KINDS))
 def test_no_reset_is_reset_never(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)

@@ -14,7 +14,6 @@ from cases import (
     HIDDEN,
     INPUT,
     KINDS,
-    LAYERS,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -23,6 +22,7 @@ from cases import (
     draw_carry,
     draw_xs,
     each_way,
+    only,
     slow,
 )
 
@@ -53,9 +53,7 @@ def test_values_with_every_option_at_once(kind, reverse):
     assert_close(actual, oracle.scan(params, xs, carry, **options), TOL)
 
 
-@pytest.mark.parametrize(
-    "kind", [*map(slow, CELLS[:2]), *CELLS[2:], *map(slow, LAYERS[:2]), "mixed"]
-)
+@pytest.mark.parametrize("kind", only(("lstm", "mixed"), KINDS))
 def test_a_carry_of_zeros_is_no_carry(kind):
     params, xs = draw(kind), draw_xs()
     zeros = jaxgru.initial_carry(params)
@@ -67,7 +65,7 @@ def test_a_carry_of_zeros_is_no_carry(kind):
     )
 
 
-@pytest.mark.parametrize("kind", [*CELLS, *map(slow, LAYERS[:2]), "mixed"])
+@pytest.mark.parametrize("kind", only((*CELLS, "mixed"), KINDS))
 def test_reverse_is_flip_scan_flip(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)

@@ -24,6 +24,7 @@ from cases import (
     draw_carry,
     draw_xs,
     each_way,
+    only,
     slow,
     weigh,
 )
@@ -74,7 +75,7 @@ def test_sequences_carries_lengths_and_resets(kind, reverse):
 single_scan = jax.jit(jaxgru.scan)
 
 
-@pytest.mark.parametrize("kind", [*CELLS, "mixed", *map(slow, ("bidirectional", "stack"))])
+@pytest.mark.parametrize("kind", only((*CELLS, "mixed"), KINDS))
 def test_population(kind):
     """Many networks at once: static metadata survives, every network sees the same data."""
     params, xs = population(kind), draw_xs()
@@ -167,9 +168,7 @@ def test_init_batches_over_keys():
     assert_same(jax.vmap(init)(keys), loop(lambda i: init(keys[i])))
 
 
-@pytest.mark.parametrize(
-    "kind", [slow("gru"), "gru_after", *map(slow, ("lstm", "elman", "min_gru")), "mixed"]
-)
+@pytest.mark.parametrize("kind", only(("gru_after", "mixed"), (*CELLS, "mixed")))
 def test_vmap_of_grad(kind):
     """Gradients of each network on each sequence, with lengths."""
     params, xs = population(kind), batch_of_xs()
@@ -184,9 +183,7 @@ def test_vmap_of_grad(kind):
     assert_close(jax.jit(jax.vmap(grad))(params, xs, LENGTHS), expected, GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize(
-    "kind", [*map(slow, ("gru", "gru_after")), "lstm", *map(slow, ("elman", "min_gru")), "mixed"]
-)
+@pytest.mark.parametrize("kind", only(["lstm"], (*CELLS, "mixed")))
 def test_grad_of_vmap(kind):
     """The gradient of a batch's loss is the sum of the gradients of its examples."""
     params, xs = draw(kind), batch_of_xs()
