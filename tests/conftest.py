@@ -6,6 +6,7 @@ proven in both modes.
 """
 
 import ast
+import gc
 import importlib.util
 import os
 
@@ -32,6 +33,14 @@ hypothesis.settings.register_profile(
     "jaxgru", deadline=None, derandomize=True, max_examples=25, database=None
 )
 hypothesis.settings.load_profile("jaxgru")
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects that live briefly, beside a million of imported modules, through
+    which Python would look again and again for what is no longer needed.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True, scope="module")

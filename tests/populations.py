@@ -1,4 +1,4 @@
-"""Draws populations, as often as it is told: prints "drawn" when all have come to an end.
+"""Draws populations that it is told, as often as it is told: prints "drawn" when all have ended.
 
 Run by tests/test_initializers.py in its own process, for a deadlock ends only with its process.
 """
@@ -32,10 +32,13 @@ def beside_another(key):
     return jaxgru.gru_init(one, SIZE, SIZE), orthogonal(two, (SIZE, SIZE))
 
 
+DRAWS = {"stack": stack, "three_cells": three_cells, "beside_another": beside_another}
+
+
 def main():
     keys = jax.random.split(jax.random.key(0), 16)
-    for draw in (stack, three_cells, beside_another):
-        population = jax.jit(jax.vmap(draw))
+    for name in sys.argv[2:]:
+        population = jax.jit(jax.vmap(DRAWS[name]))
         for _ in range(int(sys.argv[1])):
             jax.block_until_ready(population(keys))
     print("drawn")

@@ -1,6 +1,7 @@
 """Reverse mode against plain `lax.scan` over the step function, and against finite differences."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,17 @@ def test_equals_plain_scan(kind, reverse):
             assert_close(actual, compiled(plain.scan, reverse)(*arguments), TOL)
 
 
-@pytest.mark.parametrize("checkpoint", [4, *map(slow, (1, STEPS + 1))])
-@pytest.mark.parametrize(("kind", "reverse"), each_way(CELLS))
+SEGMENTS = [("gru", False, 4), ("gru_after", True, 4), ("lstm", False, STEPS + 1),
+            ("elman", True, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "reverse", "checkpoint"),
+    [
+        case if case in SEGMENTS else slow(*case)
+        for case in itertools.product(CELLS, (False, True), (1, 4, STEPS + 1))
+    ],
+)
 def test_equals_plain_scan_with_checkpoint(kind, reverse, checkpoint):
     params, xs = draw(kind), draw_xs()
     arguments = (params, xs, draw_carry(params, 7), draw_carry(params, 8), 5, RESET)
@@ -76,11 +86,11 @@ def test_equals_plain_scan_with_checkpoint(kind, reverse, checkpoint):
 @pytest.mark.parametrize(
     ("kind", "bias"),
     [
-        *((kind, True) for kind in (*CELLS, "mixed")),
-        slow("bidirectional", True),
-        slow("stack", True),
+        *(slow(kind, True) for kind in KINDS if kind != "mixed"),
+        ("mixed", True),
         ("gru_after", False),
         ("lstm", False),
+        ("min_gru", False),
     ],
 )
 def test_equals_plain_scan_without_options(kind, bias):
@@ -116,7 +126,7 @@ def test_equals_plain_scan_on_a_long_sequence():
         assert_close(actual, expected, TOL)
 
 
-@pytest.mark.parametrize("kind", only(["gru_after"], CELLS))
+@pytest.mark.parametrize("kind", only(["elman"], CELLS))
 def test_check_grads_order_2(kind):
     """Finite differences know nothing of either implementation. JAX's own tolerances for float64:
     1e-5 and less for central differences with step 1e-6."""

@@ -325,9 +325,11 @@ def test_populations_are_drawn_without_a_deadlock(cores, optimized):
     """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
     waited for each other in every one of a dozen tries, and in every one of four where the machine
     code was not optimized: that is compiled much sooner, but draws more slowly."""
-    flags, draws = ("", 50) if optimized else (os.environ["XLA_FLAGS"], 5)
+    flags, draws, names = os.environ["XLA_FLAGS"], 5, ["stack", "beside_another"]
+    if optimized:
+        flags, draws, names = "", 50, [*names, "three_cells"]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "populations.py"), str(draws)],
+        [sys.executable, str(Path(__file__).parent / "populations.py"), str(draws), *names],
         env={**os.environ, "NPROC": str(cores), "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         text=True,

@@ -78,7 +78,7 @@ def test_values_and_gradients(kind, name):
     check(kind, CELLS[kind], SIZES[name])
 
 
-@pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), (770, "gru_after")])
+@pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])
 def test_time_in_one_stretch(kind, hidden):
     check(kind, False, (9, 4, 3, hidden))
 
