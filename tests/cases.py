@@ -1,10 +1,12 @@
 """What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxgru
 
@@ -24,6 +26,27 @@ LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
 STREAMABLE = (*CELLS, "stack")
+
+
+def slow(*values):
+    """A case that is left to the slow tests: what it would show, a case beside it shows too."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def each_way(kinds):
+    """(kind, reverse) of every pair. The short run takes every cell in one direction, as cells do
+    not know the direction, and a Bidirectional in both: "mixed" is a Stack that has one.
+    """
+    short = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
+             ("min_gru", False), ("bidirectional", True), ("mixed", False)}  # fmt: skip
+    pairs = itertools.product(kinds, (False, True))
+    return [pair if pair in short else slow(*pair) for pair in pairs]
+
+
+def only(short, kinds):
+    """All kinds, of which the short run takes these."""
+    assert set(short) <= set(kinds)
+    return [kind if kind in short else slow(kind) for kind in kinds]
 
 
 def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:

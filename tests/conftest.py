@@ -6,6 +6,7 @@ proven in both modes.
 """
 
 import ast
+import gc
 import importlib.util
 import os
 
@@ -16,7 +17,7 @@ import pytest
 # The suite compiles some thousand small programs and runs each for microseconds. Without LLVM's
 # optimisations it takes half the time, without the fusion emitters (a flag that is gone from newer
 # releases) half of that. Read when the first program is compiled, so not too late here.
-flags = ["--xla_backend_optimization_level=0"]
+flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
@@ -32,6 +33,14 @@ hypothesis.settings.register_profile(
     "jaxgru", deadline=None, derandomize=True, max_examples=25, database=None
 )
 hypothesis.settings.load_profile("jaxgru")
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects that live briefly, beside a million of imported modules, through
+    which Python would look again and again for what is no longer needed.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,6 +70,15 @@ def lenient():
 def optax_promotes():
     """Optax's Adam raises a float to an integer power, which strict promotion forbids."""
     with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def no_pictures():
+    """For runs whose pictures are not looked at."""
+    from runs import without_pictures  # not where only the library is tested
+
+    with without_pictures():
         yield
 
 

@@ -1,7 +1,9 @@
-"""Draws populations, fifty times each: prints "drawn" when all have come to an end.
+"""Draws populations that it is told, as often as it is told: prints "drawn" when all have ended.
 
 Run by tests/test_initializers.py in its own process, for a deadlock ends only with its process.
 """
+
+import sys
 
 import jax
 
@@ -30,11 +32,14 @@ def beside_another(key):
     return jaxgru.gru_init(one, SIZE, SIZE), orthogonal(two, (SIZE, SIZE))
 
 
+DRAWS = {"stack": stack, "three_cells": three_cells, "beside_another": beside_another}
+
+
 def main():
     keys = jax.random.split(jax.random.key(0), 16)
-    for draw in (stack, three_cells, beside_another):
-        population = jax.jit(jax.vmap(draw))
-        for _ in range(50):
+    for name in sys.argv[2:]:
+        population = jax.jit(jax.vmap(DRAWS[name]))
+        for _ in range(int(sys.argv[1])):
             jax.block_until_ready(population(keys))
     print("drawn")
 

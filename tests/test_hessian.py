@@ -15,6 +15,7 @@ from cases import (
     draw_carry,
     draw_like,
     draw_xs,
+    slow,
     weigh,
 )
 
@@ -48,17 +49,17 @@ def both(kind, transform, **options):
     return out
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", [slow("gru"), *CELLS[1:]])
 def test_hessian(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v)))), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru_after", "bidirectional"])
+@pytest.mark.parametrize("kind", ["gru_after", slow("bidirectional")])
 def test_hessian_backwards(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v))), reverse=True), TOL)
 
 
-@pytest.mark.parametrize("kind", [*CELLS, "bidirectional"])
+@pytest.mark.parametrize("kind", [*map(slow, CELLS), "bidirectional"])
 def test_jacobians(kind):
     forward = both(kind, jax.jacfwd)
     assert_close(*forward, TOL)
@@ -67,7 +68,7 @@ def test_jacobians(kind):
     assert_close(forward[0], backward[0], TOL)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", ["gru", *map(slow, CELLS[1:])])
 def test_hessian_vector_products(kind):
     """Forward over reverse, reverse over forward and reverse over reverse: one number."""
 
@@ -90,7 +91,8 @@ def test_hessian_vector_products(kind):
     assert_close(actual[0], actual[2], TOL)
 
 
-def test_third_derivative():
+@pytest.mark.parametrize("kind", ["elman", slow("gru")])
+def test_third_derivative(kind):
     """Along one line, with every derivative taken forward, then every one in reverse."""
 
     def along(f):
@@ -107,7 +109,7 @@ def test_third_derivative():
 
         return third
 
-    actual, expected = both("gru", along)
+    actual, expected = both(kind, along)
     # The third derivative is of order 100 here: relative to it the bound is that of the others.
     scale = float(jnp.maximum(1.0, jnp.abs(expected[0])))
     assert_close(actual, expected, TOL * scale)

@@ -11,6 +11,7 @@ import pytest
 
 import jaxgru
 from cases import (
+    CELLS,
     GRAD_TOL,
     KINDS,
     STEPS,
@@ -20,6 +21,8 @@ from cases import (
     draw,
     draw_carry,
     draw_xs,
+    only,
+    slow,
     weigh,
 )
 
@@ -42,7 +45,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", only(("lstm", "mixed"), KINDS))
 def test_one_trace_for_all_lengths_and_resets(kind):
     params, xs = draw(kind), draw_xs()
     traces = []
@@ -130,7 +133,7 @@ def training(scan, params, xs):
     return jax.lax.scan(update, params, None, length=3)
 
 
-@pytest.mark.parametrize("kind", ["gru", "mixed"])
+@pytest.mark.parametrize("kind", ["gru", slow("mixed")])
 def test_lax_scan_around(kind):
     """Training as one compiled loop gives what single steps give."""
     params, xs = draw(kind), draw_xs()
@@ -155,7 +158,7 @@ def test_lax_scan_over_pieces():
     assert_close((last, ys.reshape(12, -1)), jaxgru.scan(params, xs, carry), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "lstm", "elman", "min_gru", "mixed"])
+@pytest.mark.parametrize("kind", only(("lstm", "mixed"), (*CELLS, "mixed")))
 def test_jax_checkpoint_around(kind):
     params, xs = draw(kind), draw_xs()
 
@@ -186,7 +189,7 @@ def test_cond_and_while_around():
     assert_close(twice(xs), jaxgru.scan(params, xs, expected)[0], TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "gru_after", "mixed"])
+@pytest.mark.parametrize("kind", [*map(slow, ("gru", "mixed")), "gru_after"])
 def test_export_round_trip(kind):
     """To bytes and back, with the weights inside, and its gradient with it."""
     params, xs = draw(kind), draw_xs()

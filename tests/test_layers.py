@@ -52,7 +52,7 @@ def test_a_stack_of_one_is_its_layer():
 
 def test_stack_init_sizes():
     key = jax.random.key(0)
-    params = jaxgru.stack_init(key, INPUT, HIDDEN, 3)
+    params = jax.eval_shape(lambda key: jaxgru.stack_init(key, INPUT, HIDDEN, 3), key)
     assert isinstance(params, jaxgru.Stack)
     assert [layer.w_ih.shape for layer in params.layers] == [
         (INPUT, 3, HIDDEN),
@@ -63,16 +63,18 @@ def test_stack_init_sizes():
 
 
 def test_stack_init_bidirectional_sizes():
-    params = jaxgru.stack_init(
-        jax.random.key(0), INPUT, HIDDEN, 2, cell=jaxgru.lstm_init, bidirectional=True
-    )
+    def init(key):
+        return jaxgru.stack_init(key, INPUT, HIDDEN, 2, cell=jaxgru.lstm_init, bidirectional=True)
+
+    params = jax.eval_shape(init, jax.random.key(0))
     first, second = params.layers
     for layer, inputs in ((first, INPUT), (second, 2 * HIDDEN)):
         assert isinstance(layer, jaxgru.Bidirectional)
         for cell in (layer.forward, layer.backward):
             assert isinstance(cell, jaxgru.LSTMParams)
             assert cell.w_ih.shape == (inputs, 4, HIDDEN)
-    _, ys = jaxgru.scan(params, draw_xs(dtype=first.forward.w_ih.dtype))
+    xs = draw_xs(dtype=first.forward.w_ih.dtype)
+    _, ys = jax.eval_shape(jaxgru.scan, params, xs)
     assert ys.shape[1] == 2 * HIDDEN
 
 
@@ -102,9 +104,10 @@ def test_stack_init_hands_options_to_the_cell():
 
 def test_stack_init_draws_every_cell_afresh():
     key = jax.random.key(3)
-    params = jaxgru.stack_init(key, HIDDEN, HIDDEN, 2, bidirectional=True)
+    init = jax.jit(lambda key: jaxgru.stack_init(key, HIDDEN, HIDDEN, 2, bidirectional=True))
+    params = init(key)
     weights = [cell.w_hh for layer in params.layers for cell in (layer.forward, layer.backward)]
     for i, a in enumerate(weights):
         for b in weights[i + 1 :]:
             assert jnp.max(jnp.abs(a - b)) > 1e-2
-    assert_same(jaxgru.stack_init(key, HIDDEN, HIDDEN, 2, bidirectional=True), params)
+    assert_same(init(key), params)

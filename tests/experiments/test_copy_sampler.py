@@ -1,7 +1,7 @@
 """The samplers of the copy task against the published layouts, read off by NumPy."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,15 @@ from experiments.copy_task.settings import CopySettings
 LENGTHS = (1, 2, 23)
 
 
+@cache
+def sampler(layout, length):
+    sample = partial(task.LAYOUTS[layout].sample, length=length)
+    return jax.jit(jax.vmap(lambda key, symbols: sample(key, symbols=symbols), in_axes=(0, None)))
+
+
 def draw(layout, length, count=300, symbols=10):
-    sample = partial(task.LAYOUTS[layout].sample, length=length, symbols=jnp.int32(symbols))
     keys = jax.random.split(jax.random.key(4), count)
-    return [np.asarray(leaf) for leaf in jax.jit(jax.vmap(sample))(keys)]
+    return [np.asarray(leaf) for leaf in sampler(layout, length)(keys, jnp.int32(symbols))]
 
 
 def ids_of(xs):
