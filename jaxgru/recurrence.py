@@ -145,6 +145,9 @@ def _jvp_of(run, leaves, dleaves):
 
 def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
     primitive, run = operation.primitive, operation.run
+    if all(d is None for d in dims):
+        outs = primitive.bind(*leaves, tree=tree, levels=levels, **static)
+        return outs, [None] * len(outs)
     arguments = jax.tree.unflatten(tree, range(len(leaves)))
     kinds = _kinds(operation.arguments, arguments)
     single = [
