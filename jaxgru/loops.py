@@ -255,7 +255,7 @@ def cotangents(
         ct_blocks = jax.tree.map(lambda a, b: a.astype(b.dtype), sums, dblocks)
         run = partial(_blocks, cell, levels)
         (ct_params,) = jax.linear_transpose(run, wanted_params)(ct_blocks)
-    return ct_params, ct_xs, _among(wanted_carry, ct), _among(wanted_reset, ct_reset)
+    return ct_params, ct_xs, among(wanted_carry, ct), among(wanted_reset, ct_reset)
 
 
 def _backward_chunk(local: bool, xs: Array, carries: Carry) -> int:
@@ -335,7 +335,7 @@ def _filled(tangent: Any, primal: Any) -> Any:
     )
 
 
-def _among(wanted: Any, values: Any) -> Any:
+def among(wanted: Any, values: Any) -> Any:
     """The values, with None where wanted has None."""
     if not jax.tree.leaves(wanted):
         return wanted

@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxgru.cell import Carry, Cell, Params, advance
-from jaxgru.loops import cotangents, forward, saves_gates, scan_chunks, tangents
+from jaxgru.loops import among, cotangents, forward, saves_gates, scan_chunks, tangents
 from jaxgru.mesh import alike
 
 
@@ -71,8 +71,8 @@ class _Operation(NamedTuple):
 
     primitive: Any
     run: Callable[..., Any]
-    """(local, arguments, cell=, reverse=, levels=, and more) -> results; local: all on one
-    device."""
+    """(local, *leaves of arguments, tree=, cell=, reverse=, levels=, and more) -> leaves of
+    results; local: all on one device."""
     types: Callable[..., Any]
     """(arguments, cell=, reverse=, levels=, and more) -> results, with types in place of arrays."""
     arguments: tuple[_Kind, ...]
@@ -101,7 +101,6 @@ def _operation(
 ) -> _Operation:
     primitive = Primitive(f"jaxgru_{name}")
     primitive.multiple_results = True
-    operation = _Operation(primitive, run, types, arguments, results)
 
     def flat(local, *leaves, tree, **static):
         return jax.tree.leaves(run(local, jax.tree.unflatten(tree, leaves), **static))
@@ -116,6 +115,7 @@ def _operation(
     def jvp(leaves, dleaves, **static):
         return _jvp_of(partial(flat, False, **static), leaves, dleaves)
 
+    operation = _Operation(primitive, flat, types, arguments, results)
     primitive.def_impl(partial(flat, False))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower)
@@ -166,9 +166,7 @@ def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
     if not level and (apart or not data):
         # Tangents or gradients of weights, one for each example, or of the same data many.
         inline = jax.vmap(
-            lambda *leaves: jax.tree.leaves(
-                run(False, jax.tree.unflatten(tree, leaves), levels=levels, **static)
-            ),
+            partial(run, False, tree=tree, levels=levels, **static),
             in_axes=tuple(dims),
             axis_size=axis.size,
             spmd_axis_name=axis.spmd_name,
@@ -194,14 +192,13 @@ def _place(axis: Any, leaf: Array, d: int | None, to: int) -> Array:
 # The recurrence: alone, and with what its derivative needs.
 
 
-def _run_outputs(local, arguments, *, cell, reverse, levels, checkpoint):
-    del local, checkpoint
+def _run_outputs(_, arguments, *, cell, reverse, levels, checkpoint):
+    del checkpoint
     carry, (carries, _) = forward(cell, levels, reverse, arguments, differentiated=False)
     return carry, cell.output(carries)
 
 
-def _types_outputs(arguments, *, cell, reverse, levels, checkpoint):
-    del reverse, levels, checkpoint
+def _types_outputs(arguments, *, cell, **_):
     _, xs, carry, *_ = arguments
     return carry, cell.output(_over_time(xs, carry))
 
@@ -210,8 +207,7 @@ def _over_time(xs, carry):
     return jax.tree.map(lambda c: xs.update(shape=(*xs.shape[:-1], c.shape[-1])), carry)
 
 
-def _run_saved(local, arguments, *, cell, reverse, levels):
-    del local
+def _run_saved(_, arguments, *, cell, reverse, levels):
     return forward(cell, levels, reverse, arguments, differentiated=True)
 
 
@@ -272,31 +268,18 @@ def _run_tangent(local, arguments, *, cell, reverse, levels):
     return tangents(cell, levels, reverse, local, primals, saved, dprimals)
 
 
-def _types_tangent(arguments, *, cell, reverse, levels):
-    del reverse, levels
-    _, xs, carry, *_ = arguments
-    return carry, cell.output(_over_time(xs, carry))
-
-
 def _run_gradient(local, arguments, *, cell, reverse, levels, wanted):
     primals, saved, cts = arguments[:6], arguments[6:8], arguments[8:]
-    types = _types_gradient(arguments, cell=cell, reverse=reverse, levels=levels, wanted=wanted)
+    types = _types_gradient(arguments, wanted=wanted)
     return cotangents(cell, levels, reverse, local, primals, saved, types, cts)
 
 
-def _types_gradient(arguments, *, cell, reverse, levels, wanted):
-    del cell, reverse, levels
-    flags = jax.tree.unflatten(wanted, range(wanted.num_leaves))
-    return jax.tree.map(
-        lambda flag, primal: None if flag is None else primal,
-        flags,
-        arguments[:4],
-        is_leaf=lambda part: part is None,
-    )
+def _types_gradient(arguments, *, wanted, **_):
+    return among(jax.tree.unflatten(wanted, range(wanted.num_leaves)), arguments[:4])
 
 
 _tangent = _operation(
-    "tangent", _run_tangent, _types_tangent, (*_PRIMALS, *_SAVED, *_TANGENTS), _DRESULTS
+    "tangent", _run_tangent, _types_outputs, (*_PRIMALS, *_SAVED, *_TANGENTS), _DRESULTS
 )
 _gradient = _operation(
     "gradient", _run_gradient, _types_gradient, (*_PRIMALS, *_SAVED, *_DRESULTS), _TANGENTS
@@ -308,7 +291,7 @@ def _transpose(cts, *leaves, tree, **static):
     known = arguments[:8]
     unknown = [ad.is_undefined_primal(leaf) for leaf in leaves]
     flags = jax.tree.unflatten(tree, [flag or None for flag in unknown])[8:]
-    types = _types_tangent(jax.tree.map(jax.typeof, known), **static)
+    types = _types_outputs(jax.tree.map(jax.typeof, known), **static)
     cts = jax.tree.unflatten(jax.tree.structure(types), list(map(ad.instantiate_zeros, cts)))
     wanted = jax.tree.structure(flags)
     found = _bind(_gradient, (*known, *cts), wanted=wanted, **static)

@@ -7,7 +7,6 @@ the time loop and outside, and the operations of one device over those of one de
 """
 
 import contextlib
-import dataclasses
 import json
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxgru
 import recipes
+from benchmarks import collectives
 from benchmarks.collectives import count
 from cases import KINDS, draw, weigh
 from jaxgru import diagnostics, loops
@@ -121,7 +121,8 @@ def checks():
 #: Every way of the loops, by sizes small enough for a test.
 SWITCHES = {
     "inputs in the loop": {"HOISTED": 0, "HOISTED_BOTH": 0},
-    "stretches": {"HOISTED": 0, "HOISTED_BOTH": 0, "IN_LOOP": 0, "ROWS": 32, "ROWS_H": 1},
+    "stretches": {"HOISTED": 0, "HOISTED_BOTH": 0, "IN_LOOP": 0, "ROWS": 32},
+    "stretches back": {"ROWS": 32, "ROWS_H": 1},
     "columns": {"WIDE": 1},
     "wide tangent": {"WIDE_TANGENT": 1},
     "gates saved": {"RECOMPUTED": 1},
@@ -220,35 +221,37 @@ def of_layouts():
             "outside": sent.outside,
         }
 
-    mesh, _ = place(AUTOMATIC)
+    wide, both = place(AUTOMATIC, ("model",))[0], place(AUTOMATIC, ("data", "model"), (2, 4))[0]
+    runs = {
+        "one sequence": (wide, P(), xs[0], lambda p, x: weigh(scan(p, x))),
+        "batch over data": (both, P("data"), xs, lambda p, x: weigh_rows(batched(scan)(p, x))),
+        "batch in parts": (wide, P("model"), xs, lambda p, x: weigh_rows(batched(scan)(p, x))),
+    }
     for kind in ("gru", "gru_after", "lstm"):
         params = draw(kind, INPUT, HIDDEN)
-        run = gradient_of(batched(scan))
-        expected = jax.jit(run)(params, xs)
-        for name, spec in (("in parts", P("x")), ("whole", P())):
-            where = shardings(mesh, params, "output")
-            args = jax.device_put((params, xs), (where, NamedSharding(mesh, spec)))
-            compiled = jax.jit(run, out_shardings=where).lower(*args).compile()
-            found[f"{kind}, weights in parts, batch {name}"] = {
-                "difference": difference(compiled(*args), expected),
-                **count(compiled.as_text())._asdict(),
-            }
+        for name, (mesh, spec, data, run) in runs.items():
+            gradient = jax.value_and_grad(run, argnums=(0, 1))
+            expected = jax.jit(gradient)(params, data)
+            for axis in ("all weights, output axis", "w_hh, input axis"):
+                where = collectives.place(params, mesh, collectives.LAYOUTS[axis].specs)
+                split = NamedSharding(mesh, spec)
+                args = jax.device_put((params, data), (where, split))
+                assert args[0].w_hh.addressable_shards[0].data.size < params.w_hh.size
+                compiled = jax.jit(gradient, out_shardings=(None, (where, split))).lower(*args)
+                actual = compiled.compile()(*args)
+                found[f"{kind}, {axis}, {name}"] = {"difference": difference(actual, expected)}
+
+        def summed(params, xs):  # without checks the sum over devices is ours
+            own = gradient_of(batched(scan))(params, xs)
+            return jax.lax.psum(own, "model")
+
+        unchecked = jax.shard_map(
+            summed, mesh=wide, in_specs=(P(), P("model")), out_specs=P(), check_vma=False
+        )
+        expected = jax.jit(gradient_of(batched(scan)))(params, xs)
+        actual = jax.jit(unchecked)(params, xs)
+        found[f"{kind}, shard_map without checks"] = {"difference": difference(actual, expected)}
     return found
-
-
-def shardings(mesh, params, axis):
-    """The last axis of every leaf over the devices, or the first of w_hh alone."""
-
-    def spec(name, leaf):
-        if axis == "output":
-            return P(*[None] * (leaf.ndim - 1), "x")
-        return P("x") if name == "w_hh" else P()
-
-    leaves = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
-    given = {k: v for k, v in leaves.items() if isinstance(v, jax.Array)}
-    return dataclasses.replace(
-        params, **{k: NamedSharding(mesh, spec(k, v)) for k, v in given.items()}
-    )
 
 
 def of_errors():
@@ -303,12 +306,17 @@ def main():
     for check in checks():
         add(check)
     plain = next(check for check in checks() if check.name == "gru_after, plain")
+    # Two stretches of eight steps, the least there is, and a rest.
+    xs = jax.random.normal(jax.random.key(2), (BATCH, 19, INPUT))
+    plain = plain._replace(data=(xs,))
     for name, constants in SWITCHES.items():
         before = {constant: getattr(loops, constant) for constant in constants}
         for constant, value in constants.items():
             setattr(loops, constant, value)
         jax.clear_caches()
-        add(plain._replace(name=name, ways=(AUTOMATIC, EXPLICIT, MANUAL_SET)))
+        # With a mesh that the compiler divides by, all of time is one stretch back.
+        ways = (MANUAL_SET,) if "ROWS_H" in constants else (AUTOMATIC, EXPLICIT, MANUAL_SET)
+        add(plain._replace(name=name, ways=ways))
         for constant, value in before.items():
             setattr(loops, constant, value)
         jax.clear_caches()

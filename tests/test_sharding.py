@@ -97,7 +97,19 @@ def test_types_have_the_axis_of_the_batch(found):
     assert found["types"] == {"automatic axes": True, "explicit axes": True}
 
 
-@pytest.mark.parametrize("what", ["replicas", "in parts, batch in parts", "in parts, batch whole"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "replicas",
+        "output axis, one sequence",
+        "output axis, batch over data",
+        "output axis, batch in parts",
+        "input axis, one sequence",
+        "input axis, batch over data",
+        "input axis, batch in parts",
+        "without checks",
+    ],
+)
 def test_other_layouts_equal_one_device(found, what):
     layouts = {k: v for k, v in found["layouts"].items() if what in k}
     assert layouts
