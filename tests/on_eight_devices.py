@@ -23,7 +23,7 @@ from benchmarks.collectives import count
 from cases import KINDS, draw, weigh
 from jaxgru import diagnostics, loops
 
-HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 16  # 8 devices divide H and B, and not I or T
+HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 128  # 8 devices divide H and B, and not I or T
 
 AUTOMATIC, EXPLICIT = "automatic axes", "explicit axes"
 MANUAL, MANUAL_SET = "shard_map", "shard_map, set_mesh"

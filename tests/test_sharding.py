@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    # Without fusion, in which cheap operations are computed, and counted, once for each of their
+    # users, wherever the compiler sees fit.
+    flags = (
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        " --xla_disable_hlo_passes=fusion"
+    )
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "on_eight_devices.py")],
@@ -84,13 +89,7 @@ def test_gradients_are_summed_once(found):
 
 
 def test_each_device_does_an_eighth(found):
-    """But for what every device needs of the weights, which counts beside the work of a single step
-    and in diagnostics."""
-
-    def does_more(name, check):
-        return check["work"] > 1.1 / 8 and not any(w in name for w in ("step", "diagnostics"))
-
-    assert not failing(found, does_more)
+    assert not failing(found, lambda _, c: c["work"] > 1.1 / 8)
 
 
 def test_types_have_the_axis_of_the_batch(found):
