@@ -17,13 +17,8 @@ from jax import lax
 import jaxgru
 from benchmarks import by_hand, peers
 from benchmarks.newton import crossover, newton
-from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, summary, temporary
-from experiments.adding_task.settings import AddingSettings
-from experiments.adding_task.task import make_task as adding_task
-from experiments.common.task import Stage
-from experiments.common.training import make_train_chunk, train_init
-from experiments.copy_task.settings import CopySettings
-from experiments.copy_task.task import make_task as copy_task
+from benchmarks.seeds import seeds
+from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, summary, temporary, wait
 
 Sizes = tuple[tuple[int, int, int, int], ...]
 #: B, T, I, H
@@ -133,57 +128,15 @@ def population(rounds: int, members: int = 64) -> Iterator[Row]:
         args = (xs, ct)[: count - 1]
         together = {"jaxgru": (ours, params), "flax.linen": (theirs, variables)}
         calls: dict[str, Callable[[], Any]] = {
-            name: functools.partial(_wait, jax.jit(jax.vmap(run)), weights, *args)
+            name: functools.partial(wait, jax.jit(jax.vmap(run)), weights, *args)
             for name, (run, weights) in together.items()
         }
         _equal(*(jax.tree.leaves(call())[-1] for call in calls.values()))
         alone = [functools.partial(jax.jit(ours), *member[:count]) for member in single]
         calls["a loop over jaxgru"] = functools.partial(
-            _wait, lambda alone=alone: [f() for f in alone]
+            wait, lambda alone=alone: [f() for f in alone]
         )
         yield Row("population", case, what, "s", interleave(calls, rounds))
-
-
-def seeds(rounds: int, count: int = 4) -> Iterator[Row]:
-    """Training of several seeds of a study in one program, against one after another."""
-    adding = AddingSettings()
-    copying = CopySettings()
-    for name, settings, task, stage, updates in (
-        ("adding", adding, adding_task(adding), Stage(100), 20),
-        ("copy", copying, copy_task(copying), Stage(10, symbols=10), 20),
-        ("copy", copying, copy_task(copying), Stage(1000, symbols=10), 1),
-    ):
-        chunk = make_train_chunk(task, settings, stage.length)
-        rest = [jnp.int32(value) for value in (updates, stage.symbols, stage.decay)]
-        numbers = jnp.arange(count, dtype=jnp.uint32)
-        peak = jnp.float32(settings.learning_rate[0])
-        init = jax.jit(lambda seed, t=task, s=settings, p=peak: train_init(t, s, seed, p))
-        many = jax.vmap(init)(numbers)
-        single = [jax.tree.map(lambda a, k=k: a[k], many) for k in range(count)]
-        together = jax.jit(jax.vmap(chunk, in_axes=(0, None, None, None)))
-        alone = jax.jit(chunk)
-        compiling: dict[str, list[float]] = {"jaxgru": [], "one after another": []}
-        for _ in range(max(3, rounds // 2)):
-            for who, run, states in (
-                ("jaxgru", together, [many]),
-                ("one after another", alone, single),
-            ):
-                start = time.perf_counter()
-                for state in states:  # each in a process of its own, so each is compiled
-                    jax.clear_caches()
-                    run.lower(state, *rest).compile()
-                compiling[who].append(time.perf_counter() - start)
-        calls: dict[str, Callable[[], Any]] = {
-            "jaxgru": functools.partial(_wait, together, many, *rest),
-            "one after another": functools.partial(
-                _wait, lambda run=alone, s=single, r=rest: [run(state, *r) for state in s]
-            ),
-        }
-        case = f"{count} seeds, {name}, B={settings.batch_size} T={stage.length}"
-        case += f" H={settings.hidden_size}"
-        yield Row("seeds", case, f"{updates} updates", "s", interleave(calls, rounds))
-        times = {who: summary(found) for who, found in compiling.items()}
-        yield Row("seeds", case, "compiling", "s", times)
 
 
 def streaming(rounds: int) -> Iterator[Row]:
@@ -345,12 +298,8 @@ def _equal(first: Any, *others: Any) -> None:
         np.testing.assert_allclose(other, first, rtol=0, atol=2e-4 * scale)
 
 
-def _wait(run: Callable[..., Any], *args: Any) -> Any:
-    return jax.block_until_ready(run(*args))
-
-
 def _calls(runs: dict[str, Callable[..., Any]], *args: Any) -> dict[str, Callable[[], Any]]:
-    return {name: functools.partial(_wait, run, *args) for name, run in runs.items()}
+    return {name: functools.partial(wait, run, *args) for name, run in runs.items()}
 
 
 def _limits(problem: peers.Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:

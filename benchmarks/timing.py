@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 #: Seconds. After a call the threads of onnxruntime spin for some 40 ms of processor time, those of
@@ -41,6 +42,11 @@ class Row(NamedTuple):
 def summary(seconds: list[float]) -> Times:
     """The minimum and the quartiles."""
     return Times(min(seconds), *map(float, np.quantile(seconds, (0.25, 0.5, 0.75))))
+
+
+def wait(run: Callable[..., Any], *args: Any) -> Any:
+    """The results, when they are there."""
+    return jax.block_until_ready(run(*args))
 
 
 def temporary(compiled: Any) -> Times:
