@@ -1,10 +1,10 @@
 """The recurrence of a cell as operations of JAX: their types, derivatives and rules for `vmap`.
 
 There are three primitives: the recurrence, its tangent, and the transpose of the tangent, which is
-the gradient. `jaxgru.loops` computes them. Primitives, and not a `jax.custom_jvp`, for two reasons.
-`vmap` may put a batch right after time; left to the rules of `lax.scan`, a batch would come before
-the time inside every stretch of it, and be transposed there and back. And what computes them is
-chosen when a program is lowered, which is when the devices are known.
+the gradient. `jaxgru.backends` computes them. They are primitives, and not a `jax.custom_jvp`, for
+two reasons. `vmap` may put a batch right after time; left to the rules of `lax.scan`, a batch would
+come before the time inside every stretch of it, and be transposed there and back. And what computes
+them is chosen when a program is lowered, which is when the platform and the devices are known.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxgru import backends
+from jaxgru.backends.loop import among, cotangents, forward, saves_gates, scan_chunks, tangents
 from jaxgru.cell import Carry, Cell, Params, advance
-from jaxgru.loops import among, cotangents, forward, saves_gates, scan_chunks, tangents
 from jaxgru.mesh import alike
 
 
@@ -71,8 +72,8 @@ class _Operation(NamedTuple):
 
     primitive: Any
     run: Callable[..., Any]
-    """(local, *leaves of arguments, tree=, cell=, reverse=, levels=, and more) -> leaves of
-    results; local: all on one device."""
+    """(*leaves of arguments, tree=, cell=, reverse=, levels=, and more) -> leaves of results,
+    wherever that may run."""
     types: Callable[..., Any]
     """(arguments, cell=, reverse=, levels=, and more) -> results, with types in place of arrays."""
     arguments: tuple[_Kind, ...]
@@ -102,34 +103,30 @@ def _operation(
     primitive = Primitive(f"jaxgru_{name}")
     primitive.multiple_results = True
 
-    def flat(local, *leaves, tree, **static):
-        return jax.tree.leaves(run(local, jax.tree.unflatten(tree, leaves), **static))
+    def flat(plan, *leaves, tree, **static):
+        return jax.tree.leaves(run(plan, jax.tree.unflatten(tree, leaves), **static))
+
+    def portable(*leaves, **static):
+        return flat(backends.portable(), *leaves, **static)
 
     def abstract(*avals, tree, **static):
         return jax.tree.leaves(types(jax.tree.unflatten(tree, avals), **static))
 
-    def lower(context, *values, **static):
-        lowered = mlir.lower_fun(partial(flat, _is_local(context)), multiple_results=True)
-        return lowered(context, *values, **static)
+    def lower(platform, context, *values, **static):
+        run = partial(flat, backends.plan(platform, context))
+        return mlir.lower_fun(run, multiple_results=True)(context, *values, **static)
 
     def jvp(leaves, dleaves, **static):
-        return _jvp_of(partial(flat, False, **static), leaves, dleaves)
+        return _jvp_of(partial(portable, **static), leaves, dleaves)
 
-    operation = _Operation(primitive, flat, types, arguments, results)
-    primitive.def_impl(partial(flat, False))
+    operation = _Operation(primitive, portable, types, arguments, results)
+    primitive.def_impl(portable)
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, lower)
+    for platform in (None, *backends.PLANS):
+        mlir.register_lowering(primitive, partial(lower, platform), platform=platform)
     ad.primitive_jvps[primitive] = jvp
     batching.fancy_primitive_batchers[primitive] = partial(_batch, operation)
     return operation
-
-
-def _is_local(context: Any) -> bool:
-    """Whether every array of the program that is lowered lies on one device."""
-    axes = context.module_context.axis_context
-    if hasattr(axes, "manual_axes"):
-        return set(axes.manual_axes) == set(axes.mesh.axis_names)
-    return getattr(axes, "num_devices", None) == 1
 
 
 def _jvp_of(run, leaves, dleaves):
@@ -166,7 +163,7 @@ def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
     if not level and (apart or not data):
         # Tangents or gradients of weights, one for each example, or of the same data many.
         inline = jax.vmap(
-            partial(run, False, tree=tree, levels=levels, **static),
+            partial(run, tree=tree, levels=levels, **static),
             in_axes=tuple(dims),
             axis_size=axis.size,
             spmd_axis_name=axis.spmd_name,
@@ -192,9 +189,9 @@ def _place(axis: Any, leaf: Array, d: int | None, to: int) -> Array:
 # The recurrence: alone, and with what its derivative needs.
 
 
-def _run_outputs(_, arguments, *, cell, reverse, levels, checkpoint):
+def _run_outputs(plan, arguments, *, cell, reverse, levels, checkpoint):
     del checkpoint
-    carry, (carries, _) = forward(cell, levels, reverse, arguments, differentiated=False)
+    carry, (carries, _) = forward(plan, cell, levels, reverse, arguments, differentiated=False)
     return carry, cell.output(carries)
 
 
@@ -207,8 +204,8 @@ def _over_time(xs, carry):
     return jax.tree.map(lambda c: xs.update(shape=(*xs.shape[:-1], c.shape[-1])), carry)
 
 
-def _run_saved(_, arguments, *, cell, reverse, levels):
-    return forward(cell, levels, reverse, arguments, differentiated=True)
+def _run_saved(plan, arguments, *, cell, reverse, levels):
+    return forward(plan, cell, levels, reverse, arguments, differentiated=True)
 
 
 def _types_saved(arguments, *, cell, reverse, levels):
@@ -263,15 +260,15 @@ def _segments(checkpoint, *leaves, reverse, tree, **static):
 # Its tangent, linear in the last four arguments, and the transpose of that.
 
 
-def _run_tangent(local, arguments, *, cell, reverse, levels):
+def _run_tangent(plan, arguments, *, cell, reverse, levels):
     primals, saved, dprimals = arguments[:6], arguments[6:8], arguments[8:]
-    return tangents(cell, levels, reverse, local, primals, saved, dprimals)
+    return tangents(plan, cell, levels, reverse, primals, saved, dprimals)
 
 
-def _run_gradient(local, arguments, *, cell, reverse, levels, wanted):
+def _run_gradient(plan, arguments, *, cell, reverse, levels, wanted):
     primals, saved, cts = arguments[:6], arguments[6:8], arguments[8:]
     types = _types_gradient(arguments, wanted=wanted)
-    return cotangents(cell, levels, reverse, local, primals, saved, types, cts)
+    return cotangents(plan, cell, levels, reverse, primals, saved, types, cts)
 
 
 def _types_gradient(arguments, *, wanted, **_):

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxgru import backends
+from jaxgru.backends.loop import forward
 from jaxgru.cell import Blocks, Carry, Cell, Params, advance, products
 from jaxgru.linear import recur, recur_in_order, rescue, shift, times
-from jaxgru.loops import forward
 
 
 class NewtonInfo(NamedTuple):
@@ -189,7 +190,8 @@ def _iterate(cell, method, inputs, flags, guess):
     def scanned():
         both = (start, start if restart is None else restart)
         arguments = (params, xs, *(unpack(cell, params, packed) for packed in both), *flags)
-        _, (carries, _) = forward(cell, 0, False, arguments, differentiated=False)
+        plan = backends.portable()
+        _, (carries, _) = forward(plan, cell, 0, False, arguments, differentiated=False)
         return pack(carries)
 
     states = rescue(converged, found.states, scanned) if method.fallback else found.states

@@ -1,5 +1,6 @@
 """What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import jaxgru
+from jaxgru import backends
+from jaxgru.backends import loop
 
 #: Sizes used by most tests: all different, so a swapped axis cannot go unnoticed.
 INPUT, HIDDEN, STEPS = 3, 4, 6
@@ -144,3 +147,17 @@ def assert_same(actual, expected):
         assert a.dtype == e.dtype
         assert a.shape == e.shape
         assert bool(jnp.all(a == e)), f"largest difference {jnp.max(jnp.abs(a - e))}"
+
+
+@contextlib.contextmanager
+def planned(platform="cpu", recomputed=loop.RECOMPUTED, **changes):
+    """Inside, programs for a CPU are made by the plan of a platform, with other sizes."""
+    before = backends.PLANS["cpu"], loop.RECOMPUTED
+    backends.PLANS["cpu"] = backends.PLANS[platform]._replace(**changes)
+    loop.RECOMPUTED = recomputed
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        backends.PLANS["cpu"], loop.RECOMPUTED = before
+        jax.clear_caches()

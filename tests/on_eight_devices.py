@@ -20,8 +20,8 @@ import jaxgru
 import recipes
 from benchmarks import collectives
 from benchmarks.collectives import count
-from cases import KINDS, draw, weigh
-from jaxgru import diagnostics, loops
+from cases import KINDS, draw, planned, weigh
+from jaxgru import diagnostics
 
 HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 128  # 8 devices divide H and B, and not I or T
 
@@ -119,13 +119,15 @@ def checks():
 
 
 #: Every way of the loops, by sizes small enough for a test.
-SWITCHES = {
-    "inputs in the loop": {"HOISTED": 0, "HOISTED_BOTH": 0},
-    "stretches": {"HOISTED": 0, "HOISTED_BOTH": 0, "IN_LOOP": 0, "ROWS": 32},
-    "stretches back": {"ROWS": 32, "ROWS_H": 1},
-    "columns": {"WIDE": 1},
-    "wide tangent": {"WIDE_TANGENT": 1},
-    "gates saved": {"RECOMPUTED": 1},
+SWITCHES: dict[str, dict[str, Any]] = {
+    "inputs in the loop": {"hoisted": 0, "hoisted_both": 0},
+    "stretches": {"hoisted": 0, "hoisted_both": 0, "in_loop": 0, "rows": 32},
+    "stretches back": {"rows": 32, "backward": 1},
+    "columns": {"wide": 1},
+    "wide tangent": {"wide_tangent": 1},
+    "gates saved": {"recomputed": 1},
+    "as on a GPU": {"platform": "cuda"},
+    "as on a GPU, gates saved": {"platform": "cuda", "recomputed": 1},
 }
 
 
@@ -309,17 +311,11 @@ def main():
     # Two stretches of eight steps, the least there is, and a rest.
     xs = jax.random.normal(jax.random.key(2), (BATCH, 19, INPUT))
     plain = plain._replace(data=(xs,))
-    for name, constants in SWITCHES.items():
-        before = {constant: getattr(loops, constant) for constant in constants}
-        for constant, value in constants.items():
-            setattr(loops, constant, value)
-        jax.clear_caches()
+    for name, changes in SWITCHES.items():
         # With a mesh that the compiler divides by, all of time is one stretch back.
-        ways = (MANUAL_SET,) if "ROWS_H" in constants else (AUTOMATIC, EXPLICIT, MANUAL_SET)
-        add(plain._replace(name=name, ways=ways))
-        for constant, value in before.items():
-            setattr(loops, constant, value)
-        jax.clear_caches()
+        ways = (MANUAL_SET,) if "backward" in changes else (AUTOMATIC, EXPLICIT, MANUAL_SET)
+        with planned(**changes):
+            add(plain._replace(name=name, ways=ways))
     found |= {"types": of_types(), "layouts": of_layouts(), "errors": of_errors()}
     with jax.enable_x64(False):
         found["recipes"] = of_recipes()

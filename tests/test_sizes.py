@@ -2,7 +2,8 @@
 
 Short sequences are projected all at once; in longer ones small inputs are projected step by step,
 others a stretch of time at once, and the last stretch may be shorter; few units have their gates
-recomputed for the gradient; many units are kept as columns.
+recomputed for the gradient; many units are kept as columns. On a GPU a turn of the loop has several
+steps, and gates are saved after it.
 """
 
 import jax
@@ -12,8 +13,18 @@ import pytest
 
 import jaxgru
 import plain
-from cases import GRAD_TOL, VALUE_TOL, assert_close, draw, draw_carry, slow, weigh
-from jaxgru import loops
+from cases import (
+    GRAD_TOL,
+    VALUE_TOL,
+    assert_close,
+    draw,
+    draw_carry,
+    only,
+    planned,
+    slow,
+    weigh,
+)
+from jaxgru.backends import CPU, loop
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -29,15 +40,8 @@ SIZES = {
 }
 
 
-@pytest.fixture
-def long(monkeypatch):
-    """These sequences are short: here they are taken for long ones."""
-    monkeypatch.setattr(loops, "HOISTED", 0)
-    monkeypatch.setattr(loops, "HOISTED_BOTH", 0)
-    monkeypatch.setattr(loops, "ROWS_H", 0)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+#: These sequences are short: here they are taken for long ones.
+LONG = {"hoisted": 0, "hoisted_both": 0, "backward": 0}
 
 
 def test_the_sizes_are_on_both_sides():
@@ -45,15 +49,15 @@ def test_the_sizes_are_on_both_sides():
         np.array(column) for column in zip(*SIZES.values(), strict=True)
     )
     for values, border in (
-        (inputs, loops.IN_LOOP + 1),
-        (hidden, loops.RECOMPUTED + 1),
-        (hidden, loops.WIDE_TANGENT),
-        (hidden, loops.WIDE),
+        (inputs, CPU.in_loop + 1),
+        (hidden, loop.RECOMPUTED + 1),
+        (hidden, CPU.wide_tangent),
+        (hidden, CPU.wide),
     ):
         assert (values < border).any()
         assert (values >= border).any()
     sizes = [
-        loops.chunk_size(jnp.zeros(shape), loops.ROWS)
+        loop.chunk_size(jnp.zeros(shape), CPU.rows)
         for shape in zip(steps, batches, inputs, strict=True)
     ]
     assert (steps > sizes).any()
@@ -73,9 +77,20 @@ CHOSEN = ("gru", "lstm", "gru_after", "elman", "elman", "gru_after", "lstm")
         for kind in CELLS
     ],
 )
-@pytest.mark.usefixtures("long")
 def test_values_and_gradients(kind, name):
-    check(kind, CELLS[kind], SIZES[name])
+    with planned(**LONG):
+        check(kind, CELLS[kind], SIZES[name])
+
+
+#: Two stretches of 13 steps, in turns of eight and five; gates computed, and gates saved.
+ON_GPU = {"few units": (26, 3, 3, 5), "gates saved": (26, 3, 20, 66)}
+
+
+@pytest.mark.parametrize("sizes", ON_GPU.values(), ids=ON_GPU)
+@pytest.mark.parametrize("kind", only(("gru_after", "lstm"), CELLS))
+def test_as_on_a_gpu(kind, sizes):
+    with planned("cuda", rows=39, forward=0, backward=0):
+        check(kind, CELLS[kind], sizes)
 
 
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])

@@ -37,15 +37,34 @@ from jaxgru.cell import (
     total,
 )
 
-# Sizes at which another way becomes faster on a CPU; docs/performance.md has the measurements.
-IN_LOOP = 16  # inputs up to here are projected step by step, others a stretch of time at once
-HOISTED = 15_000_000  # bytes of projected inputs up to which all of time is one stretch
-HOISTED_BOTH = 7_500_000  # the same where a gradient follows, which keeps arrays of this size too
-WIDE = 768  # H from here on: states are kept as columns, and weights stand left in the product
-WIDE_TANGENT = 512  # H from here on: the backward product takes the weights as they are
 RECOMPUTED = 64  # H up to here: gates are recomputed for the gradient, not saved
-ROWS = 512  # rows of a product over a stretch of the forward pass
-ROWS_H = 2**17  # rows times H over a stretch of the backward pass, but not fewer rows than ROWS
+
+
+class Plan(NamedTuple):
+    """How a platform runs the loop: sizes from which another way becomes faster there."""
+
+    in_loop: int
+    """Inputs up to this size are projected step by step, others a stretch of time at once."""
+    hoisted: int
+    """Bytes of projected inputs up to which all of time is one stretch."""
+    hoisted_both: int
+    """The same where a gradient follows, which keeps arrays of this size too."""
+    wide: float
+    """H from here on: states are kept as columns, and weights stand left in the product."""
+    wide_tangent: float
+    """H from here on: the backward product takes the weights as they are."""
+    rows: int
+    """Rows of a product over a stretch of time, where the next two do not allow for more."""
+    forward: int
+    """Rows times H over a stretch of the forward pass."""
+    backward: float
+    """Rows times H over a stretch of the backward pass."""
+    unroll: int
+    """Steps in one turn of the loop."""
+    gates_in_loop: bool
+    """Whether saved gates are written by the loop, or computed a stretch at once after it."""
+    merged: bool = True
+    """Whether time and batch are one axis in the products over a stretch."""
 
 
 def scan_chunks(
@@ -71,15 +90,18 @@ def scan_chunks(
     return carry, ys
 
 
-def chunk_size(xs: Array, most: int) -> int:
+def chunk_size(xs: Array, most: float) -> int:
     """How many steps share one product of at most so many rows, if eight steps fit.
 
     Few enough to stay in cache, and enough for a product to be worth its start.
     """
     steps, rows = xs.shape[0], max(1, math.prod(xs.shape[1:-1]))
-    size = min(steps, max(8, min(most // 4, most // rows)))
-    # A size that leaves no rest spares compiling the body twice.
-    return next((k for k in range(size, size // 2, -1) if steps % k == 0), size)
+    return _divisor(steps, int(min(steps, max(8, min(most // 4, most // rows)))))
+
+
+def _divisor(steps: int, most: int) -> int:
+    """A size that leaves no rest spares compiling the body twice."""
+    return next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
 
 
 def saves_gates(cell: Cell, params: Any) -> bool:
@@ -88,7 +110,12 @@ def saves_gates(cell: Cell, params: Any) -> bool:
 
 
 def forward(
-    cell: Cell, levels: int, reverse: bool, primals: tuple[Any, ...], differentiated: bool
+    plan: Plan,
+    cell: Cell,
+    levels: int,
+    reverse: bool,
+    primals: tuple[Any, ...],
+    differentiated: bool,
 ) -> tuple[Carry, tuple[Carry, Any]]:
     """(last carry, (all carries, gates)) of the recurrence.
 
@@ -98,11 +125,11 @@ def forward(
     blocks = _blocks(cell, levels, params)
     size = cell.sizes(params)[1]
     save = differentiated and saves_gates(cell, params)
-    most = HOISTED_BOTH if differentiated else HOISTED
+    most = plan.hoisted_both if differentiated else plan.hoisted
     projections = math.prod(xs.shape[:-1]) * cell.gates * size
     hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= most
-    in_loop = xs.shape[-1] <= IN_LOOP and not hoisted
-    n_last = size >= WIDE
+    in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
+    n_last = size >= plan.wide
     product = matmul_left if n_last else matmul
     if n_last:
         blocks = blocks._replace(w_hh=tuple(w.swapaxes(-1, -2) for w in blocks.w_hh))
@@ -114,7 +141,7 @@ def forward(
         previous = _select(fresh, reset_carry, carry)
         new, gates = cell.advance(products(blocks.w_hh, product), blocks, previous, projected)
         new = new if keep is None else _select(keep, new, previous)
-        gates = jax.tree.map(lambda a: a.astype(xs.dtype), gates) if save else None
+        gates = _narrowed(xs, gates) if save and plan.gates_in_loop else None
         return new, (new, gates)
 
     batches = xs.ndim - 2 - levels if n_last else 0
@@ -132,20 +159,26 @@ def forward(
         xs, fresh, keep = inputs
         together = _lift(partial(project, cell), levels, (0, 1), 1)
         projected = xs if in_loop else together(blocks, xs)
-        carry, ys = lax.scan(steps, carry, (columns(projected), fresh, keep), reverse=reverse)
-        return carry, rows(ys)
+        streams = (columns(projected), fresh, keep)
+        last, ys = _scan(plan, steps, carry, streams, reverse)
+        carries, gates = rows(ys)
+        if save and gates is None:
+            before = jax.tree.map(partial(_shifted, reverse=reverse), rows(carry), carries)
+            before = _select(fresh, reset_carry, before)
+            gates = _narrowed(xs, _derivative(plan, cell, levels, params).gates(xs, before))
+        return last, (carries, gates)
 
     whole = hoisted or (in_loop and not n_last)
-    stretch = xs.shape[0] if whole else chunk_size(xs, ROWS)
+    stretch = xs.shape[0] if whole else chunk_size(xs, max(plan.rows, plan.forward // size))
     carry, ys = scan_chunks(chunk, columns(carry), (xs, fresh, keep), stretch, reverse)
     return rows(carry), ys
 
 
 def tangents(
+    plan: Plan,
     cell: Cell,
     levels: int,
     reverse: bool,
-    local: bool,
     primals: tuple[Any, ...],
     saved: tuple[Carry, Any],
     dprimals: tuple[Any, ...],
@@ -158,7 +191,7 @@ def tangents(
     params, xs, carry, reset_carry, fresh, keep = primals
     dparams, dxs, dcarry, dreset_carry = dprimals
     carries, gates = saved
-    parts = _derivative(cell, levels, local, params)
+    parts = _derivative(plan, cell, levels, params)
     dblocks = _blocks(cell, levels, dparams)
     dcarry = _filled(dcarry, carry)
     dreset_carry = None if fresh is None else _filled(dreset_carry, carry)
@@ -176,18 +209,18 @@ def tangents(
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         sources = parts.sources(dblocks, xs, dxs, before, gates)
-        return lax.scan(step, dcarry, (before, gates, sources, fresh, keep), reverse=reverse)
+        return _scan(plan, step, dcarry, (before, gates, sources, fresh, keep), reverse)
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
     streams = (_times(xs), xs, dxs, carries, gates, fresh, keep)
-    return scan_chunks(chunk, dcarry, streams, _backward_chunk(local, xs, carries), reverse)
+    return scan_chunks(chunk, dcarry, streams, _backward_chunk(plan, xs, carries), reverse)
 
 
 def cotangents(
+    plan: Plan,
     cell: Cell,
     levels: int,
     reverse: bool,
-    local: bool,
     primals: tuple[Any, ...],
     saved: tuple[Carry, Any],
     wanted: tuple[Any, ...],
@@ -201,7 +234,7 @@ def cotangents(
     carries, gates = saved
     last, outputs = cts
     wanted_params, wanted_xs, wanted_carry, wanted_reset = wanted
-    parts = _derivative(cell, levels, local, params)
+    parts = _derivative(plan, cell, levels, params)
     dblocks = _blocks(cell, levels, wanted_params)
     still = jax.tree.map(lambda _: None, dblocks)
 
@@ -229,7 +262,7 @@ def cotangents(
         types = parts.sources(still, xs, None, before, gates)
         back = partial(step, jax.tree.map(lambda a: a[0], types))
         streams = (before, gates, outputs, fresh, keep)
-        (ct, ct_reset), sources = lax.scan(back, (ct, ct_reset), streams, reverse=not reverse)
+        (ct, ct_reset), sources = _scan(plan, back, (ct, ct_reset), streams, not reverse)
 
         def run(dblocks, dxs):
             return parts.sources(dblocks, xs, dxs, before, gates)
@@ -247,7 +280,7 @@ def cotangents(
     if jax.tree.leaves(wanted_reset):
         ct_reset = jax.tree.map(jnp.zeros_like, carry)
     sums = jax.tree.map(lambda a: jnp.zeros_like(a, accumulator(a.dtype)), dblocks)
-    stretch = _backward_chunk(local, xs, carries)
+    stretch = _backward_chunk(plan, xs, carries)
     state, ct_xs = scan_chunks(chunk, (last, ct_reset, sums), streams, stretch, not reverse)
     ct, ct_reset, sums = state
     ct_params = wanted_params
@@ -258,10 +291,15 @@ def cotangents(
     return ct_params, ct_xs, among(wanted_carry, ct), among(wanted_reset, ct_reset)
 
 
-def _backward_chunk(local: bool, xs: Array, carries: Carry) -> int:
-    if not local:  # weight gradients are summed over the devices once a stretch
-        return xs.shape[0]
-    return chunk_size(xs, max(ROWS, ROWS_H // jax.tree.leaves(carries)[0].shape[-1]))
+def _backward_chunk(plan: Plan, xs: Array, carries: Carry) -> int:
+    size = jax.tree.leaves(carries)[0].shape[-1]
+    return chunk_size(xs, max(plan.rows, plan.backward // size))
+
+
+def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    turn = _divisor(steps, max(1, min(steps, plan.unroll)))
+    return lax.scan(body, carry, xs, reverse=reverse, unroll=turn)
 
 
 def _times(xs: Array) -> Array:
@@ -284,10 +322,10 @@ class _Derivative(NamedTuple):
     """(before, gates, dcarry, sources) -> the next dcarry: one step."""
 
 
-def _derivative(cell: Cell, levels: int, local: bool, params: Any) -> _Derivative:
+def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative:
     size = cell.sizes(params)[1]
     blocks = _blocks(cell, levels, params)
-    transposed = size < WIDE_TANGENT
+    transposed = size < plan.wide_tangent
     product = matmul_transposed if transposed else matmul
     weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)
 
@@ -296,7 +334,7 @@ def _derivative(cell: Cell, levels: int, local: bool, params: Any) -> _Derivativ
 
     def sources(blocks, dblocks, xs, dxs, before, gates):
         shape = xs.shape[:-1]
-        if local:
+        if plan.merged:
             # The transpose of a product over two axes, time and batch, takes six times as long on a
             # CPU. On several devices merged axes would have to be gathered.
             flat = partial(jax.tree.map, lambda a: a.reshape(-1, a.shape[-1]))
@@ -307,7 +345,9 @@ def _derivative(cell: Cell, levels: int, local: bool, params: Any) -> _Derivativ
             dx = jnp.broadcast_to(none, (*xs.shape[:-1], cell.gates * size))
         dx = total(dx, dblocks.b)
         found = cell.sources(dblocks, dx, before, _widened(gates))
-        return jax.tree.map(lambda a: a.reshape(*shape, a.shape[-1]), found) if local else found
+        return (
+            jax.tree.map(lambda a: a.reshape(*shape, a.shape[-1]), found) if plan.merged else found
+        )
 
     def tangent(weights, before, gates, dcarry, sources):
         coefficients = cell.coefficients(before, _widened(gates))
@@ -318,8 +358,13 @@ def _derivative(cell: Cell, levels: int, local: bool, params: Any) -> _Derivativ
     return _Derivative(gates, sources, partial(_lift(tangent, levels, 0), weights))
 
 
+def _narrowed(xs: Array, gates: Any) -> Any:
+    """As they are saved, in the dtype of params."""
+    return jax.tree.map(lambda a: a.astype(xs.dtype), gates)
+
+
 def _widened(gates: Any) -> Any:
-    """Saved in the dtype of params, computed with in at least float32."""
+    """As they are computed with, in at least float32."""
     return jax.tree.map(lambda a: a.astype(accumulator(a.dtype)), gates)
 
 
@@ -369,7 +414,11 @@ def _previous(times: Array, carry: Carry, carries: Carry, after: Carry, reverse:
     def shift(carry, carries, after):
         outside = at == carries.shape[0] if reverse else at < 0
         first = lax.dynamic_index_in_dim(carries, at, keepdims=False)
-        first = jnp.where(outside, carry, first)[None]
-        return jnp.concatenate((after[1:], first) if reverse else (first, after[:-1]))
+        return _shifted(jnp.where(outside, carry, first), after, reverse)
 
     return jax.tree.map(shift, carry, carries, after)
+
+
+def _shifted(first: Array, after: Array, reverse: bool) -> Array:
+    """What comes before each step: the first, and all after a step but the last."""
+    return jnp.concatenate((after[1:], first[None]) if reverse else (first[None], after[:-1]))

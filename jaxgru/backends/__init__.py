@@ -1,0 +1,63 @@
+"""What computes a recurrence on which platform: the one place that says so."""
+
+import math
+from typing import Any
+
+from jaxgru.backends.loop import Plan
+
+#: docs/performance.md has the measurements.
+CPU = Plan(
+    in_loop=16,
+    hoisted=15_000_000,
+    hoisted_both=7_500_000,
+    wide=768,
+    wide_tangent=512,
+    rows=512,
+    forward=0,
+    backward=2**17,
+    unroll=1,
+    gates_in_loop=True,
+)
+#: A step costs its launches, so whatever can be computed for all of time at once is, as long as an
+#: array [rows, H] of a stretch takes at most 256 MB in float32.
+GPU = Plan(
+    in_loop=-1,
+    hoisted=0,
+    hoisted_both=0,
+    wide=math.inf,
+    wide_tangent=math.inf,
+    rows=512,
+    forward=2**26,
+    backward=2**26,
+    unroll=8,
+    gates_in_loop=False,
+)
+PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU}
+
+
+def plan(platform: str | None, context: Any) -> Plan:
+    """How to run what is lowered for a platform, in the context of `jax.interpreters.mlir`.
+
+    None stands for the platforms that are not named here.
+    """
+    found = PLANS[platform or "cpu"]
+    axes = context.module_context.axis_context
+    if hasattr(axes, "manual_axes"):
+        local = set(axes.manual_axes) == set(axes.mesh.axis_names)
+    else:
+        local = getattr(axes, "num_devices", None) == 1
+    return found if local else _divided(found)
+
+
+def portable() -> Plan:
+    """How to run where neither the platform nor the devices are known yet."""
+    return _divided(PLANS["cpu"])
+
+
+def _divided(plan: Plan) -> Plan:
+    """For arrays that may lie on several devices.
+
+    The axes of a batch are not merged, since the result would have to be gathered. The backward
+    pass is one stretch, since weight gradients are summed over the devices once a stretch.
+    """
+    return plan._replace(merged=False, backward=math.inf)
