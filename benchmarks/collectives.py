@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgru
+from benchmarks import hlo
 from benchmarks.timing import BOTH, FORWARD
 
 DEVICES = 8
@@ -84,17 +85,16 @@ class Count(NamedTuple):
 
 def count(text: str) -> Count:
     """The collectives of an optimized program; in the loop is whatever a while body reaches."""
-    name, lines = "", collections.defaultdict(list)
-    for line in text.splitlines():
-        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
-        name = start[1] if start else name
-        lines[name].append(line)
+    lines = hlo.computations(text)
+    lines.pop(hlo.ENTRY, None)
     calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
     reached = set()
     ahead = set(re.findall(r"body=%?([\w.\-]+)", text))
     while ahead:
         reached |= ahead
-        ahead = {n for c in ahead for line in lines[c] for n in calls.findall(line)} - reached
+        ahead = {
+            n for c in ahead for line in lines.get(c, ()) for n in calls.findall(line)
+        } - reached
     inside, outside, size = collections.Counter(), collections.Counter(), 0
     found = re.compile(rf"= (.*?) ({'|'.join(OPERATIONS)})(?:-start)?\(")
     for name, body in lines.items():

@@ -32,7 +32,8 @@ GPU = Plan(
     unroll=8,
     gates_in_loop=False,
 )
-PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU}
+TPU = CPU._replace(gates_in_loop=False, merged=False)
+PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 
 
 def plan(platform: str | None, context: Any) -> Plan:

@@ -1,0 +1,257 @@
+"""Programs for a GPU or a TPU, compiled without one: `python -m benchmarks.ahead --help`."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+import jaxgru
+from benchmarks import hlo
+from benchmarks.timing import BOTH, FORWARD
+
+#: What XLA has to know of a GPU that is not there: an NVIDIA H100, 80 GB.
+TARGET = Path(__file__).with_name("h100.textproto")
+#: B, T, I, H
+SIZES = {
+    "gpu": tuple((64, 1024, 128, hidden) for hidden in (64, 128, 256, 512, 1024)),
+    "tpu": (
+        (64, 1024, 128, 256),
+        (32, 1000, 10, 128),
+        (256, 64, 64, 64),
+        (32, 128, 256, 1024),
+        (1, 1000, 64, 128),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compile the GRU for an accelerator that need not be there, and say what its program does.
+
+    For a GPU, an NVIDIA H100: the kernels and copies that the host launches. It needs
+    `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e: the cycles that its compiler
+    expects. It needs `pip install "jax[tpu]"`. Nothing runs, so nothing here is a time but that of
+    compiling. All networks are float32 and take their inputs time-major.
+    """
+
+    device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
+    """What to compile for."""
+    sizes: Annotated[
+        tuple[tuple[int, int, int, int], ...], tyro.conf.arg(metavar="B T I H ...")
+    ] = ()
+    """Batch, time steps, inputs and units; by default those of docs/accelerators.md."""
+    json: bool = False
+    """Print JSON, not a table."""
+
+
+class Network(NamedTuple):
+    """apply(weights, xs `[T, B, I]`) -> outputs `[T, B, H]`, and the types of the weights."""
+
+    apply: Callable[..., Any]
+    weights: Any
+
+
+def networks(batch: int, steps: int, inputs: int, hidden: int) -> dict[str, Network]:
+    """Both forms of the GRU, each beside the library that has it, where that is installed."""
+    key, xs = jax.random.key(0), jnp.zeros((steps, batch, inputs))
+    found = {}
+    for after in (True, False):
+        weights = jax.eval_shape(
+            lambda after=after: jaxgru.gru_init(key, inputs, hidden, reset_after=after)
+        )
+        name = f"jaxgru, reset {'after' if after else 'before'}"
+        found[name] = Network(_outputs, weights)
+        try:
+            found |= (_linen if after else _haiku)(key, xs, hidden)
+        except ImportError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
+
+
+def _outputs(params: Any, xs: jax.Array) -> jax.Array:
+    return jax.vmap(lambda xs: jaxgru.scan(params, xs)[1], in_axes=1, out_axes=1)(xs)
+
+
+def _linen(key, xs, hidden):
+    nn = importlib.import_module("flax.linen")
+    rnn = nn.RNN(nn.GRUCell(hidden), time_major=True)
+    return {"flax.linen, reset after": Network(rnn.apply, jax.eval_shape(rnn.init, key, xs))}
+
+
+def _haiku(key, xs, hidden):
+    hk = importlib.import_module("haiku")
+
+    def run(xs):
+        return hk.dynamic_unroll(hk.GRU(hidden), xs, jnp.zeros((xs.shape[1], hidden)))[0]
+
+    net = hk.without_apply_rng(hk.transform(run))
+    return {"haiku, reset before": Network(net.apply, jax.eval_shape(net.init, key, xs))}
+
+
+class Launches(NamedTuple):
+    """What the host starts on a GPU: kernels, and copies of memory."""
+
+    kernels: float
+    copies: float
+
+
+def launches(thunks: str, turns: list[int]) -> tuple[Launches, Launches]:
+    """(in all, in loops), from XLA's list of what it runs, and from how often each loop turns.
+
+    A line of the list is a kernel, a copy, or something with parts; the parts of a loop, which are
+    its condition and its body, are indented further.
+    """
+    every, inside = [0.0, 0.0], [0.0, 0.0]
+    ahead = iter(turns)
+    open_loops: list[tuple[int, int]] = []  # (indentation, turns)
+    for line in thunks.splitlines():
+        match = re.match(r"( *)\d+: k(\w+)", line)
+        if not match:
+            continue
+        indent, kind = len(match[1]), match[2]
+        while open_loops and indent <= open_loops[-1][0]:
+            open_loops.pop()
+        times = 1
+        for _, count in open_loops:
+            times *= count
+        if kind == "While":
+            open_loops.append((indent, next(ahead)))
+        elif kind not in ("CommandBuffer", "DynamicSliceFusion", "Sequential", "Conditional"):
+            what = int("Copy" in kind)
+            every[what] += times
+            inside[what] += times if open_loops else 0
+    assert next(ahead, None) is None, "more loops in the program than in the list"
+    return Launches(*every), Launches(*inside)
+
+
+def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
+    """Launches, memory and the time of compiling, of each network and direction."""
+    options: Any = {
+        "xla_gpu_autotune_level": 0,  # which would time kernels
+        "xla_dump_to": str(dump),
+        "xla_dump_hlo_as_text": True,
+    }
+    for name, what, run, types in _programs(sizes, device):
+        before = set(dump.glob("*thunk_sequence.txt"))
+        start = time.perf_counter()
+        compiled: Any = run.trace(*types).lower().compile(options)
+        seconds = time.perf_counter() - start
+        listed = set(dump.glob("*thunk_sequence.txt")) - before
+        text = max((path.read_text() for path in listed), key=len)
+        turns = list(hlo.loops(hlo.computations(compiled.as_text() or "")))
+        every, inside = launches(text, turns)
+        yield {
+            "sizes": sizes,
+            "network": name,
+            "what": what,
+            "kernels a step": inside.kernels / sizes[1],
+            "copies a step": inside.copies / sizes[1],
+            "launches outside of loops": sum(every) - sum(inside),
+            "temporary MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+            "compiling s": seconds,
+        }
+
+
+def on_tpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
+    """The compiler's estimate of cycles, of each network and direction."""
+    for name, what, run, types in _programs(sizes, device):
+        program = hlo.computations(run.trace(*types).lower().compile().as_text() or "")
+        cycles = hlo.total(program, _cycles)
+        yield {
+            "sizes": sizes,
+            "network": name,
+            "what": what,
+            "million cycles": cycles / 1e6,
+            "cycles a step": cycles / sizes[1],
+        }
+
+
+def _cycles(line: str) -> int:
+    # Of a loop the estimate is that of a single turn, which is counted by its parts.
+    found = None if re.search(r" (while|call)\(", line) else _CYCLES.search(line)
+    return int(found[1]) if found else 0
+
+
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+
+
+def _programs(sizes, device):
+    batch, steps, inputs, _ = sizes
+    place = SingleDeviceSharding(device)
+    for name, network in networks(*sizes).items():
+
+        def both(weights, xs, network=network):
+            loss = lambda *args: jnp.sum(network.apply(*args) ** 2)  # noqa: E731
+            return jax.grad(loss, argnums=(0, 1))(weights, xs)
+
+        arrays = (network.weights, jax.ShapeDtypeStruct((steps, batch, inputs), jnp.float32))
+        types = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arrays
+        )
+        for what, run in ((FORWARD, network.apply), (BOTH, both)):
+            yield name, what, jax.jit(run, out_shardings=place), types
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line for each size, network and direction, as Markdown."""
+    columns = list(rows[0])[3:]
+    lines = [f"| B, T, I, H | | | {' | '.join(columns)} |", "| --- " * (len(columns) + 3) + "|"]
+    for row in rows:
+        numbers = " | ".join(f"{row[column]:.3g}" for column in columns)
+        case = ", ".join(map(str, row["sizes"]))
+        lines.append(f"| {case} | {row['network']} | {row['what']} | {numbers} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    config = tyro.cli(Config, prog="python -m benchmarks.ahead")
+    jax.config.update("jax_platforms", "cpu")  # on which weights are drawn
+    dump = Path(tempfile.mkdtemp())
+    if config.device == "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+        where: dict[str, Any] = {"target_config": TARGET.read_text(), "topology": "1x1x1"}
+    else:
+        os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+        os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
+        os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+        where = {"topology_name": "v5e:2x2"}
+    platform = {"gpu": "cuda", "tpu": "tpu"}[config.device]
+    try:
+        topology = topologies.get_topology_desc(platform=platform, **where)
+    except Exception as error:  # whatever a plugin that is not there leads to
+        extra = {"gpu": '"jax[cuda13]" absl-py', "tpu": '"jax[tpu]"'}[config.device]
+        print(f"error: no compiler for a {config.device}: pip install {extra} ({error})")
+        return 2
+    rows = []
+    for sizes in config.sizes or SIZES[config.device]:
+        found = (
+            on_gpu(sizes, topology.devices[0], dump)
+            if config.device == "gpu"
+            else on_tpu(sizes, topology.devices[0])
+        )
+        for row in found:
+            rows.append(row)
+            print(json.dumps(row) if config.json else row, file=sys.stderr, flush=True)
+    name = {"gpu": "an NVIDIA H100", "tpu": "a TPU v5e"}[config.device]
+    print(
+        json.dumps(rows) if config.json else f"jax {jax.__version__}, for {name}\n\n{table(rows)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What is read from compiled programs, on texts of the form that XLA writes."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import ahead, hlo
+
+COST = r'backend_config={"estimated_cycles":"\1"}'
+PROGRAM = """
+%inner.1 (p: f32[4]) -> f32[4] {
+  %a = f32[4]{0} add(%p, %p), @7
+}
+%cond.1 (p: s32[]) -> pred[] {
+  %c = s32[] constant(5)
+  %r = pred[] compare(%p, %c), direction=LT
+}
+%compared (p: s32[]) -> pred[] {
+  %c = s32[] constant(3)
+  %r = pred[] compare(%p, %c), direction=LT
+}
+%cond.2 (p: s32[]) -> pred[] {
+  %r = pred[] fusion(%p), kind=kLoop, calls=%compared
+}
+%body.2 (p: f32[4]) -> f32[4] {
+  %x = f32[4]{0} while(%p), condition=%cond.2, body=%inner.1, @7
+  %y = f32[4]{0} multiply(%x, %x), @100
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %k = f32[4]{0} call(%p), to_apply=%inner.1, @7
+  %v = f32[4]{0} while(%k), condition=%cond.1, body=%body.2
+  %w = while(%v), condition=%cond.1, body=%inner.1, backend_config={"known_trip_count":{"n":"2"}}
+}
+"""
+
+
+def test_cycles_count_at_every_turn():
+    program = hlo.computations(re.sub(r"@(\d+)", COST, PROGRAM))
+    assert list(hlo.loops(program)) == [5, 3, 2]
+    assert hlo.total(program, ahead._cycles) == 7 + 5 * (3 * 7 + 100) + 2 * 7
+
+
+THUNKS = """
+000: kCommandBuffer [source       | next=009 (1)]
+    001: kCustomKernel [source       | next=002 (1)] wrapped_transpose grid: [16384, 1, 1]
+    002: kCopy         [prev=001 (1) | sink        ] kCopy
+009: kWhile         [prev=000 (1) | next=029 (1)]
+condition:
+    010: kCustomKernel [source | sink] loop_compare_fusion grid: [1, 1, 1]
+  body:
+    011: kDynamicSliceFusion [source       | next=000 (1)] params=1, results=1
+        012: kCopy [source | sink] kCopy
+    013: kWhile             [prev=000 (1) | next=022 (1)]
+condition:
+        014: kCustomKernel [source | sink] loop_compare_fusion grid: [1, 1, 1]
+      body:
+        015: kCustomKernel [source | sink] gemm grid: [1, 1, 1]
+029: kGemm  [prev=009 (1) | sink        ] gemm
+"""
+
+
+def test_launches_count_at_every_turn():
+    every, inside = ahead.launches(THUNKS, [10, 3])
+    assert inside == (10 + 10 * 3 * 2, 10)
+    assert every == (inside.kernels + 2, inside.copies + 1)
+    with pytest.raises(AssertionError, match="more loops"):
+        ahead.launches(THUNKS, [10, 3, 2])
+
+
+def test_the_networks_of_a_table_are_what_they_are_called():
+    for name, network in ahead.networks(2, 3, 4, 5).items():
+        xs = jax.ShapeDtypeStruct((3, 2, 4), jnp.float32)
+        assert jax.eval_shape(network.apply, network.weights, xs).shape == (3, 2, 5), name
+
+
+def test_loops_of_a_real_program():
+    """On a CPU, whose compiler is always there: a loop in a loop."""
+
+    def run(x):
+        turn = lambda _, x: jax.lax.fori_loop(0, 4, lambda _, x: jnp.sin(x @ x), x)  # noqa: E731
+        return jax.lax.fori_loop(0, 6, turn, x)
+
+    compiled = jax.jit(run).lower(jnp.ones((20, 20), jnp.float32)).compile()
+    assert sorted(hlo.loops(hlo.computations(compiled.as_text() or ""))) == [4, 6]
+
+
+def test_the_gpu_is_described():
+    assert "H100" in Path(ahead.TARGET).read_text()
