@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxgru.backends.loop import Plan
 
-#: docs/performance.md has the measurements.
+#: docs/performance.md has the measurements, docs/accelerators.md those for a GPU and a TPU.
 CPU = Plan(
     in_loop=16,
     hoisted=15_000_000,
@@ -19,7 +19,7 @@ CPU = Plan(
     gates_in_loop=True,
 )
 #: A step costs its launches, so whatever can be computed for all of time at once is, as long as an
-#: array [rows, H] of a stretch takes at most 256 MB in float32.
+#: array [rows, H] of a stretch takes at most 64 MB in float32, or 256 MB in the backward pass.
 GPU = Plan(
     in_loop=-1,
     hoisted=0,
@@ -27,11 +27,12 @@ GPU = Plan(
     wide=math.inf,
     wide_tangent=math.inf,
     rows=512,
-    forward=2**26,
+    forward=2**24,
     backward=2**26,
     unroll=8,
     gates_in_loop=False,
 )
+#: By the estimates of the TPU's compiler.
 TPU = CPU._replace(gates_in_loop=False, merged=False)
 PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 
