@@ -120,8 +120,8 @@ def checks():
 
 #: Every way of the loops, by sizes small enough for a test.
 SWITCHES: dict[str, dict[str, Any]] = {
-    "inputs in the loop": {"hoisted": 0, "hoisted_both": 0},
-    "stretches": {"hoisted": 0, "hoisted_both": 0, "in_loop": 0, "rows": 32},
+    "inputs in the loop": {"hoisted": 0},
+    "stretches": {"hoisted": 0, "in_loop": 0, "rows": 32},
     "stretches back": {"rows": 32, "backward": 1},
     "columns": {"wide": 1},
     "wide tangent": {"wide_tangent": 1},

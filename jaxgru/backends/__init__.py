@@ -7,9 +7,8 @@ from jaxgru.backends.loop import Plan
 
 #: docs/performance.md has the measurements, docs/accelerators.md those for a GPU and a TPU.
 CPU = Plan(
-    in_loop=16,
-    hoisted=15_000_000,
-    hoisted_both=7_500_000,
+    in_loop=64,
+    hoisted=7_000_000,
     wide=768,
     wide_tangent=512,
     rows=512,
@@ -23,7 +22,6 @@ CPU = Plan(
 GPU = Plan(
     in_loop=-1,
     hoisted=0,
-    hoisted_both=0,
     wide=math.inf,
     wide_tangent=math.inf,
     rows=512,
@@ -33,7 +31,7 @@ GPU = Plan(
     gates_in_loop=False,
 )
 #: By the estimates of the TPU's compiler.
-TPU = CPU._replace(gates_in_loop=False, merged=False)
+TPU = CPU._replace(in_loop=16, gates_in_loop=False, merged=False)
 PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 
 

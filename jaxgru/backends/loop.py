@@ -47,8 +47,6 @@ class Plan(NamedTuple):
     """Inputs up to this size are projected step by step, others a stretch of time at once."""
     hoisted: int
     """Bytes of projected inputs up to which all of time is one stretch."""
-    hoisted_both: int
-    """The same where a gradient follows, which keeps arrays of this size too."""
     wide: float
     """H from here on: states are kept as columns, and weights stand left in the product."""
     wide_tangent: float
@@ -125,9 +123,8 @@ def forward(
     blocks = _blocks(cell, levels, params)
     size = cell.sizes(params)[1]
     save = differentiated and saves_gates(cell, params)
-    most = plan.hoisted_both if differentiated else plan.hoisted
     projections = math.prod(xs.shape[:-1]) * cell.gates * size
-    hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= most
+    hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
     in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
     n_last = size >= plan.wide
     product = matmul_left if n_last else matmul
