@@ -195,6 +195,6 @@ def test_gradients_of_weights_are_added_up_in_float32(dtype):
         w_ih=jnp.zeros((1, 2), dtype), w_hh=jnp.zeros((2, 2), dtype), b=jnp.zeros(2, dtype)
     )
     xs = jnp.zeros((steps, 1), dtype)
-    with planned(rows=1, backward=1):
+    with planned(hoisted=0, rows=1, backward=1):
         gradient = jax.grad(lambda p: jnp.sum(jaxgru.scan(p, xs)[1].astype(jnp.float32)))(zeros)
     assert gradient.b.tolist() == [steps, steps]

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     in_loop: int
     """Inputs up to this size are projected step by step, others a stretch of time at once."""
     hoisted: int
-    """Bytes of projected inputs up to which all of time is one stretch."""
+    """Bytes of projected inputs up to which all of time is one stretch, and backward too."""
     wide: float
     """H from here on: states are kept as columns, and weights stand left in the product."""
     wide_tangent: float
@@ -123,8 +123,7 @@ def forward(
     blocks = _blocks(cell, levels, params)
     size = cell.sizes(params)[1]
     save = differentiated and saves_gates(cell, params)
-    projections = math.prod(xs.shape[:-1]) * cell.gates * size
-    hoisted = projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
+    hoisted = _short(plan, cell, params, xs)
     in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
     n_last = size >= plan.wide
     product = matmul_left if n_last else matmul
@@ -210,7 +209,8 @@ def tangents(
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
     streams = (_times(xs), xs, dxs, carries, gates, fresh, keep)
-    return scan_chunks(chunk, dcarry, streams, _backward_chunk(plan, xs, carries), reverse)
+    stretch = _backward_chunk(plan, cell, params, xs)
+    return scan_chunks(chunk, dcarry, streams, stretch, reverse)
 
 
 def cotangents(
@@ -277,7 +277,7 @@ def cotangents(
     if jax.tree.leaves(wanted_reset):
         ct_reset = jax.tree.map(jnp.zeros_like, carry)
     sums = jax.tree.map(lambda a: jnp.zeros_like(a, accumulator(a.dtype)), dblocks)
-    stretch = _backward_chunk(plan, xs, carries)
+    stretch = _backward_chunk(plan, cell, params, xs)
     state, ct_xs = scan_chunks(chunk, (last, ct_reset, sums), streams, stretch, not reverse)
     ct, ct_reset, sums = state
     ct_params = wanted_params
@@ -288,9 +288,15 @@ def cotangents(
     return ct_params, ct_xs, among(wanted_carry, ct), among(wanted_reset, ct_reset)
 
 
-def _backward_chunk(plan: Plan, xs: Array, carries: Carry) -> int:
-    size = jax.tree.leaves(carries)[0].shape[-1]
-    return chunk_size(xs, max(plan.rows, plan.backward // size))
+def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
+    projections = math.prod(xs.shape[:-1]) * cell.gates * cell.sizes(params)[1]
+    return projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
+
+
+def _backward_chunk(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
+    if _short(plan, cell, params, xs):
+        return xs.shape[0]
+    return chunk_size(xs, max(plan.rows, plan.backward // cell.sizes(params)[1]))
 
 
 def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
