@@ -31,7 +31,7 @@ GPU = Plan(
     gates_in_loop=False,
 )
 #: By the estimates of the TPU's compiler.
-TPU = CPU._replace(in_loop=16, gates_in_loop=False, merged=False)
+TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
 PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 
 
