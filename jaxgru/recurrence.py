@@ -42,7 +42,9 @@ def recurrence(
     steps, and runs what lies between again.
     """
     arguments = alike((params, xs, carry, reset_carry, fresh, keep))
-    return _bind(_outputs, arguments, cell=cell, reverse=reverse, levels=0, checkpoint=checkpoint)
+    precision = jax.config.jax_default_matmul_precision  # when a program is lowered, it is too late
+    static = {"cell": cell, "reverse": reverse, "levels": 0, "precision": precision}
+    return _bind(_outputs, arguments, checkpoint=checkpoint, **static)
 
 
 class _Kind(NamedTuple):
@@ -103,8 +105,9 @@ def _operation(
     primitive = Primitive(f"jaxgru_{name}")
     primitive.multiple_results = True
 
-    def flat(plan, *leaves, tree, **static):
-        return jax.tree.leaves(run(plan, jax.tree.unflatten(tree, leaves), **static))
+    def flat(plan, *leaves, tree, precision, **static):
+        with jax.default_matmul_precision(precision):
+            return jax.tree.leaves(run(plan, jax.tree.unflatten(tree, leaves), **static))
 
     def portable(*leaves, **static):
         return flat(backends.portable(), *leaves, **static)
@@ -208,8 +211,7 @@ def _run_saved(plan, arguments, *, cell, reverse, levels):
     return forward(plan, cell, levels, reverse, arguments, differentiated=True)
 
 
-def _types_saved(arguments, *, cell, reverse, levels):
-    del reverse
+def _types_saved(arguments, *, cell, levels, **_):
     params, xs, carry, *_ = arguments
     kept = None
     if saves_gates(cell, params):
@@ -229,8 +231,7 @@ _outputs = _operation("recurrence", _run_outputs, _types_outputs, _PRIMALS, _RES
 _saved = _operation("recurrence_saved", _run_saved, _types_saved, _PRIMALS, (_CARRY, _STREAM))
 
 
-def _jvp(leaves, dleaves, *, cell, reverse, checkpoint, tree, levels):
-    static = {"cell": cell, "reverse": reverse, "levels": levels}
+def _jvp(leaves, dleaves, *, checkpoint, tree, **static):
     if checkpoint is not None:
         return _jvp_of(partial(_segments, checkpoint, tree=tree, **static), leaves, dleaves)
     primals = jax.tree.unflatten(tree, leaves)
@@ -238,7 +239,8 @@ def _jvp(leaves, dleaves, *, cell, reverse, checkpoint, tree, levels):
     dprimals = jax.tree.unflatten(tree, given)[:4]
     carry, saved = _bind(_saved, primals, **static)
     tangent = _bind(_tangent, (*primals, *saved, *dprimals), **static)
-    return [*jax.tree.leaves(carry), cell.output(saved[0])], jax.tree.leaves(tangent)
+    outputs = static["cell"].output(saved[0])
+    return [*jax.tree.leaves(carry), outputs], jax.tree.leaves(tangent)
 
 
 ad.primitive_jvps[_outputs.primitive] = _jvp

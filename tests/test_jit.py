@@ -276,3 +276,19 @@ def test_leaves_have_names():
     assert paths[0] == ".layers[0].w_ih"
     assert ".layers[1].forward.b_hn" in paths
     assert ".layers[1].backward.w_hh" in paths
+
+
+@pytest.mark.parametrize("differentiate", [None, jax.grad, jax.jacfwd])
+def test_the_precision_of_products_is_that_where_scan_is_called(differentiate):
+    """A program is lowered later, when the context in which it was traced has ended."""
+    params, xs = draw("gru_after"), draw_xs()
+
+    def outputs(params):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(jaxgru.scan(params, xs)[1])
+
+    run = differentiate(outputs) if differentiate else outputs
+    text = jax.jit(run).lower(params).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
