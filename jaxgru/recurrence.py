@@ -42,7 +42,8 @@ def recurrence(
     steps, and runs what lies between again.
     """
     arguments = alike((params, xs, carry, reset_carry, fresh, keep))
-    precision = jax.config.jax_default_matmul_precision  # when a program is lowered, it is too late
+    config: Any = jax.config
+    precision = config.jax_default_matmul_precision  # when a program is lowered, it is too late
     static = {"cell": cell, "reverse": reverse, "levels": 0, "precision": precision}
     return _bind(_outputs, arguments, checkpoint=checkpoint, **static)
 
