@@ -33,8 +33,9 @@ class Blocks(NamedTuple):
     """`[H]` or None."""
 
 
-Products = tuple[Callable[[jax.Array], jax.Array], ...]
-"""x -> x @ w for each matrix w of w_hh; how the matrices lie in memory is the loop's affair."""
+Products = tuple[Callable[..., tuple[jax.Array, ...]], ...]
+"""(x, plus=None) -> x @ w + plus, one array a gate, for each matrix w of w_hh. How the matrices lie
+in memory, and where, is the affair of the back end."""
 
 
 class Cell(NamedTuple):
@@ -144,7 +145,13 @@ def products(
     weights: tuple[jax.Array, ...], product: Callable[[jax.Array, jax.Array], jax.Array] = matmul
 ) -> Products:
     """The weights as functions of what they are multiplied with."""
-    return tuple(partial(product, w) for w in weights)
+
+    def multiply(w, x, plus=None):
+        a = product(w, x) if plus is None else product(w, x) + plus
+        count = a.shape[-1] // x.shape[-1]
+        return split(a, count) if count > 1 else (a,)
+
+    return tuple(partial(multiply, w) for w in weights)
 
 
 def advance(cell: Cell, blocks: Blocks, carry: Carry, x: jax.Array) -> tuple[Carry, Any]:

@@ -118,7 +118,8 @@ def _blocks(params: ElmanParams) -> Blocks:
 def _advance(
     products, blocks: Blocks, h: Array, projected: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    new = jnp.tanh(projected[0] + products[0](h))
+    (a,) = products[0](h)
+    new = jnp.tanh(projected[0] + a)
     return new.astype(h.dtype), new
 
 
@@ -127,7 +128,8 @@ def _sources(dblocks: Blocks, dx: Array, h: Array, _) -> Array:
 
 
 def _tangent(products, slope, dh, source):
-    return (slope * (products[0](dh) + source)).astype(dh.dtype)
+    (a,) = products[0](dh, source)
+    return (slope * a).astype(dh.dtype)
 
 
 def _diagonal(blocks: Blocks, slope: Array) -> Array:

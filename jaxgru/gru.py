@@ -174,17 +174,17 @@ def _advance(products, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -
     x_r, x_z, x_n = projected
     wide = h.astype(x_r.dtype)
     if len(products) == 1:
-        a_r, a_z, a_n = split(products[0](h), 3)
+        a_r, a_z, a_n = products[0](h)
         a_n = total(a_n, blocks.b_hn)
         r = jax.nn.sigmoid(x_r + a_r)
         z = jax.nn.sigmoid(x_z + a_z)
         n = jnp.tanh(x_n + r * a_n)
         gates = (r, z, n, a_n)
     else:
-        a_r, a_z = split(products[0](h), 2)
+        a_r, a_z = products[0](h)
         r = jax.nn.sigmoid(x_r + a_r)
         z = jax.nn.sigmoid(x_z + a_z)
-        n = jnp.tanh(x_n + products[1]((r * wide).astype(h.dtype)))
+        n = jnp.tanh(x_n + products[1]((r * wide).astype(h.dtype))[0])
         gates = (r, z, n)
     return ((1 - z) * wide + z * n).astype(h.dtype), gates
 
@@ -221,12 +221,12 @@ def _tangent(products, coefficients, dh, sources):
     s_h, s = sources
     if len(products) == 1:
         _, c_r, c_z, c_n = coefficients
-        a_r, a_z, a_n = split(products[0](dh) + s_h, 3)
+        a_r, a_z, a_n = products[0](dh, s_h)
         return (leak * wide + c_r * a_r + c_z * a_z + c_n * a_n + s).astype(dh.dtype)
     _, r, c_r, c_z, c_n = coefficients  # here c_r is d(r * h)/da_r
-    a_r, a_z = split(products[0](dh) + s_h, 2)
+    a_r, a_z = products[0](dh, s_h)
     drh = (r * wide + c_r * a_r).astype(dh.dtype)
-    new = leak * wide + c_z * a_z + c_n * products[1](drh)
+    new = leak * wide + c_z * a_z + c_n * products[1](drh)[0]
     return (new + s).astype(dh.dtype)
 
 

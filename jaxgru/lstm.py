@@ -142,7 +142,7 @@ def _blocks(params: LSTMParams) -> Blocks:
 def _advance(products, blocks: Blocks, carry: LSTMCarry, projected: tuple[Array, ...]):
     h, c = carry
     x_i, x_f, x_g, x_o = projected
-    a_i, a_f, a_g, a_o = split(products[0](h), 4)
+    a_i, a_f, a_g, a_o = products[0](h)
     i = jax.nn.sigmoid(x_i + a_i)
     f = jax.nn.sigmoid(x_f + a_f)
     g = jnp.tanh(x_g + a_g)
@@ -170,7 +170,7 @@ def _sources(dblocks: Blocks, dx: Array, carry: LSTMCarry, _) -> Array:
 def _tangent(products, coefficients, dcarry, sources):
     f, k_i, k_f, k_g, k_o, k_h = coefficients
     dh, dc = dcarry
-    a_i, a_f, a_g, a_o = split(products[0](dh) + sources, 4)
+    a_i, a_f, a_g, a_o = products[0](dh, sources)
     new_c = f * dc.astype(f.dtype) + k_i * a_i + k_f * a_f + k_g * a_g
     new_h = k_o * a_o + k_h * new_c
     return LSTMCarry(new_h.astype(dh.dtype), new_c.astype(dc.dtype))

@@ -8,7 +8,8 @@ import pytest
 
 import jaxgru
 from cases import draw
-from jaxgru.backends import CPU, GPU
+from jaxgru import backends
+from jaxgru.backends import CPU, GPU, hopper
 
 STEPS = 40
 PARAMS = draw("gru_after", dtype="float32")
@@ -47,3 +48,38 @@ def test_a_turn_of_the_loop_has_the_steps_of_the_platform():
 def test_one_artifact_has_the_program_of_each_platform(run):
     both = candidates(run, "cpu", "cuda")
     assert both == candidates(run, "cpu") + candidates(run, "cuda")
+
+
+def sizes(hidden, backward, parts, gates=3, carries=1):
+    """Of the kernel for a GRU with the reset gate after the product."""
+    products = ((1, gates),) if backward else ((gates, 1),)
+    streams = carries + gates + 2 if backward else gates
+    return hopper.Sizes(hidden, products, parts, streams, 2, gates + 1 if backward else 1)
+
+
+@pytest.mark.parametrize(("hidden", "parts"), [(64, 2), (128, 2), (192, 1), (256, 1)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_fits_into_shared_memory(hidden, parts, backward):
+    assert sizes(hidden, backward, parts).ahead() >= 2
+
+
+def test_what_does_not():
+    assert sizes(256, True, 2).ahead() == 0
+    assert sizes(1024, False, 1).ahead() == 0  # more CTAs than a cluster has
+
+
+def test_the_loop_where_a_kernel_cannot_run():
+    """No Hopper GPU is here, more exact products are asked for, or float64."""
+    params = PARAMS.w_hh.reshape(1, 1, 4, -1)[..., :4]
+    arguments = (
+        lambda products, constants, h, x: (h, h),
+        (params,),
+        (),
+        XS[:, 0],
+        XS[:, :, :],
+        False,
+    )
+    assert backends.hopper_kernel(*arguments) is None
+    with jax.enable_x64(True):
+        wide = (arguments[0], (jnp.ones((1, 1, 4, 4), "float64"),), *arguments[2:])
+        assert hopper.scan(*wide) is None

@@ -3,7 +3,26 @@
 import math
 from typing import Any
 
+import jax
+
 from jaxgru.backends.loop import Plan
+
+#: Of `jax.default_matmul_precision`: those that the kernel is at least as exact as.
+PRECISIONS = (None, "default", "fastest", "bfloat16", "tensorfloat32")
+
+
+def hopper_kernel(*arguments: Any) -> Any:
+    """`jaxgru.backends.hopper.scan`, or None: on another GPU, or for more exact products."""
+    config: Any = jax.config
+    device: Any = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    hopper = capability == "9.0" if capability else "H100" in device.device_kind
+    if not hopper or config.jax_default_matmul_precision not in PRECISIONS:
+        return None
+    from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
+
+    return scan(*arguments)
+
 
 #: docs/performance.md has the measurements, docs/accelerators.md those for a GPU and a TPU.
 CPU = Plan(
@@ -30,6 +49,9 @@ GPU = Plan(
     unroll=8,
     gates_in_loop=False,
 )
+#: The same with a kernel. It is compiled and interpreted, and has not run on a GPU yet: until then,
+#: whoever wants it sets PLANS["cuda"] to this.
+HOPPER = GPU._replace(kernel=hopper_kernel)
 #: By the estimates of the TPU's compiler.
 TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
 PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
@@ -60,4 +82,4 @@ def _divided(plan: Plan) -> Plan:
     The axes of a batch are not merged, since the result would have to be gathered. The backward
     pass is one stretch, since weight gradients are summed over the devices once a stretch.
     """
-    return plan._replace(merged=False, backward=math.inf)
+    return plan._replace(merged=False, backward=math.inf, kernel=None)

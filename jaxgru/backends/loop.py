@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxgru.backends import transposes
 from jaxgru.cell import (
+    Blocks,
     Carry,
     Cell,
     accumulator,
@@ -63,6 +65,9 @@ class Plan(NamedTuple):
     """Whether saved gates are written by the loop, or computed a stretch at once after it."""
     merged: bool = True
     """Whether time and batch are one axis in the products over a stretch."""
+    kernel: Callable[..., Any] | None = None
+    """(step, weights, constants, carry, xs, reverse) -> what `lax.scan` over a stretch of time
+    would return, or None where it cannot be; `jaxgru.backends.hopper.scan` says what they are."""
 
 
 def scan_chunks(
@@ -130,15 +135,23 @@ def forward(
     if n_last:
         blocks = blocks._replace(w_hh=tuple(w.swapaxes(-1, -2) for w in blocks.w_hh))
 
-    def step(blocks, reset_carry, carry, inputs):
+    def advance(products, blocks, reset_carry, carry, inputs):
         projected, fresh, keep = inputs
         if in_loop:
             projected = project(cell, blocks, projected)
         previous = _select(fresh, reset_carry, carry)
-        new, gates = cell.advance(products(blocks.w_hh, product), blocks, previous, projected)
+        new, gates = cell.advance(products, blocks, previous, projected)
         new = new if keep is None else _select(keep, new, previous)
         gates = _narrowed(xs, gates) if save and plan.gates_in_loop else None
         return new, (new, gates)
+
+    def step(blocks, *rest):
+        return advance(products(blocks.w_hh, product), blocks, *rest)
+
+    def launched(products, constants, *rest):
+        b_hn, reset_carry = constants
+        known = Blocks(None, blocks.w_hh, None, b_hn)
+        return advance(products, known, reset_carry, *rest)
 
     batches = xs.ndim - 2 - levels if n_last else 0
 
@@ -156,8 +169,13 @@ def forward(
         together = _lift(partial(project, cell), levels, (0, 1), 1)
         projected = xs if in_loop else together(blocks, xs)
         streams = (columns(projected), fresh, keep)
-        last, ys = _scan(plan, steps, carry, streams, reverse)
+        constants = (blocks.b_hn, reset_carry)
+        found = _launch(
+            plan, levels, launched, blocks.w_hh, False, constants, carry, streams, reverse
+        )
+        last, ys = found or _scan(plan, steps, carry, streams, reverse)
         carries, gates = rows(ys)
+        carries = jax.tree.map(lambda a, b: a.astype(b.dtype), carries, carry)
         if save and gates is None:
             before = jax.tree.map(partial(_shifted, reverse=reverse), rows(carry), carries)
             before = _select(fresh, reset_carry, before)
@@ -232,17 +250,20 @@ def cotangents(
     last, outputs = cts
     wanted_params, wanted_xs, wanted_carry, wanted_reset = wanted
     parts = _derivative(plan, cell, levels, params)
+    size, w_hh = cell.sizes(params)[1], ()
+    if plan.kernel is not None:
+        w_hh = _blocks(cell, levels, params).w_hh
     dblocks = _blocks(cell, levels, wanted_params)
     still = jax.tree.map(lambda _: None, dblocks)
 
-    def step(source, state, inputs):
+    def retreat(tangent, source, state, inputs):
         ct, ct_reset = state
         before, gates, output, fresh, keep = inputs
         (from_output,) = jax.linear_transpose(cell.output, ct)(output)
         ct = jax.tree.map(jnp.add, ct, from_output)
         none = jax.tree.map(jnp.zeros_like, ct)
         new = ct if keep is None else _select(keep, ct, none)
-        run = partial(parts.tangent, before, gates)
+        run = partial(tangent, before, gates)
         ct_previous, source = jax.linear_transpose(run, ct, source)(new)
         if keep is not None:
             ct_previous = jax.tree.map(jnp.add, ct_previous, _select(keep, none, ct))
@@ -257,9 +278,27 @@ def cotangents(
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
-        back = partial(step, jax.tree.map(lambda a: a[0], types))
+        back = partial(retreat, parts.tangent, jax.tree.map(lambda a: a[0], types))
         streams = (before, gates, outputs, fresh, keep)
-        (ct, ct_reset), sources = _scan(plan, back, (ct, ct_reset), streams, not reverse)
+        state = (ct, ct_reset)
+
+        def launched(products, _, state, inputs):
+            forward = transposes.products(products, [w.shape[-1] // size for w in w_hh])
+
+            def tangent(before, gates, dcarry, sources):
+                return cell.tangent(forward, cell.coefficients(before, gates), dcarry, sources)
+
+            block = jax.tree.leaves(inputs)[0]
+            source = jax.tree.map(partial(_as_gates, block, size), types)
+            return retreat(tangent, source, state, inputs)
+
+        found = _launch(plan, levels, launched, w_hh, True, None, state, streams, not reverse)
+        if found:
+            state, sources = found
+            sources = jax.tree.map(_as_one, types, sources)
+        else:
+            state, sources = _scan(plan, back, state, streams, not reverse)
+        ct, ct_reset = state
 
         def run(dblocks, dxs):
             return parts.sources(dblocks, xs, dxs, before, gates)
@@ -303,6 +342,56 @@ def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[An
     steps = jax.tree.leaves(xs)[0].shape[0]
     turn = _divisor(steps, max(1, min(steps, plan.unroll)))
     return lax.scan(body, carry, xs, reverse=reverse, unroll=turn)
+
+
+def _launch(
+    plan: Plan,
+    levels: int,
+    step: Callable[..., tuple[Any, Any]],
+    weights: tuple[Array, ...],
+    transposed: bool,
+    constants: Any,
+    carry: Any,
+    xs: Any,
+    reverse: bool,
+) -> tuple[Any, Any] | None:
+    """The loop over a stretch of time in one launch; None where the plan has no kernel for it."""
+    if plan.kernel is None or levels or not weights:
+        return None
+    batch = jax.tree.leaves(carry)[0].shape[:-1]
+    count = math.prod(batch)
+
+    def merged(a, axis):
+        shape = (*batch, a.shape[-1])
+        if axis is None:
+            return jnp.broadcast_to(a, shape).reshape(count, -1)
+        return a.reshape(a.shape[0], count, *a.shape[1 + len(batch) :])
+
+    def matrix(w):
+        gates = w.reshape(w.shape[0], -1, w.shape[0])
+        return gates.transpose(1, 0, 2)[None] if transposed else gates.transpose(1, 2, 0)[:, None]
+
+    still = jax.tree.map(partial(merged, axis=None), (constants, carry))
+    moving = jax.tree.map(partial(merged, axis=0), xs)
+    found = plan.kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
+    if found is None:
+        return None
+    last, ys = found
+    last = jax.tree.map(lambda a, b: a.reshape(b.shape).astype(b.dtype), last, carry)
+    ys = jax.tree.map(lambda a: a.reshape(a.shape[0], *batch, a.shape[-1]), ys)
+    return last, ys
+
+
+def _as_gates(block: Array, size: int, packed: Array) -> Any:
+    """What several gates have side by side, as that many blocks of a kernel."""
+    count = packed.shape[-1] // size
+    return block if count == 1 else (block,) * count
+
+
+def _as_one(like: Array, gates: Any) -> Array:
+    """The inverse, of results."""
+    one = jnp.concatenate(gates, axis=-1) if isinstance(gates, tuple) else gates
+    return one.astype(like.dtype)
 
 
 def _times(xs: Array) -> Array:
@@ -405,7 +494,8 @@ def _select(flags: Array | None, a: Any, b: Any) -> Any:
         return b
 
     def pick(a, b):
-        return jnp.where(flags[..., None], jnp.broadcast_to(a, b.shape), b)
+        marked = flags if flags.ndim == b.ndim else flags[..., None]
+        return jnp.where(marked, jnp.broadcast_to(a, b.shape), b)
 
     return jax.tree.map(pick, a, b)
 
