@@ -1,5 +1,6 @@
 """Programs for a GPU or a TPU, compiled without one: `python -m benchmarks.ahead --help`."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -16,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 import jaxgru
 from benchmarks import hlo
 from benchmarks.timing import BOTH, FORWARD
+from jaxgru import backends
 
 #: What XLA has to know of a GPU that is not there: an NVIDIA H100, 80 GB.
 TARGET = Path(__file__).with_name("h100.textproto")
@@ -41,7 +43,8 @@ SIZES = {
 class Config:
     """Compile the GRU for an accelerator that need not be there, and say what its program does.
 
-    For a GPU, an NVIDIA H100: the kernels and copies that the host launches. It needs
+    For a GPU, an NVIDIA H100: the kernels and copies that the host launches, by the loop and by the
+    kernel for a whole sequence, where that fits. It needs
     `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e: the cycles that its compiler
     expects. It needs `pip install "jax[tpu]"`. Nothing runs, so nothing here is a time but that of
     compiling. All networks are float32 and take their inputs time-major.
@@ -137,6 +140,19 @@ def launches(thunks: str, turns: list[int]) -> tuple[Launches, Launches]:
     return Launches(*every), Launches(*inside)
 
 
+@contextlib.contextmanager
+def _with_kernel(wanted: bool) -> Iterator[None]:
+    """Inside, programs are made for an H100, and with the kernel if that is wanted."""
+    before = backends.PLANS["cuda"]
+    backends.PLANS["cuda"] = backends.HOPPER if wanted else before
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+    try:
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+            yield
+    finally:
+        backends.PLANS["cuda"] = before
+
+
 def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
     """Launches, memory and the time of compiling, of each network and direction."""
     options: Any = {
@@ -144,10 +160,15 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
         "xla_dump_to": str(dump),
         "xla_dump_hlo_as_text": True,
     }
-    for name, what, run, types in _programs(sizes, device):
+    found = networks(*sizes)
+    kernels = [name for name in found if name.startswith("jaxgru")]
+    found |= {f"{name}, kernel": found[name] for name in kernels}
+    for name, what, run, types in _programs(found, sizes, device):
         before = set(dump.glob("*thunk_sequence.txt"))
         start = time.perf_counter()
-        compiled: Any = run.trace(*types).lower().compile(options)
+        with _with_kernel(name.endswith("kernel")):
+            jax.clear_caches()
+            compiled: Any = run.trace(*types).lower().compile(options)
         seconds = time.perf_counter() - start
         listed = set(dump.glob("*thunk_sequence.txt")) - before
         text = max((path.read_text() for path in listed), key=len)
@@ -159,7 +180,7 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
             "what": what,
             "kernels a step": inside.kernels / sizes[1],
             "copies a step": inside.copies / sizes[1],
-            "launches outside of loops": sum(every) - sum(inside),
+            "launches in all": sum(every),
             "temporary MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
             "compiling s": seconds,
         }
@@ -167,7 +188,7 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
 
 def on_tpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
     """The compiler's estimate of cycles, of each network and direction."""
-    for name, what, run, types in _programs(sizes, device):
+    for name, what, run, types in _programs(networks(*sizes), sizes, device):
         program = hlo.computations(run.trace(*types).lower().compile().as_text() or "")
         cycles = hlo.total(program, _cycles)
         yield {
@@ -188,10 +209,10 @@ def _cycles(line: str) -> int:
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 
 
-def _programs(sizes, device):
+def _programs(found, sizes, device):
     batch, steps, inputs, _ = sizes
     place = SingleDeviceSharding(device)
-    for name, network in networks(*sizes).items():
+    for name, network in found.items():
 
         def both(weights, xs, network=network):
             loss = lambda *args: jnp.sum(network.apply(*args) ** 2)  # noqa: E731

@@ -18,6 +18,7 @@ from benchmarks import peers, report
 from benchmarks.timing import BOTH, FORWARD, Row, interleave, wait
 from benchmarks.versions import versions
 from experiments.common.machine import machine
+from jaxgru import backends
 
 #: B, T, I, H
 SIZES = (
@@ -48,6 +49,8 @@ class Config:
 
     tiny: bool = False
     """Small sizes and one cell, to try the command on a CPU."""
+    kernel: bool = False
+    """With the kernel for Hopper GPUs where it fits, not with the loop alone."""
     rounds: int = 7
     """Turns that every contestant gets."""
     seconds: float = 330.0
@@ -224,7 +227,10 @@ def _cudnn(problem):
 
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.gpu_check")
-    print(f"{machine()}; {versions()}; {jax.devices()[0].device_kind}")
+    if config.kernel:
+        backends.PLANS["cuda"] = backends.HOPPER
+    kind = "the kernel" if config.kernel else "the loop"
+    print(f"{machine()}; {versions()}; {jax.devices()[0].device_kind}; {kind}")
     wrong = 0
     with jax.enable_x64(True):
         cells = dict(list(CELLS.items())[:1]) if config.tiny else CELLS
