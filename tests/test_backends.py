@@ -9,7 +9,8 @@ import pytest
 import jaxgru
 from cases import draw
 from jaxgru import backends
-from jaxgru.backends import CPU, GPU, hopper
+from jaxgru.backends import CPU, GPU, hopper, loop
+from jaxgru.cell import cell_of
 
 STEPS = 40
 PARAMS = draw("gru_after", dtype="float32")
@@ -83,3 +84,11 @@ def test_the_loop_where_a_kernel_cannot_run():
     with jax.enable_x64(True):
         wide = (arguments[0], (jnp.ones((1, 1, 4, 4), "float64"),), *arguments[2:])
         assert hopper.scan(*wide) is None
+
+
+def test_several_devices_sum_gradients_once():
+    """However long the sequence: all of it is one stretch back."""
+    plan = backends.portable()._replace(hoisted=0)
+    xs = jax.ShapeDtypeStruct((10**6, 10**3, 4), jnp.float32)
+    assert loop.backward_stretch(plan, cell_of(PARAMS), PARAMS, xs) == 10**6
+    assert loop.backward_stretch(CPU, cell_of(PARAMS), PARAMS, xs) < 10**3

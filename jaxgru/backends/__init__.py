@@ -1,6 +1,7 @@
 """What computes a recurrence on which platform: the one place that says so."""
 
 import math
+import sys
 from typing import Any
 
 import jax
@@ -82,4 +83,4 @@ def _divided(plan: Plan) -> Plan:
     The axes of a batch are not merged, since the result would have to be gathered. The backward
     pass is one stretch, since weight gradients are summed over the devices once a stretch.
     """
-    return plan._replace(merged=False, backward=math.inf, kernel=None)
+    return plan._replace(merged=False, backward=sys.maxsize, kernel=None)

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     """Rows of a product over a stretch of time, where the next two do not allow for more."""
     forward: int
     """Rows times H over a stretch of the forward pass."""
-    backward: float
+    backward: int
     """Rows times H over a stretch of the backward pass."""
     unroll: int
     """Steps in one turn of the loop."""
@@ -93,13 +93,13 @@ def scan_chunks(
     return carry, ys
 
 
-def chunk_size(xs: Array, most: float) -> int:
+def chunk_size(xs: Array, most: int) -> int:
     """How many steps share one product of at most so many rows, if eight steps fit.
 
     Few enough to stay in cache, and enough for a product to be worth its start.
     """
     steps, rows = xs.shape[0], max(1, math.prod(xs.shape[1:-1]))
-    return _divisor(steps, int(min(steps, max(8, min(most // 4, most // rows)))))
+    return _divisor(steps, min(steps, max(8, min(most // 4, most // rows))))
 
 
 def _divisor(steps: int, most: int) -> int:
@@ -227,7 +227,7 @@ def tangents(
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
     streams = (_times(xs), xs, dxs, carries, gates, fresh, keep)
-    stretch = _backward_chunk(plan, cell, params, xs)
+    stretch = backward_stretch(plan, cell, params, xs)
     return scan_chunks(chunk, dcarry, streams, stretch, reverse)
 
 
@@ -316,7 +316,7 @@ def cotangents(
     if jax.tree.leaves(wanted_reset):
         ct_reset = jax.tree.map(jnp.zeros_like, carry)
     sums = jax.tree.map(lambda a: jnp.zeros_like(a, accumulator(a.dtype)), dblocks)
-    stretch = _backward_chunk(plan, cell, params, xs)
+    stretch = backward_stretch(plan, cell, params, xs)
     state, ct_xs = scan_chunks(chunk, (last, ct_reset, sums), streams, stretch, not reverse)
     ct, ct_reset, sums = state
     ct_params = wanted_params
@@ -332,7 +332,8 @@ def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
     return projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
 
 
-def _backward_chunk(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
+def backward_stretch(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
+    """How many steps a stretch of the backward pass has."""
     if _short(plan, cell, params, xs):
         return xs.shape[0]
     return chunk_size(xs, max(plan.rows, plan.backward // cell.sizes(params)[1]))
