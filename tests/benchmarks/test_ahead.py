@@ -9,6 +9,14 @@ import pytest
 
 from benchmarks import ahead, hlo
 
+
+@pytest.fixture(autouse=True)
+def x32():
+    """What is compiled is float32, whatever the environment says."""
+    with jax.enable_x64(False):
+        yield
+
+
 COST = r'backend_config={"estimated_cycles":"\1"}'
 PROGRAM = """
 %inner.1 (p: f32[4]) -> f32[4] {
