@@ -44,10 +44,10 @@ class Config:
     """Compile the GRU for an accelerator that need not be there, and say what its program does.
 
     For a GPU, an NVIDIA H100: the kernels and copies that the host launches, by the loop and by the
-    kernel for a whole sequence, where that fits. It needs
-    `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e: the cycles that its compiler
-    expects. It needs `pip install "jax[tpu]"`. Nothing runs, so nothing here is a time but that of
-    compiling. All networks are float32 and take their inputs time-major.
+    kernel for a whole sequence, where that fits. It needs `pip install "jax[cuda13]" absl-py`, and
+    no driver. For a TPU v5e: the cycles that its compiler expects. It needs `pip install
+    "jax[tpu]"`. Nothing runs, so nothing here is a time but that of compiling. All networks are
+    float32 and take their inputs time-major.
     """
 
     device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
@@ -69,7 +69,7 @@ class Network(NamedTuple):
 
 def networks(batch: int, steps: int, inputs: int, hidden: int) -> dict[str, Network]:
     """Both forms of the GRU, each beside the library that has it, where that is installed."""
-    key, xs = jax.random.key(0), jnp.zeros((steps, batch, inputs))
+    key, xs = jax.random.key(0), jax.ShapeDtypeStruct((steps, batch, inputs), jnp.float32)
     found = {}
     for after in (True, False):
         weights = jax.eval_shape(
@@ -153,25 +153,30 @@ def _with_kernel(wanted: bool) -> Iterator[None]:
         backends.PLANS["cuda"] = before
 
 
-def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
+def _listed(run: Any, types: Any) -> tuple[Any, str]:
+    """A compiled program, and XLA's list of what it launches."""
+    with tempfile.TemporaryDirectory() as dump:
+        options = {
+            "xla_gpu_autotune_level": 0,  # which would time kernels
+            "xla_dump_to": dump,
+            "xla_dump_hlo_as_text": True,
+        }
+        compiled = run.trace(*types).lower().compile(options)
+        texts = [path.read_text() for path in Path(dump).glob("*thunk_sequence.txt")]
+    return compiled, max(texts, key=len)
+
+
+def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
     """Launches, memory and the time of compiling, of each network and direction."""
-    options: Any = {
-        "xla_gpu_autotune_level": 0,  # which would time kernels
-        "xla_dump_to": str(dump),
-        "xla_dump_hlo_as_text": True,
-    }
     found = networks(*sizes)
     kernels = [name for name in found if name.startswith("jaxgru")]
     found |= {f"{name}, kernel": found[name] for name in kernels}
     for name, what, run, types in _programs(found, sizes, device):
-        before = set(dump.glob("*thunk_sequence.txt"))
         start = time.perf_counter()
         with _with_kernel(name.endswith("kernel")):
             jax.clear_caches()
-            compiled: Any = run.trace(*types).lower().compile(options)
+            compiled, text = _listed(run, types)
         seconds = time.perf_counter() - start
-        listed = set(dump.glob("*thunk_sequence.txt")) - before
-        text = max((path.read_text() for path in listed), key=len)
         turns = list(hlo.loops(hlo.computations(compiled.as_text() or "")))
         every, inside = launches(text, turns)
         yield {
@@ -240,7 +245,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.ahead")
     jax.config.update("jax_platforms", "cpu")  # on which weights are drawn
-    dump = Path(tempfile.mkdtemp())
     if config.device == "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
@@ -258,13 +262,9 @@ def main() -> int:
         print(f"error: no compiler for a {config.device}: pip install {extra} ({error})")
         return 2
     rows = []
+    on_device = {"gpu": on_gpu, "tpu": on_tpu}[config.device]
     for sizes in config.sizes or SIZES[config.device]:
-        found = (
-            on_gpu(sizes, topology.devices[0], dump)
-            if config.device == "gpu"
-            else on_tpu(sizes, topology.devices[0])
-        )
-        for row in found:
+        for row in on_device(sizes, topology.devices[0]):
             rows.append(row)
             print(json.dumps(row) if config.json else row, file=sys.stderr, flush=True)
     name = {"gpu": "an NVIDIA H100", "tpu": "a TPU v5e"}[config.device]

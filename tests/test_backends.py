@@ -70,20 +70,15 @@ def test_what_does_not():
 
 
 def test_the_loop_where_a_kernel_cannot_run():
-    """No Hopper GPU is here, more exact products are asked for, or float64."""
-    params = PARAMS.w_hh.reshape(1, 1, 4, -1)[..., :4]
-    arguments = (
-        lambda products, constants, h, x: (h, h),
-        (params,),
-        (),
-        XS[:, 0],
-        XS[:, :, :],
-        False,
-    )
-    assert backends.hopper_kernel(*arguments) is None
+    """No Hopper GPU is here, and no kernel is for float64."""
+
+    def arguments(dtype):
+        weights = (jnp.ones((1, 1, 3, 3), dtype),)
+        return lambda products, constants, h, x: (h, h), weights, (), XS[:, 0], XS, False
+
+    assert backends.hopper_kernel(*arguments("float32")) is None
     with jax.enable_x64(True):
-        wide = (arguments[0], (jnp.ones((1, 1, 4, 4), "float64"),), *arguments[2:])
-        assert hopper.scan(*wide) is None
+        assert hopper.scan(*arguments("float64")) is None
 
 
 def test_several_devices_sum_gradients_once():

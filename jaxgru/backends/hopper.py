@@ -116,10 +116,8 @@ def scan(
     matrices = [_matrices(w, rows, sizes.parts) for w in weights]
 
     def run(products, start, state, x):
-        parts = (start, state, [x[k] for k in range(len(marked))])
         trees = (structures[0], structures[1], tree)
-        arguments = [jax.tree.unflatten(t, part) for t, part in zip(trees, parts, strict=True)]
-        state, y = step(products, *arguments)
+        state, y = step(products, *map(jax.tree.unflatten, trees, (start, state, x)))
         return jax.tree.leaves(state), jax.tree.leaves(y)
 
     body = partial(_body, run, sizes, marked, ahead, leaves[0].shape[0], count_fixed, reverse)
