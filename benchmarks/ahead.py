@@ -43,11 +43,12 @@ SIZES = {
 class Config:
     """Compile the GRU for an accelerator that need not be there, and say what its program does.
 
-    For a GPU, an NVIDIA H100: the kernels and copies that the host launches, by the loop and by the
-    kernel for a whole sequence, where that fits. It needs `pip install "jax[cuda13]" absl-py`, and
-    no driver. For a TPU v5e: the cycles that its compiler expects. It needs `pip install
-    "jax[tpu]"`. Nothing runs, so nothing here is a time but that of compiling. All networks are
-    float32 and take their inputs time-major.
+    For a GPU, an NVIDIA H100, the table counts the kernels and copies that the host launches, with
+    the loop and, where it fits, with the kernel for a whole sequence. It lists registers, spills
+    and shared memory of that kernel; writing them down takes a part of its compile time. This needs
+    `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e, the table has the cycles that
+    the compiler expects. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are
+    those of compilation. All networks are float32 and take their inputs time-major.
     """
 
     device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
@@ -140,6 +141,32 @@ def launches(thunks: str, turns: list[int]) -> tuple[Launches, Launches]:
     return Launches(*every), Launches(*inside)
 
 
+class Needs(NamedTuple):
+    """What the kernels of a program need of a multiprocessor: the most of any of them."""
+
+    registers: int
+    """Of a thread."""
+    spilled: int
+    """Bytes of registers that are kept in memory, of a thread."""
+    shared: int
+    """Bytes of shared memory, of a CTA."""
+
+
+def needs(dump: Path) -> Needs:
+    """What Mosaic GPU has written about its kernels in a folder; zeros where there are none."""
+    reports = "".join(path.read_text() for path in dump.glob("*.ptxas"))
+    host = "".join(path.read_text() for path in dump.glob("*.ll"))
+
+    def most(pattern, text):
+        return max(map(int, re.findall(pattern, text)), default=0)
+
+    return Needs(
+        most(r"Used (\d+) registers", reports),
+        most(r"(\d+) bytes spill stores", reports),
+        most(r"@mosaic_gpu_get_function\(.*i32 (\d+), i32 \d+\)", host),
+    )
+
+
 @contextlib.contextmanager
 def _with_kernel(wanted: bool) -> Iterator[None]:
     """Inside, programs are made for an H100, and with the kernel if that is wanted."""
@@ -153,9 +180,10 @@ def _with_kernel(wanted: bool) -> Iterator[None]:
         backends.PLANS["cuda"] = before
 
 
-def _listed(run: Any, types: Any) -> tuple[Any, str]:
-    """A compiled program, and XLA's list of what it launches."""
+def _listed(run: Any, types: Any) -> tuple[Any, str, Needs]:
+    """A compiled program, XLA's list of what it launches, and what its kernels need."""
     with tempfile.TemporaryDirectory() as dump:
+        os.environ |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
         options = {
             "xla_gpu_autotune_level": 0,  # which would time kernels
             "xla_dump_to": dump,
@@ -163,7 +191,7 @@ def _listed(run: Any, types: Any) -> tuple[Any, str]:
         }
         compiled = run.trace(*types).lower().compile(options)
         texts = [path.read_text() for path in Path(dump).glob("*thunk_sequence.txt")]
-    return compiled, max(texts, key=len)
+        return compiled, max(texts, key=len), needs(Path(dump))
 
 
 def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
@@ -171,12 +199,16 @@ def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
     found = networks(*sizes)
     kernels = [name for name in found if name.startswith("jaxgru")]
     found |= {f"{name}, kernel": found[name] for name in kernels}
+    forward = Needs(0, 0, 0)
     for name, what, run, types in _programs(found, sizes, device):
         start = time.perf_counter()
         with _with_kernel(name.endswith("kernel")):
             jax.clear_caches()
-            compiled, text = _listed(run, types)
+            compiled, text, kernel = _listed(run, types)
         seconds = time.perf_counter() - start
+        if what == BOTH:  # its forward kernel may be that of the row before, compiled only once
+            kernel = Needs(*map(max, kernel, forward))
+        forward = kernel
         turns = list(hlo.loops(hlo.computations(compiled.as_text() or "")))
         every, inside = launches(text, turns)
         yield {
@@ -188,6 +220,9 @@ def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
             "launches in all": sum(every),
             "temporary MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,
             "compiling s": seconds,
+            "registers": kernel.registers,
+            "spilled bytes": kernel.spilled,
+            "shared KB": kernel.shared / 1e3,
         }
 
 

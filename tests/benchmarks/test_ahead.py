@@ -78,6 +78,22 @@ def test_launches_count_at_every_turn():
         ahead.launches(THUNKS, [10, 3, 2])
 
 
+PTXAS = """ptxas info    : Compiling entry function 'kernel' for 'sm_90a'
+    0 bytes stack frame, {spilled} bytes spill stores, 24 bytes spill loads
+ptxas info    : Used {registers} registers, used 2 barriers, 1 bytes smem
+"""
+HOST = "  %4 = call ptr @mosaic_gpu_get_function(ptr %3, ptr @kernel_name, i32 {shared}, i32 4)\n"
+
+
+def test_needs_are_the_most_of_any_kernel(tmp_path):
+    assert ahead.needs(tmp_path) == (0, 0, 0)
+    for name, (registers, spilled, shared) in {"one": (90, 16, 7000), "two": (122, 0, 900)}.items():
+        report = PTXAS.format(registers=registers, spilled=spilled)
+        (tmp_path / f"{name}.ptxas").write_text(report)
+        (tmp_path / f"{name}.ll").write_text(HOST.format(shared=shared))
+    assert ahead.needs(tmp_path) == (122, 16, 7000)
+
+
 def test_the_networks_of_a_table_are_what_they_are_called():
     for name, network in ahead.networks(2, 3, 4, 5).items():
         xs = jax.ShapeDtypeStruct((3, 2, 4), jnp.float32)
