@@ -47,7 +47,7 @@ class Config:
     the loop and, where it fits, with the kernel for a whole sequence. It lists registers, spills
     and shared memory of that kernel; writing them down takes a part of its compile time. This needs
     `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e, the table has the cycles that
-    the compiler expects. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are
+    the compiler expects, and the instruction bundles of a kernel. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are
     those of compilation. All networks are float32 and take their inputs time-major.
     """
 
@@ -167,50 +167,47 @@ def needs(dump: Path) -> Needs:
     )
 
 
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+V5E = AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+KERNELS = {"cuda": backends.HOPPER, "tpu": backends.TPU_KERNEL}
+
+
 @contextlib.contextmanager
-def _with_kernel(wanted: bool) -> Iterator[None]:
-    """Inside, programs are made for an H100, and with the kernel if that is wanted."""
-    before = backends.PLANS["cuda"]
-    backends.PLANS["cuda"] = backends.HOPPER if wanted else before
-    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
+def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
+    """Inside, programs are made for a device, and with the kernel if that is wanted."""
+    platform = device.platform
+    before = backends.PLANS[platform]
+    backends.PLANS[platform] = KERNELS[platform] if kernel else before
+    jax.clear_caches()
     try:
         with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
             yield
     finally:
-        backends.PLANS["cuda"] = before
+        backends.PLANS[platform] = before
 
 
-def _listed(run: Any, types: Any) -> tuple[Any, str, Needs]:
-    """A compiled program, XLA's list of what it launches, and what its kernels need."""
-    with tempfile.TemporaryDirectory() as dump:
-        os.environ |= {"MOSAIC_GPU_DUMP_TO": dump, "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
-        options = {
-            "xla_gpu_autotune_level": 0,  # which would time kernels
-            "xla_dump_to": dump,
-            "xla_dump_hlo_as_text": True,
-        }
-        compiled = run.trace(*types).lower().compile(options)
-        texts = [path.read_text() for path in Path(dump).glob("*thunk_sequence.txt")]
-        return compiled, max(texts, key=len), needs(Path(dump))
-
-
-def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
+def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
     """Launches, memory and the time of compiling, of each network and direction."""
-    found = networks(*sizes)
-    kernels = [name for name in found if name.startswith("jaxgru")]
-    found |= {f"{name}, kernel": found[name] for name in kernels}
+    os.environ |= {"MOSAIC_GPU_DUMP_TO": str(dump), "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
+    options = {
+        "xla_gpu_autotune_level": 0,  # which would time kernels
+        "xla_dump_to": str(dump),
+        "xla_dump_hlo_as_text": True,
+    }
     forward = Needs(0, 0, 0)
-    for name, what, run, types in _programs(found, sizes, device):
+    for name, what, run, types in _programs(sizes, device):
+        _empty(dump)
         start = time.perf_counter()
-        with _with_kernel(name.endswith("kernel")):
-            jax.clear_caches()
-            compiled, text, kernel = _listed(run, types)
+        with _made_for(H100, kernel=name.endswith("kernel")):
+            compiled = run.trace(*types).lower().compile(options)
         seconds = time.perf_counter() - start
+        texts = [path.read_text() for path in dump.glob("*thunk_sequence.txt")]
+        kernel = needs(dump)
         if what == BOTH:  # its forward kernel may be that of the row before, compiled only once
             kernel = Needs(*map(max, kernel, forward))
         forward = kernel
         turns = list(hlo.loops(hlo.computations(compiled.as_text() or "")))
-        every, inside = launches(text, turns)
+        every, inside = launches(max(texts, key=len), turns)
         yield {
             "sizes": sizes,
             "network": name,
@@ -226,18 +223,52 @@ def on_gpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
         }
 
 
-def on_tpu(sizes: tuple[int, ...], device: Any) -> Iterator[dict[str, Any]]:
-    """The compiler's estimate of cycles, of each network and direction."""
-    for name, what, run, types in _programs(networks(*sizes), sizes, device):
-        program = hlo.computations(run.trace(*types).lower().compile().as_text() or "")
-        cycles = hlo.total(program, _cycles)
+def on_tpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
+    """The compiler's estimate of cycles, of each network and direction.
+
+    A kernel is taken to need a cycle for each of its instruction bundles.
+    """
+    for name, what, run, types in _programs(sizes, device):
+        _empty(dump)
+        with _made_for(V5E, kernel=name.endswith("kernel")):
+            compiled = run.trace(*types).lower().compile()
+        cycles = hlo.total(hlo.computations(compiled.as_text() or ""), _cycles)
+        steps = sum(a_step(path.name, path.read_text()) for path in dump.glob("*[0-9]-final_bundles.txt"))
+        cycles += steps * sizes[1]
         yield {
             "sizes": sizes,
             "network": name,
             "what": what,
             "million cycles": cycles / 1e6,
             "cycles a step": cycles / sizes[1],
+            "bundles a step": steps,
         }
+
+
+def a_step(name: str, text: str) -> float:
+    """The instruction bundles that a kernel needs for a time step of all examples.
+
+    They are those of its innermost loop with products. name is that of the file with its final
+    bundles, and has the name of the kernel in it; it is 0 for what is not a kernel.
+    """
+    match = re.search(r"jaxgru_(\d+)_parts_(\d+)_steps", name)
+    if not match:
+        return 0
+    counts, depth, count, products = [], None, 0, False
+    for line in text.splitlines():
+        bundle = re.match(r" *0x[0-9a-f]+ +(\w\w)? *: (>*) *\{", line)
+        if bundle is None:
+            continue
+        label, level = bundle[1], len(bundle[2])
+        if depth is not None and (label or level < depth):
+            counts += [count] if products else []
+            depth = None
+        if label == "LB":
+            depth, count, products = level, 0, False
+        count += 1
+        products |= "vmatmul" in line
+    (count,) = counts
+    return count * int(match[1]) / int(match[2])
 
 
 def _cycles(line: str) -> int:
@@ -249,8 +280,17 @@ def _cycles(line: str) -> int:
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 
 
-def _programs(found, sizes, device):
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _programs(sizes, device):
+    """Of every network, and of every one of jaxgru with the kernel too."""
     batch, steps, inputs, _ = sizes
+    found = networks(*sizes)
+    ours = [name for name in found if name.startswith("jaxgru")]
+    found |= {f"{name}, kernel": found[name] for name in ours}
     place = SingleDeviceSharding(device)
     for name, network in found.items():
 
@@ -277,31 +317,39 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _device(kind: str, dump: str) -> Any:
+    """A device that need not be there, whose compiler writes into a folder."""
+    if kind == "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+        where = {"target_config": TARGET.read_text(), "topology": "1x1x1"}
+        return topologies.get_topology_desc(platform="cuda", **where).devices[0]
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+    )
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+
+
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.ahead")
     jax.config.update("jax_platforms", "cpu")  # on which weights are drawn
-    if config.device == "gpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-        where: dict[str, Any] = {"target_config": TARGET.read_text(), "topology": "1x1x1"}
-    else:
-        os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-        os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
-        os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-        where = {"topology_name": "v5e:2x2"}
-    platform = {"gpu": "cuda", "tpu": "tpu"}[config.device]
-    try:
-        topology = topologies.get_topology_desc(platform=platform, **where)
-    except Exception as error:  # whatever a plugin that is not there leads to
-        extra = {"gpu": '"jax[cuda13]" absl-py', "tpu": '"jax[tpu]"'}[config.device]
-        print(f"error: no compiler for a {config.device}: pip install {extra} ({error})")
-        return 2
-    rows = []
-    on_device = {"gpu": on_gpu, "tpu": on_tpu}[config.device]
-    for sizes in config.sizes or SIZES[config.device]:
-        for row in on_device(sizes, topology.devices[0]):
-            rows.append(row)
-            print(json.dumps(row) if config.json else row, file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as dump:
+        try:
+            device = _device(config.device, dump)
+        except Exception as error:  # whatever a plugin that is not there leads to
+            extra = {"gpu": '"jax[cuda13]" absl-py', "tpu": '"jax[tpu]"'}[config.device]
+            print(f"error: no compiler for a {config.device}: pip install {extra} ({error})")
+            return 2
+        rows = []
+        on_device = {"gpu": on_gpu, "tpu": on_tpu}[config.device]
+        for sizes in config.sizes or SIZES[config.device]:
+            for row in on_device(sizes, device, Path(dump)):
+                rows.append(row)
+                print(json.dumps(row) if config.json else row, file=sys.stderr, flush=True)
     name = {"gpu": "an NVIDIA H100", "tpu": "a TPU v5e"}[config.device]
     print(
         json.dumps(rows) if config.json else f"jax {jax.__version__}, for {name}\n\n{table(rows)}"

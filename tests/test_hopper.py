@@ -60,7 +60,7 @@ def test_equals_the_loop(kind, reverse, marked, dtype):
         return hopper.scan(*arguments)
 
     with plgpu.force_gpu_interpret_mode():
-        actual = both(GPU._replace(kernel=kernel), kind, reverse, primals, cts)
+        actual = both(GPU._replace(kernel=kernel, loop=GPU), kind, reverse, primals, cts)
     assert len(launches) == 2
     expected = both(CPU, kind, reverse, primals, cts)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):

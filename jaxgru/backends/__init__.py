@@ -8,21 +8,41 @@ import jax
 
 from jaxgru.backends.loop import Plan
 
-#: Of `jax.default_matmul_precision`: those that the kernel is at least as exact as.
-PRECISIONS = (None, "default", "fastest", "bfloat16", "tensorfloat32")
+#: Of `jax.default_matmul_precision`, those that ask for what a kernel does by default: on a GPU
+#: products at least as exact as TF32, on a TPU those of bfloat16.
+GPU_DEFAULT = (None, "default", "fastest", "bfloat16", "tensorfloat32")
+TPU_DEFAULT = (None, "default", "fastest", "bfloat16")
 
 
 def hopper_kernel(*arguments: Any) -> Any:
     """`jaxgru.backends.hopper.scan`, or None: on another GPU, or for more exact products."""
-    config: Any = jax.config
-    device: Any = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    device = _device()
     capability = getattr(device, "compute_capability", None)
     hopper = capability == "9.0" if capability else "H100" in device.device_kind
-    if not hopper or config.jax_default_matmul_precision not in PRECISIONS:
+    if not hopper or _precision() not in GPU_DEFAULT:
         return None
     from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
 
     return scan(*arguments)
+
+
+def tpu_kernel(*arguments: Any) -> Any:
+    """`jaxgru.backends.tpu.scan`, or None where no TPU is known to be there."""
+    if not _device().device_kind.startswith("TPU"):
+        return None
+    from jaxgru.backends.tpu import scan  # needs parts of jax that only a TPU needs
+
+    return scan(*arguments, exact=_precision() not in TPU_DEFAULT)
+
+
+def _device() -> Any:
+    """The device, real or described, for which a program is made."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def _precision() -> str | None:
+    config: Any = jax.config
+    return config.jax_default_matmul_precision
 
 
 #: docs/performance.md has the measurements, docs/accelerators.md those for a GPU and a TPU.
@@ -50,11 +70,14 @@ GPU = Plan(
     unroll=8,
     gates_in_loop=False,
 )
-#: The same with a kernel. It is compiled and interpreted, and has not run on a GPU yet: until then,
-#: whoever wants it sets PLANS["cuda"] to this.
-HOPPER = GPU._replace(kernel=hopper_kernel)
 #: By the estimates of the TPU's compiler.
 TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
+#: The same with kernels. They are compiled and interpreted, and have not run on a device yet: until
+#: then, whoever wants one sets PLANS["cuda"] or PLANS["tpu"] to these.
+HOPPER = GPU._replace(kernel=hopper_kernel, loop=GPU)
+TPU_KERNEL = TPU._replace(
+    in_loop=-1, wide=math.inf, forward=2**24, backward=2**26, kernel=tpu_kernel, loop=TPU
+)
 PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 
 
@@ -83,4 +106,5 @@ def _divided(plan: Plan) -> Plan:
     The axes of a batch are not merged, since the result would have to be gathered. The backward
     pass is one stretch, since weight gradients are summed over the devices once a stretch.
     """
-    return plan._replace(merged=False, backward=sys.maxsize, kernel=None)
+    plan = plan.loop or plan
+    return plan._replace(merged=False, backward=sys.maxsize)

@@ -17,7 +17,7 @@ axes, for networks side by side: first in params and carries, right after time e
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +67,26 @@ class Plan(NamedTuple):
     """Whether time and batch are one axis in the products over a stretch."""
     kernel: Callable[..., Any] | None = None
     """(step, weights, constants, carry, xs, reverse) -> what `lax.scan` over a stretch of time
-    would return, or None where it cannot be; `jaxgru.backends.hopper.scan` says what they are."""
+    would return, or None where it cannot run; `jaxgru.backends.hopper.scan` says what they are."""
+    loop: Any = None
+    """The plan where the kernel cannot run."""
+
+
+class _Declined(Exception):
+    """The kernel of a plan cannot run this."""
+
+
+def _or_loop(run: Callable[..., Any]) -> Callable[..., Any]:
+    """run(plan, ...), by the plan's loop where its kernel cannot run."""
+
+    @wraps(run)
+    def chosen(plan: Plan, *rest: Any, **options: Any) -> Any:
+        try:
+            return run(plan, *rest, **options)
+        except _Declined:
+            return run(plan.loop, *rest, **options)
+
+    return chosen
 
 
 def scan_chunks(
@@ -112,6 +131,7 @@ def saves_gates(cell: Cell, params: Any) -> bool:
     return cell.sizes(params)[1] > RECOMPUTED
 
 
+@_or_loop
 def forward(
     plan: Plan,
     cell: Cell,
@@ -170,10 +190,12 @@ def forward(
         projected = xs if in_loop else together(blocks, xs)
         streams = (columns(projected), fresh, keep)
         constants = (blocks.b_hn, reset_carry)
-        found = _launch(
-            plan, levels, launched, blocks.w_hh, False, constants, carry, streams, reverse
-        )
-        last, ys = found or _scan(plan, steps, carry, streams, reverse)
+        if plan.kernel is None:
+            last, ys = _scan(plan, steps, carry, streams, reverse)
+        else:
+            last, ys = _launch(
+                plan, levels, launched, blocks.w_hh, False, constants, carry, streams, reverse
+            )
         carries, gates = rows(ys)
         carries = jax.tree.map(lambda a, b: a.astype(b.dtype), carries, carry)
         if save and gates is None:
@@ -231,6 +253,7 @@ def tangents(
     return scan_chunks(chunk, dcarry, streams, stretch, reverse)
 
 
+@_or_loop
 def cotangents(
     plan: Plan,
     cell: Cell,
@@ -292,12 +315,13 @@ def cotangents(
             source = jax.tree.map(partial(_as_gates, block, size), types)
             return retreat(tangent, source, state, inputs)
 
-        found = _launch(plan, levels, launched, w_hh, True, None, state, streams, not reverse)
-        if found:
-            state, sources = found
-            sources = jax.tree.map(_as_one, types, sources)
-        else:
+        if plan.kernel is None:
             state, sources = _scan(plan, back, state, streams, not reverse)
+        else:
+            state, sources = _launch(
+                plan, levels, launched, w_hh, True, None, state, streams, not reverse
+            )
+            sources = jax.tree.map(_as_one, types, sources)
         ct, ct_reset = state
 
         def run(dblocks, dxs):
@@ -355,10 +379,10 @@ def _launch(
     carry: Any,
     xs: Any,
     reverse: bool,
-) -> tuple[Any, Any] | None:
-    """The loop over a stretch of time in one launch; None where the plan has no kernel for it."""
+) -> tuple[Any, Any]:
+    """The loop over a stretch of time in one launch, by the kernel of the plan."""
     if plan.kernel is None or levels or not weights:
-        return None
+        raise _Declined
     batch = jax.tree.leaves(carry)[0].shape[:-1]
     count = math.prod(batch)
 
@@ -376,7 +400,7 @@ def _launch(
     moving = jax.tree.map(partial(merged, axis=0), xs)
     found = plan.kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
     if found is None:
-        return None
+        raise _Declined
     last, ys = found
     last = jax.tree.map(lambda a, b: a.reshape(b.shape).astype(b.dtype), last, carry)
     ys = jax.tree.map(lambda a: a.reshape(a.shape[0], *batch, a.shape[-1]), ys)

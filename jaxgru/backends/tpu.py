@@ -1,0 +1,206 @@
+"""A loop over time in one launch, for TPUs.
+
+Any step runs here whose only operations between units are products with fixed matrices: a cell's
+step, and the transpose of its tangent. The weights and the carry stay in the TPU's fast memory,
+VMEM, for the whole sequence. Time is the sequential axis of the grid: blocks of time steps stream
+through VMEM, and the next block is on its way while one is worked on.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+VMEM = 12 * 2**20  # bytes for what is listed in `Sizes`, of the 16 MiB that a kernel may use
+FEW, STEPS = 2, 64  # time steps of a block: at least, unless there are fewer, and at most
+LANES, SUBLANES = 128, 16  # the last two axes of an array in VMEM are padded to multiples of these
+UNROLLED = (4, 2, 1)
+
+
+class Sizes(NamedTuple):
+    """What a kernel is made of: enough to know how much VMEM it takes."""
+
+    units: int
+    """H."""
+    weights: int
+    """Bytes of all weights."""
+    fixed: int
+    """Arrays `[B, H]` that are read or written once: constants, and the carry twice."""
+    moving: int
+    """Arrays `[B, H]` that are read or written at every step."""
+    marks: int
+    """Flags `[B]` that are read at every step."""
+
+    def block(self, batch: int, steps: int) -> tuple[int, int, int] | None:
+        """(examples, time steps, unrolled time steps) of a block; None if no block fits.
+
+        The number of examples is the batch or a multiple of SUBLANES. The number of unrolled steps
+        divides that of a block and that of the sequence.
+        """
+        for parts in range(1, -(-batch // SUBLANES) + 1):
+            examples = batch if parts == 1 else _padded(-(-batch // parts), SUBLANES)
+            row = 4 * _padded(examples, SUBLANES) * LANES
+            wide = row * (_padded(self.units, LANES) // LANES)
+            # All but the weights is there twice, one block being copied while one is worked on.
+            left = VMEM - self.weights - 2 * self.fixed * wide
+            most = min(left // (2 * (self.moving * wide + self.marks * row)), STEPS, steps)
+            if most >= min(steps, FEW):
+                unrolled = next(k for k in UNROLLED if k <= most and steps % k == 0)
+                return examples, most - most % unrolled, unrolled
+        return None
+
+
+def scan(
+    step: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
+    weights: tuple[Array, ...],
+    constants: Any,
+    carry: Any,
+    xs: Any,
+    reverse: bool,
+    exact: bool = False,
+) -> tuple[Any, Any] | None:
+    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32; or None.
+
+    weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
+    arrays as the matrix has from, and returns as many as it has to. constants and carries are
+    `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`. The operands of products
+    are bfloat16, as XLA has them by default on a TPU, or float32 where that is to be exact or the
+    weights are float16. None where the weights are float64, or do not fit into VMEM.
+    """
+    if weights[0].dtype == jnp.float64:
+        return None
+    leaves, tree = jax.tree.flatten(xs)
+    marked = [leaf.dtype == bool for leaf in leaves]
+    streams = [a[..., None].astype(jnp.float32) if a.dtype == bool else a for a in leaves]
+    steps, (batch, size) = leaves[0].shape[0], jax.tree.leaves(carry)[0].shape
+    kind = jnp.float32 if exact or weights[0].dtype == jnp.float16 else jnp.bfloat16
+    matrices = [w.swapaxes(-1, -2).astype(kind) for w in weights]
+    products: Any = tuple(w.shape[:2] for w in weights)
+
+    def run(products, start, state, x):
+        values, x = (jax.tree.unflatten(t, v) for t, v in ((known, (*start, *state)), (tree, x)))
+        state, y = step(products, *values, x)
+        return jax.tree.leaves(state), jax.tree.leaves(y)
+
+    fixed, known = jax.tree.flatten((constants, carry))
+    count_carry = len(jax.tree.leaves(carry))
+    types = _types(step, products, (constants, carry), tree, marked)
+    count_y = types.num_leaves
+    sizes = Sizes(
+        size,
+        sum(w.size * w.dtype.itemsize for w in matrices),
+        len(fixed) + count_carry,
+        len(leaves) - sum(marked) + count_y,
+        sum(marked),
+    )
+    block = sizes.block(batch, steps)
+    if block is None:
+        return None
+    examples, stretch, unrolled = block
+    parts, count = -(-batch // examples), -(-steps // stretch)
+
+    def place(t):
+        return count - 1 - t if reverse else t
+
+    def moving(a):
+        return pl.BlockSpec((stretch, examples, a.shape[-1]), lambda b, t: (place(t), b, 0))
+
+    def still(a):
+        return pl.BlockSpec((examples, a.shape[-1]), lambda b, t: (b, 0))
+
+    def whole(a):
+        where = lambda b, t: (0,) * a.ndim  # noqa: E731
+        return pl.BlockSpec(a.shape, where, pipeline_mode=pl.Buffered(1))
+
+    ys = [jax.ShapeDtypeStruct((steps, batch, size), jnp.float32)] * count_y
+    last = [jax.ShapeDtypeStruct((batch, size), jnp.float32)] * count_carry
+    body = partial(_body, run, marked, (steps, stretch, unrolled), count_carry, reverse)
+    inputs = (streams, fixed, matrices)
+    found_ys, found_last = pl.pallas_call(
+        body,
+        name=f"jaxgru_{parts}_parts_{unrolled}_steps",  # as benchmarks/ahead.py finds it
+        grid=(parts, count),
+        in_specs=[list(map(f, part)) for f, part in zip((moving, still, whole), inputs, strict=True)],
+        out_specs=[list(map(moving, ys)), list(map(still, last))],
+        out_shape=[ys, last],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+    )(*inputs)
+    return jax.tree.unflatten(jax.tree.structure(carry), found_last), jax.tree.unflatten(
+        types, found_ys
+    )
+
+
+def _body(run, marked, sizes, count_carry, reverse, streams, fixed, matrices, ys, last):
+    """What is done with a block of examples and a block of time steps."""
+    steps, stretch, unrolled = sizes
+    block = pl.program_id(1)
+    start, first = fixed[:-count_carry], fixed[-count_carry:]
+
+    @pl.when(block == 0)
+    def _():
+        for ref, value in zip(last, first, strict=True):
+            ref[...] = value[...].astype(jnp.float32)
+
+    begin = (pl.num_programs(1) - 1 - block if reverse else block) * stretch
+    count = jnp.minimum(stretch, steps - begin)
+    shape = last[0].shape
+    products = tuple(partial(_product, w) for w in matrices)
+
+    def read(ref, t, mark):
+        value = ref[t]
+        return jnp.broadcast_to(value, shape) > 0 if mark else value.astype(jnp.float32)
+
+    def turn(j, state):
+        for k in range(unrolled):
+            t = j * unrolled + k
+            t = count - 1 - t if reverse else t
+            x = [read(ref, t, mark) for ref, mark in zip(streams, marked, strict=True)]
+            known = [ref[...].astype(jnp.float32) for ref in start]
+            state, y = run(products, known, state, x)
+            for ref, value in zip(ys, y, strict=True):
+                ref[t] = value
+        return tuple(state)
+
+    state = lax.fori_loop(0, count // unrolled, turn, tuple(ref[...] for ref in last))
+    for ref, value in zip(last, state, strict=True):
+        ref[...] = value
+
+
+def _product(matrices, *values):
+    """The products of the matrices with values, one array for each that they lead to."""
+    to, of = matrices.shape[:2]
+    kind = matrices.dtype
+    precision = lax.Precision.HIGHEST if kind == jnp.float32 else lax.Precision.DEFAULT
+    narrow = [value.astype(kind) for value in values]
+
+    def multiply(o, j):
+        return lax.dot(
+            narrow[j], matrices[o, j], precision=precision, preferred_element_type=jnp.float32
+        )
+
+    return tuple(sum(multiply(o, j) for j in range(of)) for o in range(to))
+
+
+def _types(step, products, still, tree, marked):
+    """How y is built."""
+
+    def fake(to, *values):
+        return values[:1] * to
+
+    fakes = tuple(partial(fake, to) for to, _ in products)
+    size = jax.tree.leaves(still)[0].shape[-1]
+    block = jax.ShapeDtypeStruct((8, size), jnp.float32)
+    flag = jax.ShapeDtypeStruct((8, size), bool)
+    x = jax.tree.unflatten(tree, [flag if mark else block for mark in marked])
+    constants, carry = jax.tree.map(lambda _: block, still)
+    return jax.tree.structure(jax.eval_shape(partial(step, fakes), constants, carry, x)[1])
+
+
+def _padded(size: int, to: int) -> int:
+    """The next multiple."""
+    return -(-size // to) * to
