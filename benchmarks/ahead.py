@@ -47,8 +47,9 @@ class Config:
     the loop and, where it fits, with the kernel for a whole sequence. It lists registers, spills
     and shared memory of that kernel; writing them down takes a part of its compile time. This needs
     `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e, the table has the cycles that
-    the compiler expects, and the instruction bundles of a kernel. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are
-    those of compilation. All networks are float32 and take their inputs time-major.
+    the compiler expects, and of kernels the instruction bundles, each of which takes at least a
+    cycle. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are those of
+    compilation. All networks are float32 and take their inputs time-major.
     """
 
     device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
@@ -189,7 +190,7 @@ def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
 def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
     """Launches, memory and the time of compiling, of each network and direction."""
     os.environ |= {"MOSAIC_GPU_DUMP_TO": str(dump), "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
-    options = {
+    options: dict[str, Any] = {
         "xla_gpu_autotune_level": 0,  # which would time kernels
         "xla_dump_to": str(dump),
         "xla_dump_hlo_as_text": True,
@@ -199,7 +200,7 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
         _empty(dump)
         start = time.perf_counter()
         with _made_for(H100, kernel=name.endswith("kernel")):
-            compiled = run.trace(*types).lower().compile(options)
+            compiled: Any = run.trace(*types).lower().compile(options)
         seconds = time.perf_counter() - start
         texts = [path.read_text() for path in dump.glob("*thunk_sequence.txt")]
         kernel = needs(dump)
@@ -233,7 +234,9 @@ def on_tpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
         with _made_for(V5E, kernel=name.endswith("kernel")):
             compiled = run.trace(*types).lower().compile()
         cycles = hlo.total(hlo.computations(compiled.as_text() or ""), _cycles)
-        steps = sum(a_step(path.name, path.read_text()) for path in dump.glob("*[0-9]-final_bundles.txt"))
+        steps = sum(
+            a_step(path.name, path.read_text()) for path in dump.glob("*[0-9]-final_bundles.txt")
+        )
         cycles += steps * sizes[1]
         yield {
             "sizes": sizes,
@@ -261,7 +264,7 @@ def a_step(name: str, text: str) -> float:
             continue
         label, level = bundle[1], len(bundle[2])
         if depth is not None and (label or level < depth):
-            counts += [count] if products else []
+            counts += [count] if products and level <= depth else []
             depth = None
         if label == "LB":
             depth, count, products = level, 0, False

@@ -14,15 +14,16 @@ def alike(tree: Any) -> Any:
     nowhere, and the batch does.
     """
     leaves, structure = jax.tree.flatten(tree)
-    every = frozenset().union(*map(_axes, leaves))
+    every = frozenset().union(*map(varying, leaves))
     if not every:
         return tree
-    missing = [tuple(sorted(every - _axes(leaf))) for leaf in leaves]
+    missing = [tuple(sorted(every - varying(leaf))) for leaf in leaves]
     pairs = zip(leaves, missing, strict=True)
     return structure.unflatten(
         [lax.pcast(leaf, axes, to="varying") if axes else leaf for leaf, axes in pairs]
     )
 
 
-def _axes(leaf: Any) -> frozenset[Any]:
+def varying(leaf: Any) -> frozenset[Any]:
+    """The mesh axes along which an array differs from device to device, by its type."""
     return jax.typeof(leaf).manual_axis_type.varying

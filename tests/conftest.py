@@ -21,8 +21,9 @@ flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split
 if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-# Older releases cannot interpret kernels for GPUs.
+# Older releases cannot interpret kernels for GPUs, and the compiler for TPUs is not always there.
 collect_ignore = ["test_hopper.py"] if jax.__version_info__ < (0, 11) else []
+collect_ignore += [] if importlib.util.find_spec("libtpu") else ["test_for_tpus.py"]
 # Keras chooses when it is imported, by itself TensorFlow.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 

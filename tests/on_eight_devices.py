@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +23,7 @@ from benchmarks import collectives
 from benchmarks.collectives import count
 from cases import KINDS, draw, planned, weigh
 from jaxgru import diagnostics
+from jaxgru.backends import TPU_KERNEL, tpu
 
 HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 128  # 8 devices divide H and B, and not I or T
 
@@ -256,6 +258,30 @@ def of_layouts():
     return found
 
 
+def of_kernels():
+    """A kernel, interpreted: {way and direction: found, and the shapes of carries it was given}."""
+    params = draw("gru_after", INPUT, HIDDEN, "float32")
+    xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT), "float32")
+    tpu.pl.pallas_call = partial(pl.pallas_call, interpret=True)
+    shapes, found = [], {}
+
+    def kernel(step, weights, constants, carry, *rest):
+        shapes.append(jax.tree.leaves(carry)[0].shape)
+        return tpu.scan(step, weights, constants, carry, *rest, exact=True)
+
+    for gradient, run in enumerate((batched(scan), gradient_of(batched(scan)))):
+        check = Check("kernel", params, run, (xs,))
+        expected = alone(run, check)
+        for way in (AUTOMATIC, EXPLICIT, MANUAL_SET):
+            shapes.clear()
+            with planned("cpu", **TPU_KERNEL._replace(kernel=lambda: kernel)._asdict()):
+                result = examine(check, run, expected, way, gradient)
+            name = f"{way}, {'gradient' if gradient else 'forward'}"
+            found[name] = result | {"shapes": list(shapes)}
+    tpu.pl.pallas_call = pl.pallas_call
+    return found
+
+
 def of_errors():
     """What bad input is told: {case: message}."""
     params, xs = draw("gru", INPUT, HIDDEN), jnp.ones((BATCH, STEPS, INPUT))
@@ -318,7 +344,7 @@ def main():
             add(plain._replace(name=name, ways=ways))
     found |= {"types": of_types(), "layouts": of_layouts(), "errors": of_errors()}
     with jax.enable_x64(False):
-        found["recipes"] = of_recipes()
+        found |= {"recipes": of_recipes(), "kernels": of_kernels()}
     print(json.dumps(found))
 
 

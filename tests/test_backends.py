@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 import jaxgru
-from cases import draw
+from cases import assert_same, draw, planned
 from jaxgru import backends
-from jaxgru.backends import CPU, GPU, hopper, loop
+from jaxgru.backends import CPU, GPU, HOPPER, hopper, loop, tpu
+from jaxgru.backends.plan import Declined
 from jaxgru.cell import cell_of
 
 STEPS = 40
@@ -70,15 +71,25 @@ def test_what_does_not():
 
 
 def test_the_loop_where_a_kernel_cannot_run():
-    """No Hopper GPU is here, and no kernel is for float64."""
-
-    def arguments(dtype):
-        weights = (jnp.ones((1, 1, 3, 3), dtype),)
-        return lambda products, constants, h, x: (h, h), weights, (), XS[:, 0], XS, False
-
-    assert backends.hopper_kernel(*arguments("float32")) is None
+    """Neither a Hopper GPU nor a TPU is here, and no kernel is for float64."""
+    for kernel in (backends.hopper_kernel, backends.tpu_kernel):
+        with pytest.raises(Declined):
+            kernel()
     with jax.enable_x64(True):
-        assert hopper.scan(*arguments("float64")) is None
+        weights = (jnp.ones((1, 1, 3, 3), "float64"),)
+        for scan in (hopper.scan, tpu.scan):
+            with pytest.raises(Declined):
+                scan(lambda *_: None, weights, (), XS[:, 0], XS, False)
+
+
+@pytest.mark.parametrize("run", [outputs, gradient])
+def test_what_a_kernel_declines_is_computed_by_the_plan_of_the_loop(run):
+    def declined():
+        raise Declined
+
+    expected = jax.jit(run)(PARAMS, XS)
+    with planned("cpu", **HOPPER._replace(kernel=declined, loop=CPU)._asdict()):
+        assert_same(jax.jit(run)(PARAMS, XS), expected)
 
 
 def test_several_devices_sum_gradients_once():

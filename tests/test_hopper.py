@@ -29,6 +29,6 @@ def test_equals_the_loop(kind, reverse, marked, dtype):
         return hopper.scan(*arguments)
 
     with plgpu.force_gpu_interpret_mode():
-        actual = both(GPU._replace(kernel=kernel, loop=GPU), reverse, primals, cts)
+        actual = both(GPU._replace(kernel=lambda: kernel), reverse, primals, cts)
     assert len(launches) == 2
     assert_equals_the_loop(actual, reverse, primals, cts, TOL[dtype])

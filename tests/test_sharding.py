@@ -136,3 +136,18 @@ def test_recipes_equal_one_device(found):
     assert set(found["recipes"]) == {"tensor_parallel.md", "many_devices.md"}
     for page, difference in found["recipes"].items():
         assert difference < GRAD_TOL["float32"], page
+
+
+@pytest.mark.parametrize("direction", ["forward", "gradient"])
+def test_a_kernel_runs_where_the_batch_is_known_to_lie(found, direction):
+    """On automatic axes that is not known when a program is made, and the loop runs."""
+    kernels = {way: check for way, check in found["kernels"].items() if direction in way}
+    for way, check in kernels.items():
+        assert check["difference"] < GRAD_TOL["float32"], way
+        assert check["split"], way
+        assert check["work"] < 1.1 / 8, way
+        assert check["loop"] == {}, way
+        assert check["outside"] == ({"all-reduce": 1} if direction == "gradient" else {}), way
+        launches = 0 if "automatic" in way else 1 + (direction == "gradient")
+        assert check["shapes"] == [[16, 16]] * launches, way
+    assert len(kernels) == 3

@@ -2,11 +2,12 @@
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 
-from jaxgru.backends.loop import Plan
+from jaxgru.backends.plan import Declined, Plan
 
 #: Of `jax.default_matmul_precision`, those that ask for what a kernel does by default: on a GPU
 #: products at least as exact as TF32, on a TPU those of bfloat16.
@@ -14,25 +15,25 @@ GPU_DEFAULT = (None, "default", "fastest", "bfloat16", "tensorfloat32")
 TPU_DEFAULT = (None, "default", "fastest", "bfloat16")
 
 
-def hopper_kernel(*arguments: Any) -> Any:
-    """`jaxgru.backends.hopper.scan`, or None: on another GPU, or for more exact products."""
+def hopper_kernel() -> Any:
+    """`jaxgru.backends.hopper.scan`, unless for another GPU or for more exact products."""
     device = _device()
     capability = getattr(device, "compute_capability", None)
     hopper = capability == "9.0" if capability else "H100" in device.device_kind
     if not hopper or _precision() not in GPU_DEFAULT:
-        return None
+        raise Declined
     from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
 
-    return scan(*arguments)
+    return scan
 
 
-def tpu_kernel(*arguments: Any) -> Any:
-    """`jaxgru.backends.tpu.scan`, or None where no TPU is known to be there."""
+def tpu_kernel() -> Any:
+    """`jaxgru.backends.tpu.scan`, where a TPU is known to be there."""
     if not _device().device_kind.startswith("TPU"):
-        return None
+        raise Declined
     from jaxgru.backends.tpu import scan  # needs parts of jax that only a TPU needs
 
-    return scan(*arguments, exact=_precision() not in TPU_DEFAULT)
+    return partial(scan, exact=_precision() not in TPU_DEFAULT)
 
 
 def _device() -> Any:
@@ -106,5 +107,9 @@ def _divided(plan: Plan) -> Plan:
     The axes of a batch are not merged, since the result would have to be gathered. The backward
     pass is one stretch, since weight gradients are summed over the devices once a stretch.
     """
-    plan = plan.loop or plan
-    return plan._replace(merged=False, backward=sys.maxsize)
+    return plan._replace(
+        merged=False,
+        backward=sys.maxsize,
+        divided=True,
+        loop=plan.loop and _divided(plan.loop),
+    )

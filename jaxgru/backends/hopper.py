@@ -18,6 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Literal
 
+from jaxgru.backends.plan import Declined
+from jaxgru.mesh import varying
+
 pgpu: Any = plgpu
 UNITS = 64  # of one CTA: the rows of a product on the tensor cores
 TILE = 16  # examples of one cluster: in 16 bits the narrowest swizzle, 32 bytes
@@ -66,18 +69,21 @@ def scan(
     carry: Any,
     xs: Any,
     reverse: bool,
-) -> tuple[Any, Any] | None:
-    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32; or None.
+) -> tuple[Any, Any]:
+    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
 
     weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
     arrays as the matrix has from, and returns as many as it has to. constants and carries are
     `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`. The operands of products
-    are float32 numbers split in two of bfloat16, or bfloat16 where the weights have 16 bits. None
-    where the weights are float64, or do not fit into shared memory.
+    are float32 numbers split in two of bfloat16, or bfloat16 where the weights have 16 bits.
+
+    Raises:
+        Declined: the weights are float64, or do not fit into shared memory; or it is in a
+            `jax.shard_map` that checks what varies, since Pallas does not say that of its buffers.
     """
-    if weights[0].dtype == jnp.float64:
-        return None
     leaves, tree = jax.tree.flatten(xs)
+    if weights[0].dtype == jnp.float64 or varying(leaves[0]):
+        raise Declined
     marked = [leaf.dtype == bool for leaf in leaves]
     batch, size = jax.tree.leaves(carry)[0].shape
     rows, columns = _padded(size, UNITS), _padded(batch, TILE)
@@ -94,7 +100,7 @@ def scan(
     )
     ahead = min(sizes.ahead(), leaves[0].shape[0])
     if not ahead:
-        return None
+        raise Declined
 
     def units_first(values):
         """`[..., B, H]` each -> `[..., n, rows, columns]`."""

@@ -17,7 +17,7 @@ axes, for networks side by side: first in params and carries, right after time e
 
 import math
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgru.backends import transposes
+from jaxgru.backends.divided import divided
+from jaxgru.backends.plan import Declined, Plan, or_loop
 from jaxgru.cell import (
     Blocks,
     Carry,
@@ -40,53 +42,6 @@ from jaxgru.cell import (
 )
 
 RECOMPUTED = 64  # H up to here: gates are recomputed for the gradient, not saved
-
-
-class Plan(NamedTuple):
-    """How a platform runs the loop: sizes from which another way becomes faster there."""
-
-    in_loop: int
-    """Inputs up to this size are projected step by step, others a stretch of time at once."""
-    hoisted: int
-    """Bytes of projected inputs up to which all of time is one stretch, and backward too."""
-    wide: float
-    """H from here on: states are kept as columns, and weights stand left in the product."""
-    wide_tangent: float
-    """H from here on: the backward product takes the weights as they are."""
-    rows: int
-    """Rows of a product over a stretch of time, where the next two do not allow for more."""
-    forward: int
-    """Rows times H over a stretch of the forward pass."""
-    backward: int
-    """Rows times H over a stretch of the backward pass."""
-    unroll: int
-    """Steps in one turn of the loop."""
-    gates_in_loop: bool
-    """Whether saved gates are written by the loop, or computed a stretch at once after it."""
-    merged: bool = True
-    """Whether time and batch are one axis in the products over a stretch."""
-    kernel: Callable[..., Any] | None = None
-    """(step, weights, constants, carry, xs, reverse) -> what `lax.scan` over a stretch of time
-    would return, or None where it cannot run; `jaxgru.backends.hopper.scan` says what they are."""
-    loop: Any = None
-    """The plan where the kernel cannot run."""
-
-
-class _Declined(Exception):
-    """The kernel of a plan cannot run this."""
-
-
-def _or_loop(run: Callable[..., Any]) -> Callable[..., Any]:
-    """run(plan, ...), by the plan's loop where its kernel cannot run."""
-
-    @wraps(run)
-    def chosen(plan: Plan, *rest: Any, **options: Any) -> Any:
-        try:
-            return run(plan, *rest, **options)
-        except _Declined:
-            return run(plan.loop, *rest, **options)
-
-    return chosen
 
 
 def scan_chunks(
@@ -131,7 +86,7 @@ def saves_gates(cell: Cell, params: Any) -> bool:
     return cell.sizes(params)[1] > RECOMPUTED
 
 
-@_or_loop
+@or_loop
 def forward(
     plan: Plan,
     cell: Cell,
@@ -253,7 +208,7 @@ def tangents(
     return scan_chunks(chunk, dcarry, streams, stretch, reverse)
 
 
-@_or_loop
+@or_loop
 def cotangents(
     plan: Plan,
     cell: Cell,
@@ -381,8 +336,9 @@ def _launch(
     reverse: bool,
 ) -> tuple[Any, Any]:
     """The loop over a stretch of time in one launch, by the kernel of the plan."""
-    if plan.kernel is None or levels or not weights:
-        raise _Declined
+    if levels or not weights:
+        raise Declined
+    kernel = plan.kernel()
     batch = jax.tree.leaves(carry)[0].shape[:-1]
     count = math.prod(batch)
 
@@ -398,10 +354,11 @@ def _launch(
 
     still = jax.tree.map(partial(merged, axis=None), (constants, carry))
     moving = jax.tree.map(partial(merged, axis=0), xs)
-    found = plan.kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
-    if found is None:
-        raise _Declined
-    last, ys = found
+    if plan.divided:
+        if len(batch) > 1:  # whose axes are merged below, and may lie on several axes of a mesh
+            raise Declined
+        kernel = divided(kernel)
+    last, ys = kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
     last = jax.tree.map(lambda a, b: a.reshape(b.shape).astype(b.dtype), last, carry)
     ys = jax.tree.map(lambda a: a.reshape(a.shape[0], *batch, a.shape[-1]), ys)
     return last, ys

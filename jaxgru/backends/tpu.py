@@ -16,6 +16,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxgru.backends.plan import Declined
+
 VMEM = 12 * 2**20  # bytes for what is listed in `Sizes`, of the 16 MiB that a kernel may use
 FEW, STEPS = 2, 64  # time steps of a block: at least, unless there are fewer, and at most
 LANES, SUBLANES = 128, 16  # the last two axes of an array in VMEM are padded to multiples of these
@@ -63,31 +65,34 @@ def scan(
     xs: Any,
     reverse: bool,
     exact: bool = False,
-) -> tuple[Any, Any] | None:
-    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32; or None.
+) -> tuple[Any, Any]:
+    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
 
     weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
     arrays as the matrix has from, and returns as many as it has to. constants and carries are
     `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`. The operands of products
     are bfloat16, as XLA has them by default on a TPU, or float32 where that is to be exact or the
-    weights are float16. None where the weights are float64, or do not fit into VMEM.
+    weights are float16.
+
+    Raises:
+        Declined: the weights are float64, or do not fit into VMEM.
     """
     if weights[0].dtype == jnp.float64:
-        return None
+        raise Declined
     leaves, tree = jax.tree.flatten(xs)
     marked = [leaf.dtype == bool for leaf in leaves]
-    streams = [a[..., None].astype(jnp.float32) if a.dtype == bool else a for a in leaves]
+    streams = [_readable(a[..., None] if a.dtype == bool else a) for a in leaves]
     steps, (batch, size) = leaves[0].shape[0], jax.tree.leaves(carry)[0].shape
     kind = jnp.float32 if exact or weights[0].dtype == jnp.float16 else jnp.bfloat16
     matrices = [w.swapaxes(-1, -2).astype(kind) for w in weights]
     products: Any = tuple(w.shape[:2] for w in weights)
 
     def run(products, start, state, x):
-        values, x = (jax.tree.unflatten(t, v) for t, v in ((known, (*start, *state)), (tree, x)))
-        state, y = step(products, *values, x)
+        constants, carry = jax.tree.unflatten(known, (*start, *state))
+        state, y = step(products, constants, carry, jax.tree.unflatten(tree, x))
         return jax.tree.leaves(state), jax.tree.leaves(y)
 
-    fixed, known = jax.tree.flatten((constants, carry))
+    fixed, known = jax.tree.flatten(jax.tree.map(_readable, (constants, carry)))
     count_carry = len(jax.tree.leaves(carry))
     types = _types(step, products, (constants, carry), tree, marked)
     count_y = types.num_leaves
@@ -100,7 +105,7 @@ def scan(
     )
     block = sizes.block(batch, steps)
     if block is None:
-        return None
+        raise Declined
     examples, stretch, unrolled = block
     parts, count = -(-batch // examples), -(-steps // stretch)
 
@@ -117,15 +122,20 @@ def scan(
         where = lambda b, t: (0,) * a.ndim  # noqa: E731
         return pl.BlockSpec(a.shape, where, pipeline_mode=pl.Buffered(1))
 
-    ys = [jax.ShapeDtypeStruct((steps, batch, size), jnp.float32)] * count_y
-    last = [jax.ShapeDtypeStruct((batch, size), jnp.float32)] * count_carry
+    def types_of(a):  # which vary over the axes of a mesh as those of the carry do
+        a = a.astype(jnp.float32)
+        return [jnp.broadcast_to(a, (steps, *a.shape))] * count_y, [a] * count_carry
+
+    ys, last = jax.eval_shape(types_of, fixed[-1])
     body = partial(_body, run, marked, (steps, stretch, unrolled), count_carry, reverse)
     inputs = (streams, fixed, matrices)
     found_ys, found_last = pl.pallas_call(
         body,
         name=f"jaxgru_{parts}_parts_{unrolled}_steps",  # as benchmarks/ahead.py finds it
         grid=(parts, count),
-        in_specs=[list(map(f, part)) for f, part in zip((moving, still, whole), inputs, strict=True)],
+        in_specs=[
+            list(map(f, part)) for f, part in zip((moving, still, whole), inputs, strict=True)
+        ],
         out_specs=[list(map(moving, ys)), list(map(still, last))],
         out_shape=[ys, last],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
@@ -199,6 +209,11 @@ def _types(step, products, still, tree, marked):
     x = jax.tree.unflatten(tree, [flag if mark else block for mark in marked])
     constants, carry = jax.tree.map(lambda _: block, still)
     return jax.tree.structure(jax.eval_shape(partial(step, fakes), constants, carry, x)[1])
+
+
+def _readable(a: Array) -> Array:
+    """In a dtype that a kernel for TPUs can load."""
+    return a if a.dtype in (jnp.float32, jnp.bfloat16) else a.astype(jnp.float32)
 
 
 def _padded(size: int, to: int) -> int:

@@ -78,6 +78,28 @@ def test_launches_count_at_every_turn():
         ahead.launches(THUNKS, [10, 3, 2])
 
 
+BUNDLES = """
+LB: loop body
+   0x1   :  { %1 = vsyncpa [#allocation5], 0 }
+   0x2 LB: > { %2 = sadd.s32 1, 2 }
+   0x3   : > { %3 = vmatmul.bf16 }
+   0x4 LB: >> { %4 = vmatmul.bf16 }
+   0x5   : >> { %5 = vadd.f32 }
+   0x6   : >> { %6 = sbr.rel }
+   0x7   : > { %7 = vadd.f32 }
+   0x8 LB: >> { %8 = vst }
+   0x9 PF: > { %9 = vst }
+"""
+
+
+def test_bundles_of_a_step_are_those_of_the_loop_over_time():
+    name = "1795-jaxgru_2_parts_4_steps.1-01-final_bundles.txt"
+    assert ahead.a_step(name, BUNDLES) == 3 * 2 / 4
+    assert ahead.a_step("1795-fusion.5-01-final_bundles.txt", BUNDLES) == 0
+    with pytest.raises(ValueError, match="values to unpack"):
+        ahead.a_step(name, BUNDLES.replace("LB: >> { %4", "  : > { %4"))
+
+
 PTXAS = """ptxas info    : Compiling entry function 'kernel' for 'sm_90a'
     0 bytes stack frame, {spilled} bytes spill stores, 24 bytes spill loads
 ptxas info    : Used {registers} registers, used 2 barriers, 1 bytes smem
