@@ -1,5 +1,7 @@
 """ONNX models of recurrent nodes with random weights, for the tests of both directions."""
 
+import os
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,10 +72,20 @@ def model_of(*nodes, fed=(), held=None):
 
 
 def session(model):
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # inputs that may be left out are worth a warning there
+    """onnxruntime's session of a model, or of a file, which it loads without a warning."""
     source = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    stderr = os.dup(2)  # it writes there from C++
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            made = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        log.seek(0)
+        said = log.read().decode()
+    assert not said, said
+    return made
 
 
 def random_xs(steps, batch, seed=1):

@@ -10,7 +10,7 @@ from jaxgru.interop.linen import from_linen, to_linen
 from jaxgru.interop.nnx import from_nnx, to_nnx
 from jaxgru.interop.onnx import OnnxNode, from_onnx
 from jaxgru.interop.onnx_model import onnx_nodes
-from jaxgru.interop.onnx_write import to_onnx
+from jaxgru.interop.onnx_write import to_onnx, to_onnx_step
 from jaxgru.interop.torch import from_torch, to_torch
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "to_linen",
     "to_nnx",
     "to_onnx",
+    "to_onnx_step",
     "to_torch",
 ]
