@@ -4,8 +4,11 @@ import os
 import tempfile
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import jaxgru
 import peers
 from cases import HIDDEN, INPUT
 
@@ -88,6 +91,32 @@ def session(model):
     return made
 
 
+def run_node(found, xs, layout=0, carry=None, length=None):
+    """What a node returns, by `scan`: Y `[T, D, N, H]`, and Y_h and, of an LSTM, Y_c `[D, N, H]`.
+
+    With layout 1 the axis of the batch is the first one.
+    """
+    batch = xs.shape[1 - layout]
+    like = jaxgru.initial_carry(found.params)
+    carry = found.carry if carry is None else carry
+    if carry is None:
+        carry = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype), like)
+    length = found.length if length is None else length
+    length = np.full(batch, xs.shape[layout]) if length is None else length
+
+    def run(xs, carry, length):
+        return jaxgru.scan(found.params, xs, carry, length=length, reverse=found.reverse)
+
+    axis = 1 - layout
+    last, ys = jax.vmap(run, in_axes=(axis, 0, 0), out_axes=(0, axis))(xs, carry, length)
+    both = isinstance(found.params, jaxgru.Bidirectional)
+    sides = last if both else (last,)
+    ys = np.stack(np.split(np.asarray(ys), len(sides), axis=-1), axis=2 if layout else 1)
+    ends = [jax.tree.leaves(side) for side in sides]
+    axis = 1 if layout else 0
+    return [ys, *(np.stack(state, axis) for state in zip(*ends, strict=True))]
+
+
 def random_xs(steps, batch, seed=1):
     return np.random.default_rng(seed).standard_normal((steps, batch, INPUT)).astype("float32")
 
@@ -114,3 +143,18 @@ def held_elsewhere(where, folder):
     else:
         return model
     return str(path) if where == "a string" else path
+
+
+def described(name, kind="float32", shape=(None, None, INPUT)):
+    """An input or output of a graph; shape None is any."""
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    return helper.make_tensor_value_info(name, element, shape)
+
+
+def whole(nodes, inputs, outputs, tensors=(), opset=22, functions=()):
+    """A model of a graph; tensors are arrays by name."""
+    held = [numpy_helper.from_array(np.asarray(a), name) for name, a in dict(tensors).items()]
+    graph = helper.make_graph(nodes, "test", inputs, outputs, held)
+    opsets = [helper.make_opsetid(domain, 1) for domain in sorted({f.domain for f in functions})]
+    opsets += [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)

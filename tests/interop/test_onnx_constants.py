@@ -1,0 +1,320 @@
+"""Weights that an ONNX model computes from constants, against what onnxruntime computes."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cases import HIDDEN, INPUT, assert_close, assert_same
+from jaxgru.interop import from_onnx
+from onnx_models import (
+    described,
+    draw_node,
+    helper,
+    model_of,
+    numpy_helper,
+    onnx,
+    random_xs,
+    run_node,
+    session,
+    whole,
+)
+
+#: What from_onnx computes is held to this, as are outputs of a few steps, of order one.
+TOL = 1e-6
+
+
+class Making:
+    """Nodes that make values, and the arrays that they are made of."""
+
+    def __init__(self):
+        self.nodes, self.arrays, self.count = [], {}, itertools.count()
+
+    def held(self, value):
+        name = f"held{next(self.count)}"
+        self.arrays[name] = np.asarray(value)
+        return name
+
+    def value(self, op, *inputs, outputs=1, **attributes):
+        """The name of a node's first output; inputs are names or arrays."""
+        names = [one if isinstance(one, str) else self.held(one) for one in inputs]
+        outputs = [f"made{next(self.count)}" for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, names, outputs, **attributes))
+        return outputs[0]
+
+
+def bytes_of(a, kind, axis=None):
+    """(bytes, scale, zero point) near to an array, one for all or one for each along an axis."""
+    info = np.iinfo(kind)
+    other = None if axis is None else tuple(k for k in range(a.ndim) if k != axis)
+    scale = np.asarray(np.abs(a).max(other) / 100, a.dtype)
+    zero = np.full(scale.shape, (info.max + info.min) // 2 + 3, kind)
+    shape = [1] * a.ndim
+    if axis is not None:
+        shape[axis] = -1
+    scaled = np.round(a / scale.reshape(shape)) + zero.reshape(shape)
+    return scaled.clip(info.min, info.max).astype(kind), scale, zero
+
+
+def dequantized(make, a, kind, channel=None, **attributes):
+    return make.value("DequantizeLinear", *bytes_of(a, kind, channel), **attributes)
+
+
+def chained(make, a):
+    """Two halves, each a slice of a transposed and cast tensor, put together behind each other."""
+    half = len(a[0]) // 2
+    turned = make.value("Cast", a.astype("float64").swapaxes(1, 2) if a.ndim == 3 else a, to=1)
+    if a.ndim == 3:
+        turned = make.value("Transpose", turned, perm=[0, 2, 1])
+    parts = [make.value("Slice", turned, [lo], [hi], [1]) for lo, hi in ((0, half), (half, 2**62))]
+    whole = make.value("Concat", *parts, axis=1)
+    flat = make.value("Reshape", whole, np.array([-1]))
+    return make.value("Identity", make.value("Reshape", flat, np.array(a.shape)))
+
+
+# Each makes an array like the one it is given, and returns its name. By the versions of operators.
+WAYS = {
+    "Constant": lambda make, a: make.value(
+        "Reshape", make.value("Constant", value_floats=a.ravel().tolist()), np.array(a.shape)
+    ),
+    "Constant of a tensor": lambda make, a: make.value(
+        "Constant", value=numpy_helper.from_array(a)
+    ),
+    "Identity": lambda make, a: make.value("Identity", a),
+    "Cast": lambda make, a: make.value("Cast", a.astype("float64"), to=1),
+    "Cast of float16": lambda make, a: make.value("Cast", a.astype("float16"), to=1),
+    "Cast of bfloat16": lambda make, a: make.value("Cast", a.astype(jnp.bfloat16), to=1),
+    "Unsqueeze": lambda make, a: make.value("Unsqueeze", a[0], np.array([0])),
+    "Squeeze": lambda make, a: make.value("Squeeze", a[:, None], np.array([1])),
+    "Reshape": lambda make, a: make.value("Reshape", a.ravel(), np.array(a.shape)),
+    "Concat": lambda make, a: make.value("Concat", a[..., :1], a[..., 1:], axis=-1),
+    "Transpose": lambda make, a: make.value("Transpose", a.T),
+    "Slice": lambda make, a: make.value(
+        "Slice", np.flip(a, -1), *(np.array([k]) for k in (-1, -(2**31), -1, -1))
+    ),
+    "Split": lambda make, a: make.value(
+        "Split", np.concatenate([a, -a]), outputs=2, num_outputs=2
+    ),
+    "Split of sizes": lambda make, a: make.value(
+        "Split", np.concatenate([a, -a, a]), np.array([1, 2]), outputs=2
+    ),
+    "DequantizeLinear": lambda make, a: dequantized(make, a, "int8"),
+    "DequantizeLinear of uint8": lambda make, a: dequantized(make, a, "uint8", 1, axis=1),
+    "DequantizeLinear of columns": lambda make, a: dequantized(
+        make, a, "int8", a.ndim - 1, axis=-1
+    ),
+    "a chain": chained,
+}  # fmt: skip
+OLD_WAYS = {
+    "Unsqueeze": lambda make, a: make.value("Unsqueeze", a[0], axes=[0]),
+    "Squeeze": lambda make, a: make.value("Squeeze", a[:, None], axes=[1]),
+    "Split": lambda make, a: make.value("Split", np.concatenate([a, -a]), outputs=2, axis=0),
+    "DequantizeLinear": lambda make, a: dequantized(make, a, "uint8"),
+}
+
+
+def computed(way, op="GRU", opset=22, kind="float32"):
+    """A model whose weights are made in this way, and are outputs of it too, negated."""
+    node, make = draw_node(op), Making()
+    names = {role: way(make, a.astype(kind)) for role, a in node.arrays.items()}
+    # onnxruntime warns of an Unsqueeze that it cannot remove, which makes an output itself.
+    negated = [make.value("Neg", name) for name in names.values()]
+    outputs = [described(name, kind, None) for name in ("Y", *negated)]
+    make.nodes.append(helper.make_node(op, ["X", *names.values()], ["Y"], **node.attributes))
+    return whole(make.nodes, [described("X", kind)], outputs, make.arrays, opset)
+
+
+def check(model, op="GRU"):
+    """What is read is what onnxruntime computes, weights and outputs."""
+    xs = random_xs(6, 2)
+    ys, *negated = session(model).run(None, {"X": xs})
+    arrays = {role: -a for role, a in zip("WRB", negated, strict=True)}
+    found = from_onnx(model)
+    assert found.inputs == {"X": "X"}
+    assert_close(
+        found.params, from_onnx(model_of(draw_node(op)._replace(arrays=arrays))).params, TOL
+    )
+    assert_close(run_node(found, xs)[0], ys, TOL)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_that_are_computed(way):
+    check(computed(WAYS[way]))
+
+
+@pytest.mark.parametrize("way", OLD_WAYS)
+def test_operators_of_old(way):
+    """Whose axes were attributes, and a quantized one older than onnx' evaluator."""
+    check(computed(OLD_WAYS[way], opset=11))
+
+
+def test_of_every_kind_of_node():
+    check(computed(chained, "LSTM"), "LSTM")
+
+
+def test_weights_stay_in_half_precision():
+    """What is computed in float16 is rounded there, to the same bits as in onnxruntime."""
+    model = computed(lambda make, a: dequantized(make, a, "int8", 1, axis=1), kind="float16")
+    negated = session(model).run(None, {"X": random_xs(1, 1).astype("float16")})[1:]
+    arrays = {role: -a for role, a in zip("WRB", negated, strict=True)}
+    expected = from_onnx(model_of(draw_node("GRU")._replace(arrays=arrays))).params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(expected)} == {"float16"}
+    assert_same(from_onnx(model).params, expected)
+
+
+def test_lengths_and_states_that_are_computed():
+    """A constant if it is one, else an input, by its name in the model."""
+    node, make = draw_node("GRU", batch=2), Making()
+    states = {
+        "sequence_lens": make.value("Cast", node.arrays["sequence_lens"].astype("int64"), to=6),
+        "initial_h": make.value("Concat", *np.split(node.arrays["initial_h"], 2, 1), axis=1),
+    }
+    weights = [make.held(node.arrays[role]) for role in "WRB"]
+    make.nodes.append(
+        helper.make_node("GRU", ["X", *weights, *states.values()], ["Y"], **node.attributes)
+    )
+    model = whole(make.nodes, [described("X")], [described("Y", shape=None)], make.arrays)
+    xs = random_xs(6, 2)
+    assert_close(run_node(from_onnx(model), xs)[0], session(model).run(None, {"X": xs})[0], TOL)
+    make.nodes[1] = helper.make_node("Shape", ["X"], [states["initial_h"]])
+    found = from_onnx(whole(make.nodes, [described("X")], [], make.arrays))
+    assert found.carry is None
+    assert found.inputs == {"X": "X", "initial_h": states["initial_h"]}
+
+
+# What is refused.
+
+
+def weight(*nodes, inputs=(), **arrays):
+    """A model with one GRU 'gru' whose W is whatever makes the value W."""
+    held = {"R": draw_node("GRU").arrays["R"], **arrays}
+    gru = helper.make_node("GRU", ["X", "W", "R"], ["Y"], name="gru", hidden_size=HIDDEN)
+    return whole([*nodes, gru], [described("X"), *inputs], [described("Y", shape=None)], held)
+
+
+def doubled(times):
+    """An array of one number, put behind itself again and again."""
+    pairs = [helper.make_node("Concat", [f"d{k}"] * 2, [f"d{k + 1}"], axis=0) for k in range(times)]
+    return weight(*pairs, helper.make_node("Identity", [f"d{times}"], ["W"]), d0=np.ones(1, "f4"))
+
+
+def one(op, *inputs, **attributes):
+    return helper.make_node(op, inputs, ["W"], name="last", **attributes)
+
+
+def sparse():
+    values = numpy_helper.from_array(np.ones(1, "f4"), "W")
+    indices = numpy_helper.from_array(np.zeros(1, "int64"))
+    return helper.make_sparse_tensor(values, indices, [2**40])
+
+
+def with_sparse_weights():
+    model = weight()
+    model.graph.sparse_initializer.append(sparse())
+    return model
+
+
+def declared(dims, kind=onnx.TensorProto.FLOAT, data=bytes(4)):
+    """Weights of a size that the file does not have."""
+    model = weight()
+    model.graph.initializer.append(
+        onnx.TensorProto(name="W", dims=dims, data_type=kind, raw_data=data)
+    )
+    return model
+
+
+W = "from_onnx: W ('W') of GRU 'gru' must be "
+REFUSED = {
+    "an input": (
+        lambda: weight(one("Identity", "w"), inputs=[described("w")]),
+        "a constant, got a value that depends on the input 'w'",
+    ),
+    "an input among constants, through any operator": (
+        lambda: weight(
+            helper.make_node("MatMul", ["a", "w"], ["c"]), one("Concat", "a", "c", axis=0),
+            a=np.ones((1, 1), "f4"), inputs=[described("w")],
+        ),
+        "a constant, got a value that depends on the input 'w'",
+    ),
+    "another operator": (
+        lambda: weight(helper.make_node("Relu", ["a"], ["b"], name="relu"), one("Identity", "b"),
+                       a=np.ones((1, 12, 3), "f4")),
+        "a constant, got what is computed by Relu 'relu'. Operators that are computed here: Cast,",
+    ),
+    "an operator of another domain": (
+        lambda: weight(one("Identity", "a", domain="com.example"), a=np.ones(1, "f4")),
+        "a constant, got what is computed by Identity 'last'. Operators that",
+    ),
+    "nothing": (
+        lambda: weight(one("Identity", "a")),
+        "a constant, got a value that depends on 'a', which nothing makes",
+    ),
+    "a ring": (
+        lambda: weight(helper.make_node("Identity", ["b"], ["a"]), one("Identity", "a"),
+                       helper.make_node("Identity", ["W"], ["b"])),
+        "a constant, got a value that depends on itself",
+    ),
+    "a sparse tensor": (
+        with_sparse_weights,
+        "a constant, got a value that depends on the sparse 'W'",
+    ),
+    "a sparse constant": (
+        lambda: weight(one("Constant", sparse_value=sparse())),
+        "computed by Constant 'last', got sparse_value=",
+    ),
+    "too many operators": (
+        lambda: weight(*(helper.make_node("Identity", [f"d{k}"], [f"d{k + 1}"])
+                         for k in range(1500)), one("Identity", "d1500"), d0=np.ones(1, "f4")),
+        "a constant, got what more than 1000 operators compute. Export the model with",
+    ),
+    "numbers that multiply": (
+        lambda: doubled(60),
+        "computed by Concat 'd23' within bounds, got 67108864 bytes or more, made of 4 bytes of",
+    ),
+    "scales that multiply": (
+        lambda: weight(one("DequantizeLinear", "a", "b", axis=1), a=np.ones((2**20, 1), "int8"),
+                       b=np.ones(2**20, "f4")),
+        "computed by DequantizeLinear 'last', got float32[1048576] to scale int8[1048576, 1] along",
+    ),
+    "a block size": (
+        lambda: weight(one("DequantizeLinear", "a", "b", axis=0, block_size=2**40),
+                       a=np.ones((2, 2), "int8"), b=np.ones((1, 2), "f4")),
+        "computed by DequantizeLinear 'last', got block_size=1099511627776, which is not read",
+    ),
+    "a number of outputs": (
+        lambda: weight(one("Split", "a", num_outputs=2**40), a=np.ones(2, "f4")),
+        "computed by Split 'last', got num_outputs=1099511627776, which is not read",
+    ),
+    "text": (
+        lambda: weight(one("Cast", "a", to=onnx.TensorProto.STRING), a=np.ones(2, "f4")),
+        "computed by Cast 'last', got to=8, which is not read",
+    ),
+    "shapes that do not fit": (
+        lambda: weight(one("Reshape", "a", "b"), a=np.ones(6, "f4"), b=np.array([4, 2])),
+        "computed by Reshape 'last', got cannot reshape array of size 6 into shape",
+    ),
+    "a size that is declared only": (
+        lambda: declared([2**40]), "readable, of shape [1099511627776], got ",
+    ),
+    "four bits of a size that is declared only": (
+        lambda: declared([2**40], onnx.TensorProto.INT4),
+        "made of FLOAT, FLOAT16, BFLOAT16, DOUBLE, INT8, UINT8, INT16, UINT16, INT32, INT64, got",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_constant(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=re.escape(W + message)):
+        from_onnx(make())
+
+
+def test_weights_of_integers_after_all():
+    """What is computed is checked as what is held is."""
+    model = weight(one("Cast", "a", to=6), a=np.ones((1, 3 * HIDDEN, INPUT), "f4"))
+    with pytest.raises(TypeError, match=re.escape(f"{W}one of float16, bfloat16, float32")):
+        from_onnx(model)
