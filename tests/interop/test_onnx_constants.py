@@ -1,6 +1,5 @@
 """Weights that an ONNX model computes from constants, against what onnxruntime computes."""
 
-import itertools
 import re
 
 import jax
@@ -10,7 +9,14 @@ import pytest
 
 from cases import HIDDEN, INPUT, assert_close, assert_same
 from jaxgru.interop import from_onnx
+from onnx_examples import (
+    Making,
+    chained,
+    computed,
+    dequantized,
+)
 from onnx_models import (
+    TOL,
     described,
     draw_node,
     helper,
@@ -22,58 +28,6 @@ from onnx_models import (
     session,
     whole,
 )
-
-#: What from_onnx computes is held to this, as are outputs of a few steps, of order one.
-TOL = 1e-6
-
-
-class Making:
-    """Nodes that make values, and the arrays that they are made of."""
-
-    def __init__(self):
-        self.nodes, self.arrays, self.count = [], {}, itertools.count()
-
-    def held(self, value):
-        name = f"held{next(self.count)}"
-        self.arrays[name] = np.asarray(value)
-        return name
-
-    def value(self, op, *inputs, outputs=1, **attributes):
-        """The name of a node's first output; inputs are names or arrays."""
-        names = [one if isinstance(one, str) else self.held(one) for one in inputs]
-        outputs = [f"made{next(self.count)}" for _ in range(outputs)]
-        self.nodes.append(helper.make_node(op, names, outputs, **attributes))
-        return outputs[0]
-
-
-def bytes_of(a, kind, axis=None):
-    """(bytes, scale, zero point) near to an array, one for all or one for each along an axis."""
-    info = np.iinfo(kind)
-    other = None if axis is None else tuple(k for k in range(a.ndim) if k != axis)
-    scale = np.asarray(np.abs(a).max(other) / 100, a.dtype)
-    zero = np.full(scale.shape, (info.max + info.min) // 2 + 3, kind)
-    shape = [1] * a.ndim
-    if axis is not None:
-        shape[axis] = -1
-    scaled = np.round(a / scale.reshape(shape)) + zero.reshape(shape)
-    return scaled.clip(info.min, info.max).astype(kind), scale, zero
-
-
-def dequantized(make, a, kind, channel=None, **attributes):
-    return make.value("DequantizeLinear", *bytes_of(a, kind, channel), **attributes)
-
-
-def chained(make, a):
-    """Two halves, each a slice of a transposed and cast tensor, put together behind each other."""
-    half = len(a[0]) // 2
-    turned = make.value("Cast", a.astype("float64").swapaxes(1, 2) if a.ndim == 3 else a, to=1)
-    if a.ndim == 3:
-        turned = make.value("Transpose", turned, perm=[0, 2, 1])
-    parts = [make.value("Slice", turned, [lo], [hi], [1]) for lo, hi in ((0, half), (half, 2**62))]
-    whole = make.value("Concat", *parts, axis=1)
-    flat = make.value("Reshape", whole, np.array([-1]))
-    return make.value("Identity", make.value("Reshape", flat, np.array(a.shape)))
-
 
 # Each makes an array like the one it is given, and returns its name. By the versions of operators.
 WAYS = {
@@ -114,17 +68,6 @@ OLD_WAYS = {
     "Split": lambda make, a: make.value("Split", np.concatenate([a, -a]), outputs=2, axis=0),
     "DequantizeLinear": lambda make, a: dequantized(make, a, "uint8"),
 }
-
-
-def computed(way, op="GRU", opset=22, kind="float32"):
-    """A model whose weights are made in this way, and are outputs of it too, negated."""
-    node, make = draw_node(op), Making()
-    names = {role: way(make, a.astype(kind)) for role, a in node.arrays.items()}
-    # onnxruntime warns of an Unsqueeze that it cannot remove, which makes an output itself.
-    negated = [make.value("Neg", name) for name in names.values()]
-    outputs = [described(name, kind, None) for name in ("Y", *negated)]
-    make.nodes.append(helper.make_node(op, ["X", *names.values()], ["Y"], **node.attributes))
-    return whole(make.nodes, [described("X", kind)], outputs, make.arrays, opset)
 
 
 def check(model, op="GRU"):
