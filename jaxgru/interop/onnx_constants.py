@@ -156,7 +156,7 @@ def _check_size(node: Any, given: list[Any]) -> None:
     }
     for name, value in found.items():
         if value not in allowed.get((node.op_type, name), (value,)):
-            raise ValueError(f"{name}={value!r}, which is not read")
+            raise ValueError(f"{name}={checks.shown(value)}, which is not read")
     if node.op_type == "DequantizeLinear":
         x, *others = given
         axis = found.get("axis", 1)

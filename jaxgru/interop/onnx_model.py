@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgru import checks
+from jaxgru.interop.weights import listed
 
 STANDARD = ("", "ai.onnx")  # two names of the domain of ONNX itself
 QUANTIZED = "DynamicQuantizeLSTM"  # of onnxruntime
@@ -97,7 +98,13 @@ def load(caller: str, source: Any) -> Model:
             raise checks.error(ValueError, caller, where, "an ONNX model", got, fix)
     if model.functions:
         model = _inlined(caller, where, model)
-    places = list(_places((model.graph,), ""))
+    places, most = [], allowance(model.ByteSize())
+    for place in _places((model.graph,), ""):
+        places.append(place)
+        most -= len(place.name)
+        if most < 0:  # a long name of a branch is in the names of all nodes in it
+            got = "paths to them that are too long to be held"
+            raise checks.error(ValueError, caller, where, "a model whose nodes have names", got)
     names = _numbered([place.name for place in places])
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     opset = max(opsets.get(domain, 1) for domain in STANDARD)
@@ -120,11 +127,11 @@ def find(model: Model, wanted: str | None) -> Place:
     if len(fits) == 1:
         return fits[0]
     if fits and wanted is not None:
-        names = " or ".join(repr(place.name) for place in fits)
+        names = listed(place.name for place in fits)
         expected, got = "the name of one node", f"{wanted!r}, which {len(fits)} nodes have"
         fix = f"These tell them apart: {names}."
         raise checks.error(ValueError, "from_onnx", "node", expected, got, fix)
-    expected = f"one of {', '.join(repr(place.name) for place in places)}"
+    expected = f"one of {listed(place.name for place in places)}"
     fix = "A chain of layers is read one node at a time." if wanted is None else ""
     raise checks.error(ValueError, "from_onnx", "node", expected, repr(wanted), fix)
 

@@ -206,7 +206,7 @@ REFUSED = {
     ),
     "a sparse constant": (
         lambda: weight(one("Constant", sparse_value=sparse())),
-        "computed by Constant 'last', got sparse_value=",
+        "computed by Constant 'last', got sparse_value=SparseTensorProto",
     ),
     "too many operators": (
         lambda: weight(*(helper.make_node("Identity", [f"d{k}"], [f"d{k + 1}"])

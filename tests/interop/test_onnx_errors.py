@@ -59,7 +59,7 @@ WRONG = {
         lambda: [model_of(gru(), gru()), "encoder"],
         ValueError,
         "the name of one node, got 'encoder', which 2 nodes have. These tell them apart: "
-        "'encoder#1' or 'encoder#2'",
+        "'encoder#1', 'encoder#2'",
     ),
     "a node by its number": (
         lambda: [model_of(gru()), 0],

@@ -161,6 +161,14 @@ def test_a_node_goes_by_its_own_name_where_no_other_has_it():
     assert_same(from_onnx(model, "else_Y").params, from_onnx(model_of(high)).params)
 
 
+def test_long_names_of_branches():
+    """Each of many nodes would have a name of a megabyte."""
+    inner = [helper.make_node("GRU", ["X"], ["Y"]) for _ in range(1000)]
+    parent = helper.make_node("If", ["flag"], ["Y"], "if" * 2**19, then_branch=graph(inner, []))
+    with pytest.raises(ValueError, match=r"^onnx_nodes: source must be a model whose nodes have"):
+        onnx_nodes(whole([parent], [], []))
+
+
 def test_no_nodes():
     model = whole([helper.make_node("Add", ["a", "b"], ["c"])], [], [])
     assert onnx_nodes(model) == []
