@@ -35,7 +35,7 @@ def to_onnx(
 
     | value | shape | |
     | --- | --- | --- |
-    | xs | `[T, N, I]` | any T and N, but for N = 0, which onnxruntime does not survive |
+    | xs | `[T, N, I]` | any T and N; onnxruntime survives no N = 0, and T = 0 from 1.26 on |
     | length | int32 `[N]`, or `[1]` for all | an input where asked for, else T. Clipped to [0, T] |
     | carry | `[N, H]`, or `[1, H]` for all | an input where asked for, else zeros |
     | outputs | `[T, N, H]` | zeros in the padding |
@@ -171,10 +171,11 @@ class _Graph:
         self._nodes, self._held, self._inputs, self._outputs = [], [], [], []
 
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        """Any node."""
+        """Any node. All have names, without which onnxruntime 1.20 makes two of one name."""
         from onnx import helper
 
-        self._nodes.append(helper.make_node(op, inputs, outputs, **attributes))
+        named = {"name": outputs[0], **attributes}
+        self._nodes.append(helper.make_node(op, inputs, outputs, **named))
 
     def value(self, op: str, *inputs: str, **attributes: Any) -> str:
         """The output of a node that has one."""
