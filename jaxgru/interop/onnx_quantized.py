@@ -37,5 +37,6 @@ def dequantized(
                 raise checks.error(TypeError, "from_onnx", labels[part], expected, got)
         # A difference of two bytes is exact in float32.
         steps = value.astype(np.float32) - zero.reshape(directions, 1, -1).astype(np.float32)
-        made[role] = np.swapaxes(steps * scale.reshape(directions, 1, -1), 1, 2)
+        with np.errstate(all="ignore"):  # inf and NaN are computed as they are
+            made[role] = np.swapaxes(steps * scale.reshape(directions, 1, -1), 1, 2)
     return made

@@ -9,12 +9,7 @@ import pytest
 
 from cases import HIDDEN, INPUT, assert_close, assert_same
 from jaxgru.interop import from_onnx
-from onnx_examples import (
-    Making,
-    chained,
-    computed,
-    dequantized,
-)
+from onnx_examples import Making, chained, computed, dequantized
 from onnx_models import (
     TOL,
     described,
@@ -128,6 +123,12 @@ def test_lengths_and_states_that_are_computed():
     assert found.inputs == {"X": "X", "initial_h": states["initial_h"]}
 
 
+def test_numbers_beyond_float32():
+    """Computed as they are, without a warning of NumPy."""
+    model = computed(lambda make, a: make.value("Cast", a.astype("float64") * 1e300, to=1))
+    assert np.isinf(from_onnx(model).params.w_ih).all()
+
+
 # What is refused.
 
 
@@ -214,7 +215,7 @@ REFUSED = {
         "a constant, got what more than 1000 operators compute. Export the model with",
     ),
     "numbers that multiply": (
-        lambda: doubled(60),
+        lambda: doubled(27),
         "computed by Concat 'd23' within bounds, got 67108864 bytes or more, made of 4 bytes of",
     ),
     "scales that multiply": (

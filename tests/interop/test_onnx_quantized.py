@@ -7,17 +7,8 @@ import pytest
 
 from cases import HIDDEN, INPUT, assert_close, assert_same
 from jaxgru.interop import from_onnx, onnx_nodes
-from onnx_examples import (
-    draw_quantized,
-    quantized,
-)
-from onnx_models import (
-    TOL,
-    model_of,
-    random_xs,
-    run_node,
-    session,
-)
+from onnx_examples import draw_quantized, quantized
+from onnx_models import TOL, described, model_of, random_xs, run_node, session
 
 #: onnxruntime rounds the inputs and states of each step too, to 8 bits: of numbers up to 3 by up to
 #: 0.01, which weights of size 0.6 add up in a gate; six steps of that.
@@ -73,6 +64,22 @@ def test_what_does_not_fit(name):
     model = quantized({role: a for role, a in arrays.items() if a is not None})
     with pytest.raises(kind, match=re.escape(f"from_onnx: {message}")):
         from_onnx(model)
+
+
+def test_a_scale_that_is_fed():
+    arrays = draw_quantized()[0]
+    model = quantized({role: a for role, a in arrays.items() if role != "R_scale"})
+    model.graph.node[0].input[10] = "s"
+    model.graph.input.append(described("s", shape=[1]))
+    message = r"R_scale \('s'\) of .* must be a constant, got a value that depends on the input 's'"
+    with pytest.raises(ValueError, match=message):
+        from_onnx(model)
+
+
+def test_a_scale_that_is_infinite():
+    arrays = draw_quantized()[0]
+    arrays["R_scale"] = np.full(1, np.inf, "f4")
+    assert not np.isfinite(from_onnx(quantized(arrays)).params.w_hh).any()
 
 
 def test_attributes_without_a_counterpart():

@@ -19,6 +19,9 @@ def exported(params, folder, write=to_onnx, **options):
     write(params, path, **options)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
+    names = [node.name for node in model.graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)  # onnxruntime 1.20 refuses what it makes of others
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     assert inferred.graph.output == model.graph.output
     return path
