@@ -182,8 +182,11 @@ def _inlined(caller: str, where: str, model: Any) -> Any:
 
 
 def allowance(size: int) -> int:
-    """How many bytes something may take that is made of so many: no file grows beyond its worth."""
-    return 2**26 + 16 * size
+    """How many bytes may be made of so many that a file really has, whatever sizes it declares.
+
+    Eight operators that make 8 bytes each of a weight of one byte, and room for small ones.
+    """
+    return 2**26 + 64 * size
 
 
 def _size_inlined(model: Any) -> float:

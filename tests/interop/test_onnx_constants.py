@@ -236,6 +236,20 @@ REFUSED = {
         lambda: weight(one("Cast", "a", to=onnx.TensorProto.STRING), a=np.ones(2, "f4")),
         "computed by Cast 'last', got to=8, which is not read",
     ),
+    "texts": (
+        lambda: weight(one("Constant", value_strings=["a" * 1000, *"b" * 1000])),
+        "computed by Constant 'last', got value_strings=list, which is not read",
+    ),
+    "numbers of another type": (
+        lambda: weight(one("DequantizeLinear", "a", "b", output_dtype=onnx.TensorProto.STRING),
+                       a=np.ones(2, "int8"), b=np.ones((), "f4")),
+        "computed by DequantizeLinear 'last', got output_dtype=8, which is not read",
+    ),
+    "scales along two axes": (
+        lambda: weight(one("DequantizeLinear", "a", "b", axis=0), a=np.ones((3, 3), "int8"),
+                       b=np.ones((3, 1), "f4")),
+        "computed by DequantizeLinear 'last', got float32[3, 1] to scale int8[3, 3] along axis 0",
+    ),
     "shapes that do not fit": (
         lambda: weight(one("Reshape", "a", "b"), a=np.ones(6, "f4"), b=np.array([4, 2])),
         "computed by Reshape 'last', got cannot reshape array of size 6 into shape",
@@ -262,3 +276,19 @@ def test_weights_of_integers_after_all():
     model = weight(one("Cast", "a", to=6), a=np.ones((1, 3 * HIDDEN, INPUT), "f4"))
     with pytest.raises(TypeError, match=re.escape(f"{W}one of float16, bfloat16, float32")):
         from_onnx(model)
+
+
+def test_bytes_of_a_large_layer():
+    """Quantized weights of 10 MB, through a few operators, are within bounds."""
+    hidden, make = 1280, Making()
+    names = []
+    for size in (INPUT, hidden):
+        steps = np.ones((2, 3 * hidden * size), "int8")
+        number = make.value("DequantizeLinear", steps, np.float32(0.5), np.int8(-1))
+        flat = make.value("Slice", number, [0], [1], [0])
+        for _ in range(3):
+            flat = make.value("Identity", flat)
+        names.append(make.value("Reshape", flat, np.array([1, 3 * hidden, size])))
+    make.nodes.append(helper.make_node("GRU", ["X", *names], ["Y"], hidden_size=hidden))
+    params = from_onnx(whole(make.nodes, [described("X")], [], make.arrays)).params
+    assert np.all(np.abs(params.w_hh) == 1)
