@@ -154,15 +154,15 @@ def _is_recurrent(node: Any) -> bool:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """The names, with a number behind those that are not the only one of their kind."""
-    total = Counter(names)
-    while len(total) < len(names):
-        seen = Counter[str]()
-        for k, name in enumerate(names):
-            if total[name] > 1:
-                seen[name] += 1
-                names[k] = f"{name}#{seen[name]}"
-        total = Counter(names)  # a number may make a name that was there
+    """The names, with a number behind each that is there more than once."""
+    total, taken, last = Counter(names), set(names), Counter[str]()
+    for k, name in enumerate(names):
+        if total[name] > 1:
+            last[name] += 1
+            while f"{name}#{last[name]}" in taken:  # another node is called so
+                last[name] += 1
+            names[k] = f"{name}#{last[name]}"
+            taken.add(names[k])
     return names
 
 
@@ -176,15 +176,20 @@ def _inlined(caller: str, where: str, model: Any) -> Any:
         got = f"functions that call each other until {size} bytes are too many to be held"
         raise checks.error(ValueError, caller, where, expected, got)
     try:
-        return inliner.inline_local_functions(model)
+        inlined = inliner.inline_local_functions(model)
     except Exception as reason:  # of many kinds, from C++
         raise checks.error(ValueError, caller, where, expected, f"{reason}".rstrip(".")) from reason
+    left = [f.name for f in inlined.functions if any(map(_is_recurrent, _all_nodes(f)))]
+    if left:
+        got = f"{listed(left)} with another version of the operators than the model"
+        raise checks.error(ValueError, caller, where, expected, got)
+    return inlined
 
 
 def allowance(size: int) -> int:
-    """How many bytes may be made of so many that a file really has, whatever sizes it declares.
+    """The most bytes that are made of a file of so many, whatever sizes it declares.
 
-    Eight operators that make 8 bytes each of a weight of one byte, and room for small ones.
+    64 are what eight operators make of a quantized weight of one byte, counted as 8 bytes each.
     """
     return 2**26 + 64 * size
 

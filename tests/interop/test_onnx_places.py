@@ -140,7 +140,7 @@ def test_names_that_are_shared():
     model = whole([*plain, first, second, third, silent], [], [], arrays)
     names = onnx_nodes(model)
     assert names == [
-        "a#1#1", "a#2", "Z2", "a#1#2",
+        "a#2", "a#3", "Z2", "a#1",
         "if/else_branch/gru#1", "if/then_branch/gru#1",
         "if/else_branch/gru#2", "if/then_branch/gru#2",
         "Y2/else_branch/else_Y", "Y2/then_branch/then_Y",
@@ -216,7 +216,15 @@ def test_functions_without_end(name):
         from_onnx(model)
 
 
-def test_a_checked_model_stays_as_it_is():
+def test_functions_of_another_version():
+    """Which are left as they are: their nodes are not passed over in silence."""
+    model, _ = with_functions()
+    model.functions[1].opset_import[0].version = 13
+    with pytest.raises(ValueError, match=r"can be inlined, got 'Layer' with another version of th"):
+        onnx_nodes(model)
+
+
+def test_a_model_stays_as_it_is():
     """Inlining works on a copy."""
     model = whole(calls("F60"), [], [], functions=ENDLESS["doubling"][-1:])
     before = onnx.ModelProto.FromString(model.SerializeToString())
