@@ -229,7 +229,7 @@ def test_a_file_cut_anywhere(tmp_path):
             from_onnx(path)
 
 
-@pytest.mark.parametrize("how", ["cut off", "missing", "outside the folder"])
+@pytest.mark.parametrize("how", ["cut off", "missing", "a link", "outside the folder"])
 def test_external_data_that_cannot_be_read(how, tmp_path):
     path = held_elsewhere("external data", tmp_path)
     data = tmp_path / "data"
@@ -237,6 +237,9 @@ def test_external_data_that_cannot_be_read(how, tmp_path):
         data.write_bytes(data.read_bytes()[:-4])
     elif how == "missing":
         data.unlink()
+    elif how == "a link":
+        data.rename(tmp_path.parent / f"{tmp_path.name}_data")
+        data.symlink_to(tmp_path.parent / f"{tmp_path.name}_data")
     else:
         path = path.rename(tmp_path / "model")
         (tmp_path / "inner").mkdir()
