@@ -59,18 +59,18 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
 
     linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state; its
     weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
-    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept. A DynamicQuantizeLSTM of
-    onnxruntime is read as the LSTM that it approximates, of weights (W - W_zero_point) * W_scale.
+    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept. A DynamicQuantizeLSTM of onnxruntime is read
+    as the LSTM that it approximates, of weights (W - W_zero_point) * W_scale.
 
     Args:
         source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights are constants:
             initializers, in external files beside the model too if source is a path, Constant
             nodes, or what Identity, Cast, Unsqueeze, Squeeze, Reshape, Transpose, Slice, Split,
             Concat and DequantizeLinear make of them. Nothing else in the model is run.
-        node: the name of the node, one of `onnx_nodes(source)`: of a node in a branch or a loop
-            with the path to it. Its own name or one of its outputs will do if no other node has it.
-            May be left out where the model has one recurrent node. Layers are read one at a time,
-            to be put into a Stack.
+        node: the name of the node, one of `onnx_nodes(source)`, which has the path to a node in a
+            branch or a loop in front. The node's own name or one of its outputs will do if no other
+            node has it. May be left out where the model has one recurrent node. Layers are read one
+            at a time, to be put into a Stack.
 
     Returns:
         OnnxNode(params, reverse, carry, length, inputs). The dtype is that of the weights.

@@ -100,10 +100,11 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
 
         y, *carry = session.run(None, {"x": x, "carry": carry})
 
-    is a `jaxgru.step` vmapped over x `[N, I]` and the carry, any N but 0: the carry is an input,
-    zeros at the start, and an output, which the next call gets. y `[N, H]` is the h of the last
-    layer. The carries are named as those of `to_onnx`, and next in place of last: `carry_0_h`
-    becomes `next_0_h`. Inputs and outputs have them in the same order.
+    is a `jaxgru.step` vmapped over x `[N, I]` and the carry, any N but 0, which onnxruntime does
+    not survive. The carry is an input, zeros at the start, and an output, which the next call gets.
+    y `[N, H]` is the h of the last layer. The parts of the carry are named as those of `to_onnx`,
+    with next in place of last: `carry_0_h` goes in and `next_0_h` comes out. Inputs and outputs
+    have them in the same order.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or any Stack of them, of float32 or float16.

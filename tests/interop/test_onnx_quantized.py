@@ -10,9 +10,10 @@ from jaxgru.interop import from_onnx, onnx_nodes
 from onnx_examples import draw_quantized, quantized
 from onnx_models import TOL, described, model_of, random_xs, run_node, session
 
-#: onnxruntime rounds the inputs and states of each step too, to 8 bits: of numbers up to 3 by up to
-#: 0.01, which weights of size 0.6 add up in a gate; six steps of that.
-ROUNDED = 5e-2
+#: onnxruntime also rounds the inputs, of up to 3, and the states of each step to 8 bits: by up to
+#: 0.01, with a random sign, times weights of 0.6, in a gate whose slope is at most one. The largest
+#: difference seen is 0.0066.
+ROUNDED = 2e-2
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
