@@ -129,6 +129,13 @@ def test_lengths_and_states_that_are_computed():
     assert found.inputs == {"X": "X", "initial_h": states["initial_h"]}
 
 
+def test_inputs_that_have_a_default():
+    """As all initializers were before version 4 of the format."""
+    model, expected = model_of(draw_node("GRU")), from_onnx(model_of(draw_node("GRU"))).params
+    model.graph.input.extend(described(t.name, shape=t.dims) for t in model.graph.initializer)
+    assert_same(from_onnx(model).params, expected)
+
+
 def test_numbers_beyond_float32():
     """Computed as they are, without a warning of NumPy."""
     model = computed(lambda make, a: make.value("Cast", a.astype("float64") * 1e300, to=1))

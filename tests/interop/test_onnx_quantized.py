@@ -83,6 +83,12 @@ def test_a_scale_that_is_infinite():
     assert not np.isfinite(from_onnx(quantized(arrays)).params.w_hh).any()
 
 
+def test_another_domain_is_another_operator():
+    model = quantized(draw_quantized()[0])
+    model.graph.node[0].domain = "com.example"
+    assert onnx_nodes(model) == []
+
+
 def test_attributes_without_a_counterpart():
     model = quantized(draw_quantized()[0], clip=1.0)
     message = "clip of DynamicQuantizeLSTM 'lstm' must be absent, got 1.0"

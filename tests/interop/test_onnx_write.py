@@ -130,6 +130,7 @@ def test_steps_make_a_sequence(kind, tmp_path):
     names = [value.name for value in made.get_inputs()]
     first = draw_carries(params, 3)
     assert names == ["x", *carry_names("carry", first)]
+    assert all(value.shape[0] == "N" for value in (*made.get_inputs(), *made.get_outputs()))
     assert [v.name for v in made.get_outputs()] == ["y", *carry_names("next", first)]
     xs, carry, ys = random_xs(6, 3), jax.tree.leaves(first), []
     for x in xs:
@@ -187,12 +188,14 @@ def test_half_precision(tmp_path):
 
 def test_one_for_all_and_clipped_lengths(tmp_path):
     params = native("gru")
-    run = session(exported(params, tmp_path, length=True, carry=True)).run
+    made = session(exported(params, tmp_path, length=True, carry=True))
+    shapes = [["T", "N", INPUT], ["N_or_1"], ["N_or_1", HIDDEN]]
+    assert [value.shape for value in made.get_inputs()] == shapes
     xs, carry = random_xs(6, 3), draw_carries(params, 1)
 
     def outputs(length, carry):
         fed = {"length": np.asarray(length, "int32"), "carry": np.asarray(carry)}
-        return run(None, {"xs": xs} | fed)
+        return made.run(None, {"xs": xs} | fed)
 
     assert_close(outputs([2], carry), outputs([2, 2, 2], jnp.tile(carry, (3, 1))), 0)
     assert_close(outputs([9, -1, 6], carry), outputs([6, 0, 6], carry), 0)
