@@ -9,7 +9,8 @@ from jaxgru.interop.keras import from_keras, to_keras
 from jaxgru.interop.linen import from_linen, to_linen
 from jaxgru.interop.nnx import from_nnx, to_nnx
 from jaxgru.interop.onnx import OnnxNode, from_onnx
-from jaxgru.interop.onnx_write import to_onnx
+from jaxgru.interop.onnx_model import onnx_nodes
+from jaxgru.interop.onnx_write import to_onnx, to_onnx_step
 from jaxgru.interop.torch import from_torch, to_torch
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "from_nnx",
     "from_onnx",
     "from_torch",
+    "onnx_nodes",
     "to_equinox",
     "to_haiku",
     "to_keras",
     "to_linen",
     "to_nnx",
     "to_onnx",
+    "to_onnx_step",
     "to_torch",
 ]

@@ -9,7 +9,9 @@ from jax import Array
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
 from jaxgru.gru import GRUParams
-from jaxgru.interop.onnx_model import Constants, find, load, name_of
+from jaxgru.interop.onnx_constants import Constants
+from jaxgru.interop.onnx_model import QUANTIZED, Place, find, load
+from jaxgru.interop.onnx_quantized import SCALES, dequantized
 from jaxgru.interop.weights import ELMAN, Form, Packed, checked, to_params
 from jaxgru.layers import Bidirectional
 from jaxgru.lstm import LSTMCarry, LSTMParams
@@ -25,6 +27,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
 ACTIVATIONS = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN": ["Tanh"]}
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+WEIGHTS = ("W", "R", "B", "P", *SCALES)
 
 
 class OnnxNode(NamedTuple):
@@ -56,21 +59,25 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
 
     linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state; its
     weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
-    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept.
+    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept. A DynamicQuantizeLSTM of onnxruntime is read
+    as the LSTM that it approximates, of weights (W - W_zero_point) * W_scale.
 
     Args:
-        source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights may be
-            initializers, in external files too if source is a path, or Constant nodes. Nothing in
-            the model is run.
-        node: the name of the node, or of one of its outputs; may be left out where the model has
-            one recurrent node. Layers are read one at a time, to be put into a Stack.
+        source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights are constants:
+            initializers, in external files beside the model too if source is a path, Constant
+            nodes, or what Identity, Cast, Unsqueeze, Squeeze, Reshape, Transpose, Slice, Split,
+            Concat and DequantizeLinear make of them. Nothing else in the model is run.
+        node: the name of the node, one of `onnx_nodes(source)`, which has the path to a node in a
+            branch or a loop in front. The node's own name or one of its outputs will do if no other
+            node has it. May be left out where the model has one recurrent node. Layers are read one
+            at a time, to be put into a Stack.
 
     Returns:
         OnnxNode(params, reverse, carry, length, inputs). The dtype is that of the weights.
 
     Raises:
         TypeError, ValueError: not a model, or one that is cut off; no such node, or several;
-            weights that are not constants, or do not fit; something without a counterpart: other
+            weights that depend on an input, or do not fit; something without a counterpart: other
             activations, their alpha and beta, clip, input_forget, peepholes.
 
     Example:
@@ -83,50 +90,60 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
         >>> bool((node.params.w_hh == params.w_hh).all()), node.reverse, node.inputs["X"]
         (True, False, 'xs')
 
-    Source: the operators GRU, LSTM and RNN in the documentation of ONNX.
+    Source: the operators GRU, LSTM and RNN in the documentation of ONNX, DynamicQuantizeLSTM in
+    that of onnxruntime.
     """
-    model, where, folder = load(source)
-    found = find(model.graph.node, where, node)
-    return _read(found, Constants(model.graph, folder))
+    model = load("from_onnx", source)
+    place = find(model, node)
+    return _read(place, Constants(model, place))
 
 
-def _read(node: Any, constants: Constants) -> OnnxNode:
-    owner = f"{node.op_type} {name_of(node)!r}"
-    values = {role: name for role, name in zip(INPUTS, node.input, strict=False) if name}
+def _read(place: Place, constants: Constants) -> OnnxNode:
+    node = place.node
+    quantized = node.op_type == QUANTIZED
+    op = "LSTM" if quantized else node.op_type
+    owner = f"{node.op_type} {place.name!r}"
+    roles = (*INPUTS, *SCALES) if quantized else INPUTS
+    values = {role: name for role, name in zip(roles, node.input, strict=False) if name}
     labels = {role: f"{role} ({name!r}) of {owner}" for role, name in values.items()}
-    arrays = {
-        role: constants.array(labels[role], name)
-        for role, name in values.items()
-        if role != "X" and name in constants
-    }
-    for role in ("W", "R", "B", "P"):
-        if role not in arrays and (role in values or role in ("W", "R")):
-            label = labels.get(role, f"{role} of {owner}")
-            got, fix = "nothing", ""
-            if role in values:
-                got = "a value that comes at run time"
-                fix = "If it is computed from constants, export the model with constant folding."
-            raise checks.error(ValueError, "from_onnx", label, "a constant", got, fix)
+    arrays, inputs = {}, {}
+    for role, name in values.items():
+        lack = ("", "") if role == "X" else constants.lacks(name)
+        if lack is None:
+            arrays[role] = constants.array(labels[role], name)
+        elif role in WEIGHTS:
+            raise checks.error(ValueError, "from_onnx", labels[role], "a constant", *lack)
+        else:
+            inputs[role] = name
+    for role in ("W", "R", *(SCALES if quantized else ())):
+        if role not in arrays:
+            label = f"{role} of {owner}"
+            raise checks.error(ValueError, "from_onnx", label, "a constant", "nothing")
 
-    attributes = _attributes(node, owner)
+    attributes = _attributes(node, op, owner)
     direction = attributes.get("direction", "forward")
-    form = FORMS[node.op_type][bool(attributes.get("linear_before_reset", 0))]
+    if quantized:
+        arrays = dequantized(labels, arrays, DIRECTIONS[direction])
+    form = FORMS[op][bool(attributes.get("linear_before_reset", 0))]
     shapes = _Shapes(labels, arrays, DIRECTIONS[direction], len(form.order))
     size = attributes.get("hidden_size", "H")
     cells = [to_params(form, packed) for packed in shapes.weights(size)]
     params = Bidirectional(*cells) if direction == "bidirectional" else cells[0]
     carry, length = shapes.start(layers.carry_shape(cells[0]), attributes.get("layout", 0))
-    inputs = {role: name for role, name in values.items() if role not in arrays}
     return OnnxNode(params, direction == "reverse", carry, length, inputs)
 
 
-def _attributes(node: Any, owner: str) -> dict[str, Any]:
+def _attributes(node: Any, op: str, owner: str) -> dict[str, Any]:
     """The attributes by name. Raises where one has no counterpart here."""
     from onnx import helper
 
-    found = {_plain(a.name): _plain(helper.get_attribute_value(a)) for a in node.attribute}
+    try:
+        found = {_plain(a.name): _plain(helper.get_attribute_value(a)) for a in node.attribute}
+    except ValueError as reason:
+        label, got = f"each attribute of {owner}", f"{reason}".rstrip(".")
+        raise checks.error(ValueError, "from_onnx", label, "a value", got) from reason
     known = {"direction": tuple(DIRECTIONS), "layout": (0, 1), "input_forget": (0,)}
-    if node.op_type == "GRU":
+    if op == "GRU":
         known["linear_before_reset"] = (0, 1)
     for name in sorted(found, key=lambda name: name not in known):  # direction before activations
         value = found[name]
@@ -136,7 +153,7 @@ def _attributes(node: Any, owner: str) -> dict[str, Any]:
             expected = " or ".join(map(repr, known[name]))
             fits = value in known[name]
         elif name == "activations":
-            wanted = ACTIVATIONS[node.op_type] * DIRECTIONS[found.get("direction", "forward")]
+            wanted = ACTIVATIONS[op] * DIRECTIONS[found.get("direction", "forward")]
             expected = f"{wanted}"
             fits = [str(v).lower() for v in value] == [w.lower() for w in wanted]
         elif name == "hidden_size":

@@ -1,105 +1,224 @@
-"""A model of ONNX as a file: its recurrent nodes and its constants, by name. Nothing is run."""
+"""A model of ONNX as a file, and the recurrent nodes in it, wherever they are, by name."""
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from jaxgru import checks
+from jaxgru.interop.weights import listed
 
-KINDS = ("GRU", "LSTM", "RNN")
+STANDARD = ("", "ai.onnx")  # two names of the domain of ONNX itself
+QUANTIZED = "DynamicQuantizeLSTM"  # of onnxruntime
 
 
-def load(source: Any) -> tuple[Any, str, Path | None]:
-    """(the model, what to call it, where its external files are)."""
+class Place(NamedTuple):
+    """A recurrent node and where it is."""
+
+    name: str
+    """What `from_onnx` calls it by; no other node of the model has this name."""
+    node: Any
+    graphs: tuple[Any, ...]
+    """The graphs that it sees: the main graph first, its own last."""
+
+
+class Model(NamedTuple):
+    """A model as `load` returns it."""
+
+    where: str
+    """What to call it in an error."""
+    graph: Any
+    places: list[Place]
+    """The recurrent nodes in it, in the order of the file."""
+    opset: int
+    """The version of the standard operators."""
+    folder: Path | None
+    """Where its external files are."""
+
+
+def onnx_nodes(source: Any) -> list[str]:
+    """List the recurrent nodes of an ONNX model, in the order of the file.
+
+    Each name is what `from_onnx(source, node)` takes. A node of the main graph goes by its own
+    name, or by its first output where it has none. A node of a branch or a loop has the path to it
+    in front: `if_node/then_branch/gru`. Names that several nodes would share are numbered: `gru#1`,
+    `gru#2`. Calls of the model's own functions are replaced by what the functions hold.
+
+    Args:
+        source: the path of a model, its bytes, or an `onnx.ModelProto`.
+
+    Returns:
+        The names of all GRU, LSTM, RNN and DynamicQuantizeLSTM nodes, those that `from_onnx` has no
+        counterpart for included.
+
+    Raises:
+        TypeError, ValueError: not a model, or one that is cut off.
+
+    Example:
+        >>> import jax, jaxgru, onnx, pathlib, tempfile
+        >>> params = jaxgru.stack_init(jax.random.key(0), 3, 4, num_layers=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "gru.onnx")
+        ...     jaxgru.interop.to_onnx(params, path)
+        ...     names = jaxgru.interop.onnx_nodes(path)
+        >>> names
+        ['GRU_0', 'GRU_1']
+
+    Source: the documentation of ONNX on graphs and their subgraphs.
+    """
+    return [place.name for place in load("onnx_nodes", source).places]
+
+
+def load(caller: str, source: Any) -> Model:
+    """The model of a path, of bytes or of an `onnx.ModelProto`, its functions inlined."""
     import onnx
     from google.protobuf.message import DecodeError
 
+    folder = None
     if isinstance(source, onnx.ModelProto):
-        return source, "source", None
-    if isinstance(source, bytes):
-        data, where, folder = source, "source", None
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        data, where, folder = path.read_bytes(), f"the file {str(path)!r}", path.parent
+        model, where = source, "source"
     else:
-        expected = "a path, bytes or an onnx.ModelProto"
-        raise checks.error(TypeError, "from_onnx", "source", expected, checks.describe(source))
-    fix = "It may be cut off, or of another format."
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except DecodeError:
-        got = f"{len(data)} bytes that cannot be decoded"
-        raise checks.error(ValueError, "from_onnx", where, "an ONNX model", got, fix) from None
-    if not (model.HasField("graph") and model.opset_import):  # written last
-        got = f"{len(data)} bytes without an end"
-        raise checks.error(ValueError, "from_onnx", where, "an ONNX model", got, fix)
-    return model, where, folder
+        if isinstance(source, bytes):
+            data, where = source, "source"
+        elif isinstance(source, str | os.PathLike):
+            path = Path(source)
+            data, where, folder = path.read_bytes(), f"the file {str(path)!r}", path.parent
+        else:
+            expected = "a path, bytes or an onnx.ModelProto"
+            raise checks.error(TypeError, caller, "source", expected, checks.describe(source))
+        fix = "It may be cut off, or of another format."
+        try:
+            model = onnx.ModelProto.FromString(data)
+        except DecodeError:
+            got = f"{len(data)} bytes that cannot be decoded"
+            raise checks.error(ValueError, caller, where, "an ONNX model", got, fix) from None
+        if not (model.HasField("graph") and model.opset_import):  # written last
+            got = f"{len(data)} bytes without an end"
+            raise checks.error(ValueError, caller, where, "an ONNX model", got, fix)
+    if model.functions:
+        model = _inlined(caller, where, model)
+    places, most = [], allowance(model.ByteSize())
+    for place in _places((model.graph,), ""):
+        places.append(place)
+        most -= len(place.name)
+        if most < 0:  # a long name of a branch is in the names of all nodes in it
+            got = "paths to them that are too long to be held"
+            raise checks.error(ValueError, caller, where, "a model whose nodes have names", got)
+    names = _numbered([place.name for place in places])
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    opset = max(opsets.get(domain, 1) for domain in STANDARD)
+    named = [place._replace(name=name) for place, name in zip(places, names, strict=True)]
+    return Model(where, model.graph, named, opset, folder)
 
 
-def find(nodes: Iterable[Any], where: str, wanted: str | None) -> Any:
-    """The recurrent node of this name, or the only one."""
-    found = [n for n in nodes if n.op_type in KINDS and n.domain in ("", "ai.onnx")]
-    if not found:
-        kinds = ", ".join(sorted({f"{n.op_type}" for n in nodes})) or "none"
-        expected = "a model with a GRU, LSTM or RNN node in its main graph"
-        raise checks.error(ValueError, "from_onnx", where, expected, f"nodes: {kinds}")
+def find(model: Model, wanted: str | None) -> Place:
+    """The place of this name, else the one whose node or output has it; or the only one."""
+    places = model.places
+    if not places:
+        kinds = ", ".join(sorted({f"{n.op_type}" for n in model.graph.node})) or "none"
+        expected = "a model with a GRU, LSTM or RNN node"
+        raise checks.error(ValueError, "from_onnx", model.where, expected, f"nodes: {kinds}")
     if wanted is not None and not isinstance(wanted, str):
         raise checks.error(TypeError, "from_onnx", "node", "a name", checks.describe(wanted))
-    fits = [n for n in found if wanted is None or (wanted and wanted in (n.name, *n.output))]
+    fits = [place for place in places if wanted is None or wanted == place.name]
+    if not fits and wanted:
+        fits = [place for place in places if wanted in (place.node.name, *place.node.output)]
     if len(fits) == 1:
         return fits[0]
     if fits and wanted is not None:
-        outputs = " or ".join(repr(next(filter(None, n.output), "")) for n in fits)
+        names = listed(place.name for place in fits)
         expected, got = "the name of one node", f"{wanted!r}, which {len(fits)} nodes have"
-        fix = f"The names of outputs tell them apart: {outputs}."
+        fix = f"These tell them apart: {names}."
         raise checks.error(ValueError, "from_onnx", "node", expected, got, fix)
-    expected = f"one of {', '.join(repr(name_of(n)) for n in found)}"
+    expected = f"one of {listed(place.name for place in places)}"
     fix = "A chain of layers is read one node at a time." if wanted is None else ""
     raise checks.error(ValueError, "from_onnx", "node", expected, repr(wanted), fix)
 
 
-def name_of(node: Any) -> str:
-    """What to call a node, which need not have a name: else by an output."""
-    return node.name or next(filter(None, node.output), "")
+def _places(graphs: tuple[Any, ...], prefix: str) -> Iterator[Place]:
+    """The recurrent nodes of the last graph and of the graphs in it."""
+    for node in graphs[-1].node:
+        name = f"{prefix}{node.name or next(filter(None, node.output), node.op_type)}"
+        if _is_recurrent(node):
+            yield Place(name, node, graphs)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _places((*graphs, attribute.g), f"{name}/{attribute.name}/")
 
 
-class Constants:
-    """The values that a model holds: initializers and Constant nodes, also through Identity."""
+def _is_recurrent(node: Any) -> bool:
+    if node.domain in STANDARD:
+        return node.op_type in ("GRU", "LSTM", "RNN")
+    return node.domain == "com.microsoft" and node.op_type == QUANTIZED
 
-    def __init__(self, graph: Any, folder: Path | None) -> None:
-        self._folder = folder
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._same = {}
-        for node in graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        self._tensors[node.output[0]] = attribute.t
-            elif node.op_type == "Identity":
-                self._same[node.output[0]] = node.input[0]
 
-    def __contains__(self, name: str) -> bool:
-        return self._origin(name) in self._tensors
+def _numbered(names: list[str]) -> list[str]:
+    """The names, with a number behind each that is there more than once."""
+    total, taken, last = Counter(names), set(names), Counter[str]()
+    for k, name in enumerate(names):
+        if total[name] > 1:
+            last[name] += 1
+            while f"{name}#{last[name]}" in taken:  # another node is called so
+                last[name] += 1
+            names[k] = f"{name}#{last[name]}"
+            taken.add(names[k])
+    return names
 
-    def _origin(self, name: str) -> str:
-        for _ in self._same:  # at most so many, in a ring of them too
-            name = self._same.get(name, name)
-        return name
 
-    def array(self, label: str, name: str) -> np.ndarray:
-        """The value of this name, which is a constant; label is what to call it in an error."""
-        from onnx import TensorProto, numpy_helper
+def _inlined(caller: str, where: str, model: Any) -> Any:
+    """The model without functions of its own. Raises where there would be no end to it."""
+    from onnx import inliner
 
-        tensor = self._tensors[self._origin(name)]
-        if tensor.data_location == TensorProto.EXTERNAL and self._folder is None:
-            got = "data in an external file"
-            fix = "Give the path of the model, or load it by onnx.load."
-            raise checks.error(ValueError, "from_onnx", label, "in the model", got, fix)
-        try:
-            return numpy_helper.to_array(tensor, str(self._folder or ""))
-        except Exception as reason:  # of many kinds: a file missing, cut off or outside the folder
-            expected, got = f"readable, of shape {list(tensor.dims)}", f"{reason}".rstrip(".")
-            raise checks.error(ValueError, "from_onnx", label, expected, got) from reason
+    size = model.ByteSize()
+    expected = "a model whose functions can be inlined"
+    if _size_inlined(model) > allowance(size):
+        got = f"functions that call each other until {size} bytes are too many to be held"
+        raise checks.error(ValueError, caller, where, expected, got)
+    try:
+        inlined = inliner.inline_local_functions(model)
+    except Exception as reason:  # of many kinds, from C++
+        raise checks.error(ValueError, caller, where, expected, f"{reason}".rstrip(".")) from reason
+    left = [f.name for f in inlined.functions if any(map(_is_recurrent, _all_nodes(f)))]
+    if left:
+        got = f"{listed(left)} with another version of the operators than the model"
+        raise checks.error(ValueError, caller, where, expected, got)
+    return inlined
+
+
+def allowance(size: int) -> int:
+    """The most bytes that are made of a file of so many, whatever sizes it declares.
+
+    64 are what eight operators make of a quantized weight of one byte, counted as 8 bytes each.
+    """
+    return 2**26 + 64 * size
+
+
+def _size_inlined(model: Any) -> float:
+    """A bound on the bytes of the model with its functions inlined; infinite if there is none."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    sizes: dict[Any, float] = {}
+
+    def size_of(part: Any, depth: int) -> float:
+        return part.ByteSize() + sum(size_of_call(call, depth) for call in _all_nodes(part))
+
+    def size_of_call(node: Any, depth: int) -> float:
+        key = (node.domain, node.op_type, node.overload)
+        if key not in functions:
+            return 0
+        if key not in sizes:
+            sizes[key] = float("inf")  # what it stays if the function comes back to itself
+            if depth < 100:  # deeper than any that were written by an exporter
+                sizes[key] = size_of(functions[key], depth + 1)
+        return sizes[key]
+
+    return size_of(model.graph, 0)
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph or a function, and those of graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _all_nodes(attribute.g)

@@ -14,12 +14,19 @@ from jaxgru.interop.weights import Form, form_of, to_packed
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.lstm import LSTMParams
 
-OPSET, IR_VERSION = 17, 8  # what onnxruntime has run since 1.12
+OPSET, IR_VERSION = 21, 10  # the newest that onnxruntime 1.20 runs, the oldest of our extra
 OPS: dict[Form, str] = {form: op for op, forms in FORMS.items() for form in forms}
 
 
-def to_onnx(params: Params, path: str | os.PathLike[str], *, reverse: bool = False) -> None:
-    """Write a network as an ONNX model.
+def to_onnx(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    reverse: bool = False,
+    length: bool = False,
+    carry: bool = False,
+) -> None:
+    """Write a network as an ONNX model of whole sequences.
 
         outputs, *last = session.run(None, {"xs": xs, "length": length, "carry": carry})
 
@@ -28,22 +35,23 @@ def to_onnx(params: Params, path: str | os.PathLike[str], *, reverse: bool = Fal
 
     | value | shape | |
     | --- | --- | --- |
-    | xs | `[T, N, I]` | any T and N, but for N = 0, which onnxruntime does not survive |
-    | length | int32 `[N]`, or `[1]` for all | may be left out: T. Clipped to [0, T] |
-    | carry | `[N, H]`, or `[1, H]` for all | may be left out: zeros |
+    | xs | `[T, N, I]` | any T and N; onnxruntime survives no N = 0, and T = 0 from 1.26 on |
+    | length | int32 `[N]`, or `[1]` for all | an input where asked for, else T. Clipped to [0, T] |
+    | carry | `[N, H]`, or `[1, H]` for all | an input where asked for, else zeros |
     | outputs | `[T, N, H]` | zeros in the padding |
     | last | `[N, H]` | the carry after the last real step; the given one at length 0 |
 
     carry and last are named by their places in the carry of params: carry of a GRU; carry_h and
     carry_c of an LSTM; carry_1_h of an LSTM that is layer 1 of a Stack; carry_0 and carry_1 of a
-    Bidirectional. The nodes are named likewise, GRU or LSTM_1. onnxruntime warns that what may be
-    left out is not treated as a constant, which is what is wanted.
+    Bidirectional. The nodes are named likewise, GRU or LSTM_1.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or any Bidirectional or Stack of them, of
             float32 or float16.
         path: the file to write.
         reverse: as for `scan`: from the last real step to the first.
+        length: whether the model has the input length, which every call must then give.
+        carry: whether the model has the inputs carry, which every call must then give.
 
     Raises:
         TypeError, ValueError: params of another kind, or of a dtype that onnxruntime does not run.
@@ -54,9 +62,7 @@ def to_onnx(params: Params, path: str | os.PathLike[str], *, reverse: bool = Fal
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "gru.onnx")
         ...     jaxgru.interop.to_onnx(params, path)
-        ...     options = onnxruntime.SessionOptions()
-        ...     options.log_severity_level = 3
-        ...     session = onnxruntime.InferenceSession(path, options)
+        ...     session = onnxruntime.InferenceSession(path)
         >>> [value.name for value in session.get_outputs()]
         ['outputs', 'last_0', 'last_1']
         >>> session.run(["outputs"], {"xs": np.ones((20, 5, 3), "float32")})[0].shape
@@ -64,49 +70,113 @@ def to_onnx(params: Params, path: str | os.PathLike[str], *, reverse: bool = Fal
 
     Source: the operators GRU, LSTM and RNN in the documentation of ONNX.
     """
-    layers.check("to_onnx", params)
-    checks.flag("to_onnx", "reverse", reverse)
+    dtype = _check("to_onnx", params, path)
+    for name, flag in (("reverse", reverse), ("length", length), ("carry", carry)):
+        checks.flag("to_onnx", name, flag)
+    size, width = layers.sizes(params)
+    graph = _Graph("to_onnx", dtype, carry, "last")
+    graph.input("xs", dtype, "T", "N", size)
+    graph.output("outputs", "T", "N", width)
+    steps = graph.value("Shape", "xs", start=0, end=1)
+    lengths = graph.value("Cast", steps, to=_element_type(np.int32))
+    batch = graph.value("Shape", "xs", start=1, end=2)
+    if length:
+        graph.input("length", np.int32, "N_or_1")
+        positive = graph.value("Max", "length", graph.constant(np.array([0], np.int32)))
+        lengths = graph.value("Min", positive, lengths)
+    # There without an input too: where no lengths are, T = 0 kills onnxruntime.
+    graph.lengths = graph.value("Expand", lengths, batch)
+    if carry:
+        second = graph.constant(np.array([1]))
+        graph.column = graph.value("Concat", batch, second, axis=0)
+        none = graph.value("Equal", graph.lengths, graph.constant(np.array([0], np.int32)))
+        graph.empty = graph.value("Unsqueeze", none, second)
+    graph.node("Identity", [_run(graph, params, "xs", (), reverse)], ["outputs"])
+    graph.write(path)
+
+
+def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
+    """Write one time step of a network as an ONNX model, for streaming.
+
+        y, *carry = session.run(None, {"x": x, "carry": carry})
+
+    is a `jaxgru.step` vmapped over x `[N, I]` and the carry, any N but 0, which onnxruntime does
+    not survive. The carry is an input, zeros at the start, and an output, which the next call gets.
+    y `[N, H]` is the h of the last layer. The parts of the carry are named as those of `to_onnx`,
+    with next in place of last: `carry_0_h` goes in and `next_0_h` comes out. Inputs and outputs
+    have them in the same order.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, or any Stack of them, of float32 or float16.
+        path: the file to write.
+
+    Raises:
+        TypeError, ValueError: params of another kind, a Bidirectional, which needs the whole
+            sequence, or a dtype that onnxruntime does not run.
+
+    Example:
+        >>> import jax, jaxgru, numpy as np, onnxruntime, pathlib, tempfile
+        >>> params = jaxgru.lstm_init(jax.random.key(0), 3, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "lstm.onnx")
+        ...     jaxgru.interop.to_onnx_step(params, path)
+        ...     session = onnxruntime.InferenceSession(path)
+        >>> names = [value.name for value in session.get_inputs()]
+        >>> names
+        ['x', 'carry_h', 'carry_c']
+        >>> carry = [np.zeros((1, 4), "float32")] * 2
+        >>> for x in np.ones((20, 1, 3), "float32"):
+        ...     y, *carry = session.run(None, dict(zip(names, [x, *carry])))
+        >>> y.shape
+        (1, 4)
+
+    Source: the operators GRU, LSTM and RNN in the documentation of ONNX.
+    """
+    dtype = _check("to_onnx_step", params, path)
+    fix = "A backward direction needs the whole sequence: use to_onnx."
+    layers.check_forward("to_onnx_step", params, fix)
+    size, width = layers.sizes(params)
+    graph = _Graph("to_onnx_step", dtype, True, "next")
+    graph.input("x", dtype, "N", size)
+    graph.output("y", "N", width)
+    first = graph.constant(np.array([0]))
+    ys = _run(graph, params, graph.value("Unsqueeze", "x", first), (), False)  # a sequence of one
+    graph.node("Squeeze", [ys, first], ["y"])
+    graph.write(path)
+
+
+def _check(caller: str, params: Params, path: Any) -> np.dtype:
+    """Returns the dtype of params."""
+    layers.check(caller, params)
     dtype = np.dtype(layers.dtype(params))
     if dtype not in (np.float32, np.float16):
         fix = "Cast them: jax.tree.map(lambda w: w.astype('float32'), params)."
         expected = "of float32 or float16, which onnxruntime runs"
-        raise checks.error(TypeError, "to_onnx", "params", expected, dtype.name, fix)
+        raise checks.error(TypeError, caller, "params", expected, dtype.name, fix)
     if not isinstance(path, str | os.PathLike):
-        raise checks.error(TypeError, "to_onnx", "path", "a path", checks.describe(path))
-    size, width = layers.sizes(params)
-    graph = _Graph(dtype, size)
-    graph.output("outputs", "T", "N", width)
-    ys = _run(graph, params, "xs", (), reverse)
-    graph.node("Identity", [ys], ["outputs"])
-    Path(path).write_bytes(graph.model().SerializeToString())
+        raise checks.error(TypeError, caller, "path", "a path", checks.describe(path))
+    return dtype
 
 
 class _Graph:
-    """A graph in the making. Values go by their names."""
+    """A graph in the making. Values go by their names, "" where there is none."""
 
-    def __init__(self, dtype: np.dtype, size: int) -> None:
-        from onnx import TensorProto
-
-        self.dtype = dtype
+    def __init__(self, caller: str, dtype: np.dtype, carry: bool, after: str) -> None:
+        self.caller, self.dtype, self.carry, self.after = caller, dtype, carry, after
+        self.lengths = ""
+        """int32 `[N]`; none where every sequence is one step."""
+        self.column = ""
+        """The shape (N, 1), to which carries are expanded."""
+        self.empty = ""
+        """bool `[N, 1]`: where a length is 0 and the carry stays; none where there is no carry."""
         self._nodes, self._held, self._inputs, self._outputs = [], [], [], []
 
-        self.input("xs", dtype, "T", "N", size)
-        self.first, self.second = self.constant(np.array([0])), self.constant(np.array([1]))
-        steps = self.value("Cast", self.value("Shape", "xs", start=0, end=1), to=TensorProto.INT32)
-        batch = self.value("Shape", "xs", start=1, end=2)
-        self.column = self.value("Concat", batch, self.second, axis=0)  # (N, 1)
-
-        self.input("length", np.int32, "N_or_1", default=[np.iinfo(np.int32).max])
-        zero = self.constant(np.array([0], np.int32))
-        clipped = self.value("Min", self.value("Max", "length", zero), steps)
-        self.length = self.value("Expand", clipped, batch)
-        self.empty = self.value("Unsqueeze", self.value("Equal", self.length, zero), self.second)
-
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        """Any node."""
+        """Any node. All have names, without which onnxruntime 1.20 makes two of one name."""
         from onnx import helper
 
-        self._nodes.append(helper.make_node(op, inputs, outputs, **attributes))
+        named = {"name": outputs[0], **attributes}
+        self._nodes.append(helper.make_node(op, inputs, outputs, **named))
 
     def value(self, op: str, *inputs: str, **attributes: Any) -> str:
         """The output of a node that has one."""
@@ -122,32 +192,36 @@ class _Graph:
         self._held.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def input(self, name: str, dtype: Any, *shape: int | str, default: Any = None) -> None:
-        """An input of the model, which may be left out if it has a default."""
+    def input(self, name: str, dtype: Any, *shape: int | str) -> None:
+        """An input of the model."""
         self._inputs.append(_described(name, dtype, shape))
-        if default is not None:
-            self.constant(np.asarray(default, dtype), name)
 
     def output(self, name: str, *shape: int | str) -> None:
         """An output of the model."""
         self._outputs.append(_described(name, self.dtype, shape))
 
-    def model(self) -> Any:
-        """The whole, an `onnx.ModelProto`."""
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """The whole, as a file."""
         from onnx import helper
 
         graph = helper.make_graph(self._nodes, "jaxgru", self._inputs, self._outputs, self._held)
         opset = helper.make_opsetid("", OPSET)
-        return helper.make_model(
+        model = helper.make_model(
             graph, producer_name="jaxgru", opset_imports=[opset], ir_version=IR_VERSION
         )
+        Path(path).write_bytes(model.SerializeToString())
 
 
 def _described(name: str, dtype: Any, shape: tuple[int | str, ...]) -> Any:
     from onnx import helper
 
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, kind, shape)
+    return helper.make_tensor_value_info(name, _element_type(dtype), shape)
+
+
+def _element_type(dtype: Any) -> int:
+    from onnx import helper
+
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def _run(graph: _Graph, params: Params, xs: str, path: tuple[int, ...], reverse: bool) -> str:
@@ -176,7 +250,7 @@ def _alike(one: Params, other: Params) -> bool:
 
 def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direction: str) -> str:
     """The outputs of a node that holds these cells, one a direction."""
-    form = form_of("to_onnx", OPS, cells[0])
+    form = form_of(graph.caller, OPS, cells[0])
     op, width = OPS[form], layers.sizes(cells[0])[1]
     name = _named(op, path)
     packed = [to_packed(form, cell) for cell in cells]
@@ -189,22 +263,23 @@ def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direc
 
     paths = [path] if len(cells) == 1 else [(*path, side) for side in range(2)]
     parts = ("h", "c") if form.params_type is LSTMParams else ("",)
-    starts = [_start(graph, paths, part, width) for part in parts]
+    starts = [_start(graph, paths, part, width) for part in parts] if graph.carry else []
     attributes: dict[str, Any] = {"hidden_size": width, "direction": direction, "name": name}
     if op == "GRU":
         attributes["linear_before_reset"] = int(bool(form.reset_after))
     ys, *ends = (f"{name}_{output}" for output in ("Y", "Y_h", "Y_c")[: 1 + len(parts)])
-    graph.node(op, [xs, w, r, b, graph.length, *starts], [ys, *ends], **attributes)
+    graph.node(op, [xs, w, r, b, graph.lengths, *starts], [ys, *ends], **attributes)
 
-    # onnxruntime ends in zeros where length is 0
-    lasts = [graph.value("Where", graph.empty, *pair) for pair in zip(starts, ends, strict=True)]
+    if graph.empty:  # onnxruntime ends in zeros where length is 0
+        pairs = zip(starts, ends, strict=True)
+        ends = [graph.value("Where", graph.empty, *pair) for pair in pairs]
     for side, place in enumerate(paths):
-        for part, last in zip(parts, lasts, strict=True):
-            one = _named("last", place, part)
+        for part, end in zip(parts, ends, strict=True):
+            one = _named(graph.after, place, part)
             graph.output(one, "N", width)
-            graph.node("Gather", [last, graph.constant(np.array(side))], [one], axis=0)
+            graph.node("Gather", [end, graph.constant(np.array(side))], [one], axis=0)
     if len(cells) == 1:
-        return graph.value("Squeeze", ys, graph.second)
+        return graph.value("Squeeze", ys, graph.constant(np.array([1])))
     turned = graph.value("Transpose", ys, perm=[0, 2, 1, 3])  # [T, D, N, H] -> [T, N, D, H]
     return graph.value("Reshape", turned, graph.constant(np.array([0, 0, 2 * width])))
 
@@ -213,10 +288,11 @@ def _start(graph: _Graph, paths: list[tuple[int, ...]], part: str, width: int) -
     """Where a node starts, `[D, N, H]`."""
     sides = []
     for path in paths:
-        name = _named("carry", path, part)
-        graph.input(name, graph.dtype, "N_or_1", width, default=np.zeros((1, width)))
-        start = graph.value("Expand", name, graph.column)
-        sides.append(graph.value("Unsqueeze", start, graph.first))
+        start = _named("carry", path, part)
+        graph.input(start, graph.dtype, "N_or_1" if graph.column else "N", width)
+        if graph.column:
+            start = graph.value("Expand", start, graph.column)
+        sides.append(graph.value("Unsqueeze", start, graph.constant(np.array([0]))))
     return sides[0] if len(sides) == 1 else graph.value("Concat", *sides, axis=0)
 
 

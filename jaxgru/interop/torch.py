@@ -32,9 +32,10 @@ def from_torch(source: Any, prefix: str = "") -> Params:
     The update gate of PyTorch weighs the old state; its weights and bias are negated.
 
     Args:
-        source: a module, or a mapping of names to arrays or tensors: a state dict, or a file opened
-            with NumPy or safetensors, for which PyTorch need not be installed. A mapping does not
-            tell an RNN of relu from one of tanh, so that is the caller's to know.
+        source: a module, or a mapping of names to arrays or tensors, for which PyTorch need not be
+            installed: a state dict, `torch.load(path, weights_only=True)`,
+            `safetensors.numpy.load_file(path)`, `numpy.load(path)`. A mapping does not tell an RNN
+            of relu from one of tanh, so that is the caller's to know.
         prefix: what the names begin with, such as `"encoder.rnn."`; names that begin otherwise are
             passed over.
 
@@ -60,8 +61,9 @@ def from_torch(source: Any, prefix: str = "") -> Params:
         _check_module(source, prefix)
         source = source.state_dict()
     if isinstance(source, type) or not hasattr(source, "items"):
-        expected = "a module or a mapping of names to arrays"
-        raise checks.error(TypeError, "from_torch", "source", expected, checks.describe(source))
+        expected, got = "a module or a mapping of names to arrays", checks.describe(source)
+        fix = "A file is read first: torch.load(path, weights_only=True), or with safetensors."
+        raise checks.error(TypeError, "from_torch", "source", expected, got, fix)
     source = dict(source.items())
     mapping("from_torch", "source", source)
     arrays = {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}

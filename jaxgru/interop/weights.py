@@ -178,9 +178,7 @@ class Named:
         """The array of this name, of this shape; letters stand for sizes that may be anything."""
         if name not in self._arrays:
             expected = f"there, of shape [{', '.join(map(str, shape))}]"
-            raise checks.error(
-                ValueError, self._caller, repr(name), expected, _listed(self._arrays)
-            )
+            raise checks.error(ValueError, self._caller, repr(name), expected, listed(self._arrays))
         self._asked.add(name)
         return checked(self._caller, repr(name), self._arrays[name], shape)
 
@@ -188,13 +186,13 @@ class Named:
         """Raises if there are arrays that nobody asked for."""
         rest = [name for name in self._arrays if name not in self._asked]
         if rest:
-            expected = f"nothing but {_listed(sorted(self._asked))}"
+            expected = f"nothing but {listed(sorted(self._asked))}"
             raise checks.error(
-                ValueError, self._caller, "weights", expected, f"also {_listed(rest)}", fix
+                ValueError, self._caller, "weights", expected, f"also {listed(rest)}", fix
             )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """At most eight names in quotes."""
     names = list(names)
     shown = ", ".join(map(repr, names[:8]))

@@ -22,35 +22,9 @@ from onnx_models import (
     model_of,
     onnx,
     random_xs,
+    run_node,
     session,
 )
-
-
-def run_node(found, xs, layout=0, carry=None, length=None):
-    """What a node returns, by `scan`: Y `[T, D, N, H]`, and Y_h and, of an LSTM, Y_c `[D, N, H]`.
-
-    With layout 1 the axis of the batch is the first one.
-    """
-    batch = xs.shape[1 - layout]
-    like = jaxgru.initial_carry(found.params)
-    carry = found.carry if carry is None else carry
-    if carry is None:
-        carry = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype), like)
-    length = found.length if length is None else length
-    length = np.full(batch, xs.shape[layout]) if length is None else length
-
-    def run(xs, carry, length):
-        return jaxgru.scan(found.params, xs, carry, length=length, reverse=found.reverse)
-
-    axis = 1 - layout
-    last, ys = jax.vmap(run, in_axes=(axis, 0, 0), out_axes=(0, axis))(xs, carry, length)
-    both = isinstance(found.params, jaxgru.Bidirectional)
-    sides = last if both else (last,)
-    ys = np.stack(np.split(np.asarray(ys), len(sides), axis=-1), axis=2 if layout else 1)
-    ends = [jax.tree.leaves(side) for side in sides]
-    axis = 1 if layout else 0
-    return [ys, *(np.stack(state, axis) for state in zip(*ends, strict=True))]
-
 
 # The ONNX project's own tests.
 

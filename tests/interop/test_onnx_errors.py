@@ -58,8 +58,8 @@ WRONG = {
     "a name that two nodes have": (
         lambda: [model_of(gru(), gru()), "encoder"],
         ValueError,
-        "the name of one node, got 'encoder', which 2 nodes have. The names of outputs tell them "
-        "apart: 'Y0' or 'Y1'",
+        "the name of one node, got 'encoder', which 2 nodes have. These tell them apart: "
+        "'encoder#1', 'encoder#2'",
     ),
     "a node by its number": (
         lambda: [model_of(gru()), 0],
@@ -71,7 +71,7 @@ WRONG = {
             helper.make_model(helper.make_graph([helper.make_node("Add", "ab", "c")], "g", [], []))
         ],
         ValueError,
-        "source must be a model with a GRU, LSTM or RNN node in its main graph, got nodes: Add",
+        "source must be a model with a GRU, LSTM or RNN node, got nodes: Add",
     ),
     "no model": (
         lambda: [{}],
@@ -86,12 +86,12 @@ WRONG = {
     "W that is fed": (
         lambda: [model_of(gru(), fed=["W"])],
         ValueError,
-        "W ('W0') of GRU 'encoder' must be a constant, got a value that comes at run time",
+        "W ('W0') of GRU 'encoder' must be a constant, got a value that depends on the input 'W0'",
     ),
     "B that is fed": (
         lambda: [model_of(gru(), fed=["B"])],
         ValueError,
-        "B ('B0') of GRU 'encoder' must be a constant, got a value that comes at run time",
+        "B ('B0') of GRU 'encoder' must be a constant, got a value that depends on the input 'B0'",
     ),
     "no R": (
         lambda: [model_of(gru(drop=["R"]))],
@@ -229,7 +229,7 @@ def test_a_file_cut_anywhere(tmp_path):
             from_onnx(path)
 
 
-@pytest.mark.parametrize("how", ["cut off", "missing", "outside the folder"])
+@pytest.mark.parametrize("how", ["cut off", "missing", "a link", "outside the folder"])
 def test_external_data_that_cannot_be_read(how, tmp_path):
     path = held_elsewhere("external data", tmp_path)
     data = tmp_path / "data"
@@ -237,6 +237,9 @@ def test_external_data_that_cannot_be_read(how, tmp_path):
         data.write_bytes(data.read_bytes()[:-4])
     elif how == "missing":
         data.unlink()
+    elif how == "a link":
+        data.rename(tmp_path.parent / f"{tmp_path.name}_data")
+        data.symlink_to(tmp_path.parent / f"{tmp_path.name}_data")
     else:
         path = path.rename(tmp_path / "model")
         (tmp_path / "inner").mkdir()

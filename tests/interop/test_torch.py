@@ -94,6 +94,15 @@ def test_a_file_of_numpy_needs_no_torch(tmp_path):
         assert_same(from_torch(file), from_torch(module))
 
 
+def test_a_file_of_torch(tmp_path):
+    module = make("LSTM", bidirectional=True)
+    path = tmp_path / "weights.pt"
+    torch.save(module.state_dict(), path)
+    assert_same(from_torch(torch.load(path, weights_only=True)), from_torch(module))
+    with pytest.raises(TypeError, match=r"got str\. A file is read first: torch\.load\(path, weig"):
+        from_torch(str(path))
+
+
 def test_a_part_of_a_model():
     model = torch.nn.ModuleDict({"rnn": make("LSTM"), "head": torch.nn.Linear(HIDDEN, 1)})
     params = from_torch(make("LSTM"))

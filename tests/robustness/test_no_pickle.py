@@ -68,6 +68,7 @@ import numpy as np
 
 import jaxgru
 from experiments.common.checkpoints import Checkpoints
+from onnx_examples import chained, computed
 from onnx_models import draw_node, model_of
 from cases import draw
 
@@ -89,6 +90,7 @@ assert again.restore(state, print).facts == {"number": 1}
 again.close()
 jaxgru.interop.from_onnx(model)
 jaxgru.interop.from_onnx(folder / "model.onnx")
+jaxgru.interop.from_onnx(computed(chained))
 jaxgru.interop.from_torch(weights)
 with np.load(folder / "weights.npz") as opened:
     jaxgru.interop.from_torch(opened)
