@@ -59,16 +59,13 @@ class Config:
 
 def plain(params: Any, xs: jax.Array, carry: Any, length: Any, reset: Any, *, reverse: bool) -> Any:
     """`jaxgru.scan` as a loop over `jaxgru.step`, its outputs alone."""
-    zeros = jaxgru.initial_carry(params)
     real = jnp.arange(xs.shape[0]) < length
     starts = jnp.append(reset[1:] & real[1:], False) if reverse else reset
 
     def body(carry, inputs):
         x, start, real = inputs
-        begin = jax.tree.map(lambda a, b: jnp.where(start, a, b), zeros, carry)
-        after = jaxgru.step(params, begin, x)
+        after, y = jaxgru.step(params, carry, x, reset=start)
         carry = jax.tree.map(lambda a, b: jnp.where(real, a, b), after, carry)
-        y = jax.tree.leaves(after)[0]
         return carry, jnp.where(real, y, jnp.zeros_like(y))
 
     return lax.scan(body, carry, (xs, starts, real), reverse=reverse)[1]

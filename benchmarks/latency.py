@@ -101,7 +101,7 @@ def latencies(layers: int, hidden: int, rounds: int) -> dict[str, list[float]]:
             carry, times = carries[name], []
             for x in xs:
                 start = time.perf_counter_ns()
-                carry = jax.block_until_ready(serve(params, carry, x))
+                carry, _ = jax.block_until_ready(serve(params, carry, x))
                 times.append(time.perf_counter_ns() - start)
             carries[name] = carry
             if turn:  # the first is to warm up

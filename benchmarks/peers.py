@@ -310,7 +310,7 @@ def streams(problem: Problem) -> dict[str, Callable[[], Any]]:
     cell, weights = rnn.cell.clone(parent=None), {"params": variables["params"]["cell"]}
     h, x = jnp.zeros(problem.sizes[3]), jnp.asarray(problem.xs[0, 0])
     steps = {
-        "jaxgru": (jaxgru.step, problem.params),
+        "jaxgru": (lambda weights, h, x: jaxgru.step(weights, h, x)[1], problem.params),
         "flax.linen": (lambda weights, h, x: cell.apply(weights, h, x)[0], weights),
         "equinox": (lambda cell, h, x: cell(x, h), _equinox_cell(problem)),
     }

@@ -140,6 +140,24 @@ def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype:
     same_dtype(caller, name, xs, dtype)
 
 
+def resets(
+    caller: str, reset: Any, shape: tuple[int, ...], reset_carry: Any, carry_shape: Any
+) -> None:
+    """reset is None or flags of this shape, and reset_carry None or a carry, given with reset."""
+    if reset is not None and not (isinstance(reset, bool) and shape == ()):
+        if shape == () and not is_array(reset):
+            raise error(TypeError, caller, "reset", "a bool", describe(reset))
+        array(caller, "reset", reset, shape, "One flag for each step of xs." if shape else "")
+        if dtype_of(reset) != jnp.bool_:
+            fix = "True marks the first step of a segment: reset.astype(bool)."
+            raise error(TypeError, caller, "reset", "bool", describe(reset), fix)
+    if reset_carry is not None:
+        if reset is None:
+            fix = "Without reset there is nowhere to use it; carry= sets where the run starts."
+            raise error(ValueError, caller, "reset", "given with reset_carry", "None", fix)
+        carry(caller, "reset_carry", reset_carry, carry_shape)
+
+
 def carry(
     caller: str,
     name: str,

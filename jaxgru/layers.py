@@ -125,22 +125,33 @@ def carry_shape(params: Params) -> Carry:
     return cell_of(params).carry_shape(params)
 
 
-def initial_carry(params: Params) -> Carry:
+def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     """Zeros of the structure, shapes and dtype of the carry of these params.
 
     `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple
-    of two for a Bidirectional, a tuple with one per layer for a Stack.
+    of two for a Bidirectional, a tuple with one per layer for a Stack. With batch every array has
+    these axes in front.
+
+    Args:
+        params: of any type that `scan` takes.
+        batch: sizes of leading axes, for `jax.vmap` to map over.
 
     Raises:
-        TypeError, ValueError: params do not fit together.
+        TypeError, ValueError: params do not fit together, or batch is no tuple of sizes.
 
     Example:
         >>> import jax, jaxgru
-        >>> jaxgru.initial_carry(jaxgru.gru_init(jax.random.key(0), 8, 64)).shape
-        (64,)
+        >>> params = jaxgru.gru_init(jax.random.key(0), 8, 64)
+        >>> jaxgru.initial_carry(params).shape, jaxgru.initial_carry(params, (32,)).shape
+        ((64,), (32, 64))
     """
     check("initial_carry", params)
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), carry_shape(params))
+    if not isinstance(batch, tuple):
+        fix = f"One axis of {batch} examples is ({batch},)." if isinstance(batch, int) else ""
+        expected, got = "a tuple of sizes", checks.describe(batch)
+        raise checks.error(TypeError, "initial_carry", "batch", expected, got, fix)
+    batch = tuple(checks.size("initial_carry", "batch", size) for size in batch)
+    return jax.tree.map(lambda s: jnp.zeros((*batch, *s.shape), s.dtype), carry_shape(params))
 
 
 def dtype(params: Params) -> Any:

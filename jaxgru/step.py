@@ -1,5 +1,9 @@
-"""One time step of any network: streaming and serving."""
+"""One time step of any network: streaming, acting and serving."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, layers
@@ -7,37 +11,54 @@ from jaxgru.cell import Carry, Params, advance, cell_of
 from jaxgru.layers import Stack
 
 
-def step(params: Params, carry: Carry, x: Array) -> Carry:
-    """One time step of any network that runs forward in time, `Stack` included.
+def step(
+    params: Params,
+    carry: Carry,
+    x: Array,
+    *,
+    reset: Any = None,
+    reset_carry: Carry | None = None,
+) -> tuple[Carry, Array]:
+    """One time step of `scan`, for any network that runs forward in time, `Stack` included.
 
-        carry' = gru_step(params, carry, x)        and so on, by the type of params
+        start = reset_carry if reset else carry
+        carry' = gru_step(params, start, x),    y = h'        and so on, by the type of params
+
+    Many streams at once go through `jax.vmap`, over the carry, x, reset, or params too.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Stack of them.
         carry: as `initial_carry(params)` makes it.
         x: input `[I]`, of the dtype of params.
+        reset: a bool, may be traced; True starts a new segment with this step.
+        reset_carry: where a segment starts, a carry; zeros if None.
 
     Returns:
-        The next carry. The output is its h: of the last layer, for a Stack.
+        (the next carry, output `[H]`): what `scan` over this one step returns.
 
     Raises:
         TypeError: a Bidirectional, which needs the whole sequence; a structure or dtype that does
             not fit.
-        ValueError: a shape that does not fit.
+        ValueError: a shape that does not fit, or reset_carry without reset.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
         >>> params = jaxgru.stack_init(jax.random.key(0), 3, 8, num_layers=2)
         >>> carry = jaxgru.initial_carry(params)
-        >>> carry = jax.jit(jaxgru.step)(params, carry, jnp.ones(3, "float32"))
-        >>> carry[-1].shape
-        (8,)
+        >>> carry, y = jax.jit(jaxgru.step)(params, carry, jnp.ones(3, "float32"))
+        >>> y.shape, bool((y == carry[-1]).all())
+        ((8,), True)
     """
     layers.check("step", params)
     layers.check_forward("step", params, "A backward direction needs the whole sequence: use scan.")
-    checks.carry("step", "carry", carry, layers.carry_shape(params))
+    shape = layers.carry_shape(params)
+    checks.carry("step", "carry", carry, shape)
     checks.inputs("step", "x", x, (layers.sizes(params)[0],), layers.dtype(params))
-    return _step(params, carry, x)[0]
+    checks.resets("step", reset, (), reset_carry, shape)
+    if reset is not None:
+        begin = layers.initial_carry(params) if reset_carry is None else reset_carry
+        carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
+    return _step(params, carry, x)
 
 
 def _step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:

@@ -95,14 +95,14 @@ def output_size(params):
 
 
 def step(params, carry, x):
-    """One step of a cell or a stack of cells: the new carry, in the structure of the library's."""
+    """One step of a cell or a stack of cells: (the new carry, the output)."""
     if not isinstance(params, jaxgru.Stack):
-        return _cell_step(params, carry, x)[0]
+        return _cell_step(params, carry, x)
     carries = []
     for layer, layer_carry in zip(params.layers, carry, strict=True):
         layer_carry, x = _cell_step(layer, layer_carry, x)
         carries.append(layer_carry)
-    return tuple(carries)
+    return tuple(carries), x
 
 
 def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, reverse=False):

@@ -7,7 +7,17 @@ import pytest
 
 import jaxgru
 import oracle
-from cases import CELLS, HIDDEN, INPUT, STREAMABLE, VALUE_TOL, assert_close, draw, draw_carry
+from cases import (
+    CELLS,
+    HIDDEN,
+    INPUT,
+    STREAMABLE,
+    VALUE_TOL,
+    assert_close,
+    draw,
+    draw_carry,
+    weigh,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -83,8 +93,35 @@ def test_step_dispatches_on_the_params(kind):
     params = draw(kind)
     carry, x = draw_carry(params), draw_x()
     out = jaxgru.step(params, carry, x)
-    assert jax.tree.structure(out) == jax.tree.structure(carry)
+    assert jax.tree.structure(out[0]) == jax.tree.structure(carry)
     assert_close(out, oracle.step(params, carry, x), TOL)
+
+
+@pytest.mark.parametrize("kind", STREAMABLE)
+def test_step_is_a_scan_over_one_step(kind):
+    """With every option, in values and gradients, also traced."""
+    params = draw(kind)
+    carry, x, start = draw_carry(params), draw_x(), draw_carry(params, seed=5)
+
+    def one(params, carry, x, start, reset):
+        return jaxgru.step(params, carry, x, reset=reset, reset_carry=start)
+
+    def whole(params, carry, x, start, reset):
+        options = {"reset": reset[None], "reset_carry": start}
+        carry, ys = jaxgru.scan(params, x[None], carry, **options)
+        return carry, ys[0]
+
+    def gradient(run):
+        loss = lambda *arguments: weigh(run(*arguments))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+
+    for reset in (jnp.asarray(False), jnp.asarray(True)):
+        arguments = (params, carry, x, start, reset)
+        assert_close(one(*arguments), whole(*arguments), TOL)
+        assert_close(gradient(one)(*arguments), gradient(whole)(*arguments), TOL)
+    expected = jaxgru.step(params, jaxgru.initial_carry(params), x)
+    assert_close(jaxgru.step(params, carry, x, reset=True), expected, 0)
+    assert_close(jaxgru.step(params, carry, x, reset=False), jaxgru.step(params, carry, x), 0)
 
 
 @pytest.mark.parametrize("kind", [*STREAMABLE, "bidirectional", "mixed"])
@@ -94,6 +131,10 @@ def test_initial_carry_is_zeros(kind):
     expected = oracle.initial_carry(params)
     assert_close(carry, expected, 0)
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(carry))
+    many = jaxgru.initial_carry(params, (7, 2))
+    expected = jax.tree.map(lambda a: np.zeros((7, 2, *a.shape)), expected)
+    assert_close(many, expected, 0)
+    assert jax.tree.structure(many) == jax.tree.structure(carry)
 
 
 def test_carry_structures():
@@ -113,8 +154,8 @@ def test_steps_streamed_are_the_scan():
     carry = jaxgru.initial_carry(params)
     outputs = []
     for x in xs:
-        carry = jaxgru.step(params, carry, x)
-        outputs.append(carry[-1])
+        carry, y = jaxgru.step(params, carry, x)
+        outputs.append(y)
     last, ys = jaxgru.scan(params, xs)
     assert_close(carry, last, TOL)
     assert_close(jnp.stack(outputs), ys, TOL)

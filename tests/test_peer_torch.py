@@ -169,5 +169,5 @@ def test_cells(name):
     theirs = tuple(part[0] for part in theirs) if name == "LSTM" else theirs[0]
     out = module(torch.from_numpy(xs[:, 0]), theirs)
     out = [as_numpy(part) for part in (out if name == "LSTM" else (out,))]
-    new = jax.vmap(jaxgru.step, in_axes=(None, 0, 0))(params, ours, xs[:, 0])
+    new, _ = jax.vmap(jaxgru.step, in_axes=(None, 0, 0))(params, ours, xs[:, 0])
     assert_close(jax.tree.leaves(new), out, TOL)

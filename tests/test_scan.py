@@ -130,7 +130,7 @@ def test_numpy_arrays_are_taken_as_they_are():
 def test_a_single_step_is_step():
     params, xs = draw("stack"), draw_xs(1)
     carry = draw_carry(params)
-    assert_close(jaxgru.scan(params, xs, carry)[0], jaxgru.step(params, carry, xs[0]), TOL)
+    assert_close(jaxgru.scan(params, xs, carry)[0], jaxgru.step(params, carry, xs[0])[0], TOL)
 
 
 # Every new shape compiles, hence few examples; those of `test_length.py` and `test_reset.py`

@@ -79,12 +79,6 @@ def read_out(agent: Agent, hs: Array) -> tuple[Array, Array]:
     return both[..., :ACTIONS], both[..., ACTIONS]
 
 
-def _next_carry(agent: Agent, actor: Actor, reset: Array) -> Array:
-    """The state after what is seen now."""
-    carry = jnp.where(reset, jnp.zeros_like(actor.carry), actor.carry)
-    return jaxgru.step(agent.cell, carry, observe(actor.maze))
-
-
 def act(
     settings: RolloutSettings, agent: Agent, memory: Array, actor: Actor, key: Array
 ) -> tuple[Actor, Steps]:
@@ -94,8 +88,8 @@ def act(
         action_key, maze_key = jax.random.split(key)
         maze = actor.maze
         reset = maze.fresh | ~memory
-        carry = _next_carry(agent, actor, reset)
-        logits, _ = read_out(agent, carry)
+        carry, h = jaxgru.step(agent.cell, actor.carry, observe(maze), reset=reset)
+        logits, _ = read_out(agent, h)
         action = jax.random.categorical(action_key, logits).astype(jnp.int32)
         another = enter(maze_key, settings.shortest, settings.longest)
         onward, reward, done = walk(maze, action, another)

@@ -59,7 +59,7 @@ def fixed_points(
 ) -> FixedPoints:
     """The fixed and slow points of a network under a constant input.
 
-        F(s) = step(params, s, x),    q(s) = |F(s) - s|^2 / 2
+        F(s) = step(params, s, x)[0],    q(s) = |F(s) - s|^2 / 2
         (A^T A + d 1) ds = -A^T (F(s) - s),    A = dF/ds - 1
 
     Every start goes downhill in q by damped Newton steps (Levenberg-Marquardt); d falls after a

@@ -39,7 +39,7 @@ def states_of(params: Params) -> States:
     zeros, unravel = ravel_pytree(initial_carry(params))
 
     def advance(state: Array, x: Array) -> Array:
-        return ravel_pytree(step(params, unravel(state), x))[0]
+        return ravel_pytree(step(params, unravel(state), x)[0])[0]
 
     return States(
         size=zeros.size,

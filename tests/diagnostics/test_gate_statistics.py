@@ -33,7 +33,7 @@ def by_steps(params, kind, xs, carry=None):
         for name, k in GATED[kind].items():
             a = oracle.f64(x) @ oracle.f64(params.w_ih)[:, k] + h @ oracle.f64(params.w_hh)[:, k]
             out[name].append(oracle.sigmoid(a + oracle.f64(params.b)[k]))
-        carry = oracle.step(params, carry, x)
+        carry, _ = oracle.step(params, carry, x)
     return {name: np.array(rows) for name, rows in out.items()}
 
 

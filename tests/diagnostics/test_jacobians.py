@@ -39,7 +39,7 @@ def by_differences(params, xs, carry, eps=1e-6):
 
     def after(state, x):
         carry = jax.tree.unflatten(tree, np.split(state, sizes))
-        return flat(oracle.step(params, carry, x))
+        return flat(oracle.step(params, carry, x)[0])
 
     state, jacobians = flat(carry), []
     for x in xs:

@@ -30,7 +30,7 @@ def compare(cell, params):
     x, h = jnp.asarray(rng.standard_normal(INPUT)), jnp.asarray(rng.standard_normal(HIDDEN))
     lstm = isinstance(params, jaxgru.LSTMParams)
     expected = cell(x, (h, 0.5 * h) if lstm else h)
-    ours = jaxgru.step(params, jaxgru.LSTMCarry(h, 0.5 * h) if lstm else h, x)
+    ours, _ = jaxgru.step(params, jaxgru.LSTMCarry(h, 0.5 * h) if lstm else h, x)
     assert_close(jax.tree.leaves(ours), jax.tree.leaves(expected), TOL)
 
 

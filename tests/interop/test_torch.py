@@ -80,7 +80,7 @@ def test_cells(name, bias):
     theirs = module(torch.from_numpy(x)[None], (state, state) if name == "LSTM" else state)
     theirs = theirs if name == "LSTM" else (theirs,)
     carry = jax.tree.map(lambda a: a + 0.5, jaxgru.initial_carry(params))
-    ours = jaxgru.step(params, carry, jnp.asarray(x))
+    ours, _ = jaxgru.step(params, carry, jnp.asarray(x))
     assert_close(jax.tree.leaves(ours), [part[0].detach().numpy() for part in theirs], TOL)
     module.load_state_dict(to_torch(params, cell=True), strict=True)
     assert_same(from_torch(module), params)
