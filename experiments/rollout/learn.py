@@ -123,7 +123,9 @@ def loss(
 ) -> Array:
     """Of one environment's rollout from start to end."""
     logits, values = relearn(agent, start.carry, steps)
-    _, last = read_out(agent, _next_carry(agent, end, end.maze.fresh | ~memory))
+    reset = end.maze.fresh | ~memory
+    _, h = jaxgru.step(agent.cell, end.carry, observe(end.maze), reset=reset)
+    _, last = read_out(agent, h)
     targets = returns(settings.discount, steps, lax.stop_gradient(last))
     logs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logs, steps.action[:, None], axis=1)[:, 0]
