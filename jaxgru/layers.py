@@ -10,9 +10,11 @@ from jax import Array
 
 from jaxgru import checks
 from jaxgru.cell import Carry, Params, cell_of, is_cell
+from jaxgru.forms import exportable
 from jaxgru.gru import gru_init
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
@@ -35,6 +37,7 @@ class Bidirectional:
     backward: Params
 
 
+@exportable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:

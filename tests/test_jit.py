@@ -273,9 +273,9 @@ def test_leaves_have_names():
     paths = [
         jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(draw("mixed"))
     ]
-    assert paths[0] == ".layers[0].w_ih"
-    assert ".layers[1].forward.b_hn" in paths
-    assert ".layers[1].backward.w_hh" in paths
+    assert paths[0] == ".layers[0].lstm.w_ih"
+    assert ".layers[1].forward.gru_after.b_hn" in paths
+    assert ".layers[1].backward.gru.w_hh" in paths
 
 
 @pytest.mark.parametrize("differentiate", [None, jax.grad, jax.jacfwd])
