@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from jaxgru.backends import transposes
 from jaxgru.cell import (
@@ -327,7 +328,15 @@ def cotangents(
     return ct_params, ct_xs, among(wanted_carry, ct), among(wanted_reset, ct_reset)
 
 
+def known(*sizes: Any) -> bool:
+    """Whether sizes are numbers. What `jax.export` leaves open cannot choose a plan."""
+    return not any(map(is_symbolic_dim, sizes))
+
+
 def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
+    """Whether all of time is one stretch, as it is where time or batch are not known."""
+    if not known(*xs.shape):
+        return True
     projections = math.prod(xs.shape[:-1]) * cell.gates * cell.sizes(params)[1]
     return projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
 
@@ -341,6 +350,8 @@ def backward_stretch(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
 
 def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
     steps = jax.tree.leaves(xs)[0].shape[0]
+    if not known(steps):
+        return lax.scan(body, carry, xs, reverse=reverse)
     turn = _divisor(steps, max(1, min(steps, plan.unroll)))
     return lax.scan(body, carry, xs, reverse=reverse, unroll=turn)
 
@@ -357,9 +368,10 @@ def _launch(
     reverse: bool,
 ) -> tuple[Any, Any] | None:
     """The loop over a stretch of time in one launch; None where the plan has no kernel for it."""
-    if plan.kernel is None or levels or not weights:
-        return None
     batch = jax.tree.leaves(carry)[0].shape[:-1]
+    sizes = (*batch, *(a.shape[0] for a in jax.tree.leaves(xs)))
+    if plan.kernel is None or levels or not weights or not known(*sizes):
+        return None
     count = math.prod(batch)
 
     def merged(a, axis):
