@@ -1,4 +1,4 @@
-"""Compiling, and what a compiled program may contain: loops, checkpoints, exports."""
+"""Compiling, and what a compiled program may contain: loops, checkpoints."""
 
 import dataclasses
 import functools
@@ -187,42 +187,6 @@ def test_cond_and_while_around():
         return jax.lax.fori_loop(0, 2, lambda _, h: jaxgru.scan(params, xs, h)[0], expected * 0)
 
     assert_close(twice(xs), jaxgru.scan(params, xs, expected)[0], TOL)
-
-
-@pytest.mark.parametrize("kind", [*map(slow, ("gru", "mixed")), "gru_after"])
-def test_export_round_trip(kind):
-    """To bytes and back, with the weights inside, and its gradient with it."""
-    params, xs = draw(kind), draw_xs()
-    carry = draw_carry(params)
-    leaves, tree = jax.tree.flatten(carry)
-
-    def run(xs, length, *leaves):
-        last, ys = jaxgru.scan(params, xs, tree.unflatten(leaves), length=length)
-        return (*jax.tree.leaves(last), ys)
-
-    arguments = (xs, jnp.asarray(4, jnp.int32), *leaves)
-    data = jax.export.export(jax.jit(run))(*arguments).serialize(vjp_order=1)
-    loaded = jax.export.deserialize(data)
-    assert_close(loaded.call(*arguments), run(*arguments), TOL)
-
-    def loss(call, xs):
-        return weigh(call(xs, *arguments[1:]))
-
-    actual = jax.grad(functools.partial(loss, loaded.call))(xs)
-    expected = jax.grad(functools.partial(loss, run))(xs)
-    assert_close(actual, expected, GRAD_TOL["float64"])
-
-
-def test_export_with_params_as_arguments():
-    params, xs = draw("gru_after"), draw_xs()
-    leaves, tree = jax.tree.flatten(params)
-
-    def run(xs, *leaves):
-        return jaxgru.scan(tree.unflatten(leaves), xs)
-
-    exported = jax.export.export(jax.jit(run))(xs, *leaves)
-    loaded = jax.export.deserialize(exported.serialize())
-    assert_close(loaded.call(xs, *leaves), run(xs, *leaves), TOL)
 
 
 @pytest.mark.parametrize("kind", KINDS)
