@@ -6,13 +6,13 @@ checkpoint. Weights of one form are therefore never taken for those of another.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.export
 from jax.tree_util import GetAttrKey
+
+from jaxgru import exportable
 
 T = TypeVar("T")
 
@@ -64,27 +64,9 @@ def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
             return params_type(**dict(given))
 
         jax.tree_util.register_pytree_with_keys(params_type, flatten_with_keys, unflatten, flatten)
-        exportable(params_type)
+        exportable.node(params_type)
         for form, options in forms.items():
             FORMS[form] = Form(params_type, options, names)
         return params_type
 
     return register
-
-
-def exportable(node_type: type[T]) -> type[T]:
-    """Let `jax.export` write a type of pytrees, whose static fields JSON can hold."""
-    jax.export.register_pytree_node_serialization(
-        node_type,
-        serialized_name=f"jaxgru.{node_type.__name__}",
-        serialize_auxdata=lambda aux: json.dumps(aux).encode(),
-        deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
-    )
-    return node_type
-
-
-def exportable_tuple(node_type: type[T]) -> type[T]:
-    """The same for a NamedTuple."""
-    name = f"jaxgru.{node_type.__name__}"
-    jax.export.register_namedtuple_serialization(node_type, serialized_name=name)
-    return node_type

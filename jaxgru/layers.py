@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks
+from jaxgru import checks, exportable
 from jaxgru.cell import Carry, Params, cell_of, is_cell
-from jaxgru.forms import exportable
 from jaxgru.gru import gru_init
 
 
-@exportable
+@exportable.node
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
@@ -37,7 +36,7 @@ class Bidirectional:
     backward: Params
 
 
-@exportable
+@exportable.node
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:

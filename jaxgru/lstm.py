@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, initializers
+from jaxgru import checks, exportable, initializers
 from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
-from jaxgru.forms import exportable_tuple, weights
+from jaxgru.forms import weights
 
 
 @weights(lstm={})
@@ -35,7 +35,7 @@ class LSTMParams:
     b: Array | None
 
 
-@exportable_tuple
+@exportable.named_tuple
 class LSTMCarry(NamedTuple):
     """The state of an LSTM: the output h `[H]` and the cell c `[H]`."""
 

@@ -50,8 +50,8 @@ def from_dict(tree: Mapping[str, Any]) -> Params:
             without a template: `{"layers": [{"gru.w_ih": ...}]}`. None counts as left out.
 
     Returns:
-        The params, of the class and form that the names tell. Names of weights that begin with b
-        may be missing, which makes them None.
+        The params, of the class and form that the names tell. Biases may be missing, which makes
+        them None. Shapes are for `scan` and the others to check.
 
     Raises:
         TypeError: something that is no mapping, or holds anything but arrays of float16, bfloat16,

@@ -75,7 +75,12 @@ def load(path: str | os.PathLike[str]) -> Params:
             float64 params while 64-bit types are off.
         OSError: the file cannot be read.
 
-    Example: see `save`.
+    Example:
+        >>> import jax, jaxgru, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "params.safetensors"
+        >>> jaxgru.save(path, jaxgru.stack_init(jax.random.key(0), 3, 8, num_layers=2))
+        >>> len(jaxgru.load(path).layers)
+        2
     """
     file = _path("load", path)
     return plain.read("load", _decode(str(file), file.read_bytes()))

@@ -15,9 +15,11 @@ from jax import Array
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
-from jaxgru.interop import flax_state as flax_state
+from jaxgru.interop import flax_state
 from jaxgru.plain import leaves_by_name
 from jaxgru.scan import scan
+
+flax_state.register()
 
 
 class RNN(nnx.Module):

@@ -1,7 +1,4 @@
-"""Params in the state dicts of Flax: `flax.serialization`, msgpack, what a TrainState holds.
-
-Importing this file registers all params types; `jaxgru.interop.flax` does.
-"""
+"""Params in the state dicts of Flax: `flax.serialization`, msgpack, what a TrainState holds."""
 
 from typing import Any
 
@@ -13,6 +10,12 @@ from jaxgru.cell import Params
 from jaxgru.forms import FORMS
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.plain import leaves_by_name
+
+
+def register() -> None:
+    """Let Flax know all params types."""
+    for params_type in (*{form.params_type for form in FORMS.values()}, Bidirectional, Stack):
+        serialization.register_serialization_state(params_type, _to_state, _from_state)
 
 
 def _to_state(params: Params) -> dict[str, Any]:
@@ -35,7 +38,3 @@ def _from_state(params: Params, state: Any) -> Params:
         serialization.from_state_dict(leaf, state[name], name) for name, leaf in leaves.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(params), restored)
-
-
-for params_type in (*{form.params_type for form in FORMS.values()}, Bidirectional, Stack):
-    serialization.register_serialization_state(params_type, _to_state, _from_state)
