@@ -91,7 +91,7 @@ def _path(caller: str, path: Any) -> Path:
         raise checks.error(TypeError, caller, "path", "a str or a path", checks.describe(path))
     file = Path(path)
     if file.exists() and not file.is_file():
-        got = f"the {'folder' if file.is_dir() else 'device'} {str(file)!r}"
+        got = f"the {'folder' if file.is_dir() else 'device or pipe'} {str(file)!r}"
         fix = 'Add a name, "params.safetensors" for one.'
         raise checks.error(ValueError, caller, "path", "a file", got, fix)
     return file

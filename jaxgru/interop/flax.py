@@ -25,7 +25,7 @@ flax_state.register()
 class RNN(nnx.Module):
     """A recurrent network as a module of flax.nnx.
 
-    Every array of params is an `nnx.Param` of its own in `weights`, named by its place.
+    Every array of params is an `nnx.Param` of its own in `weights`, named by its place and form.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional or Stack of them.
