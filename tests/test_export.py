@@ -16,7 +16,7 @@ import recipes
 from cases import CELLS, KINDS, assert_close, assert_same, draw, draw_carry, draw_xs, only, slow
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-#: Two programs for the same sums, in float32: gradients of some hundred terms of order one.
+#: Two programs for the same sums of some hundred terms, in float32, of the largest number.
 TOL = 2e-5
 
 
@@ -61,7 +61,9 @@ def assert_same_numbers(run, params, sizes=((3, 7), (1, 1))):
     for count, steps in sizes:
         arguments = (params, *batch_of(count, steps, inputs))
         # The two sum in another order where the plan for known sizes cuts time into stretches.
-        assert_close(jax.jit(program.call)(*arguments), jax.jit(run)(*arguments), TOL)
+        actual, expected = jax.jit(program.call)(*arguments), jax.jit(run)(*arguments)
+        largest = max(1, *(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected)))
+        assert_close(actual, expected, TOL * largest)
 
 
 @pytest.mark.parametrize("reverse", [False, slow(True)])
@@ -84,7 +86,7 @@ def test_open_sizes(run, kind, reverse):
 @pytest.mark.parametrize("run", [of_batch, gradient])
 def test_open_sizes_of_wide_inputs(kind, run, inputs):
     """With more inputs than a CPU projects step by step, and saved gates."""
-    params = jax.tree.map(lambda a: a / 4, draw(kind, inputs, 80, "float32"))
+    params = jax.tree.map(lambda a: a / 8, draw(kind, inputs, 80, "float32"))  # not chaotic
     assert_same_numbers(run, params, sizes=((3, 7), (2, 300)))
 
 

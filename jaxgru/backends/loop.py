@@ -97,8 +97,11 @@ def scan_chunks(
 def chunk_size(xs: Array, most: int) -> int:
     """How many steps share one product of at most so many rows, if eight steps fit.
 
-    Few enough to stay in cache, and enough for a product to be worth its start.
+    Few enough to stay in cache, and enough for a product to be worth its start. All of them where
+    their number or that of the rows is not known.
     """
+    if not known(*xs.shape):
+        return xs.shape[0]
     steps, rows = xs.shape[0], max(1, math.prod(xs.shape[1:-1]))
     return _divisor(steps, min(steps, max(8, min(most // 4, most // rows))))
 
@@ -334,9 +337,8 @@ def known(*sizes: Any) -> bool:
 
 
 def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
-    """Whether all of time is one stretch, as it is where time or batch are not known."""
     if not known(*xs.shape):
-        return True
+        return False
     projections = math.prod(xs.shape[:-1]) * cell.gates * cell.sizes(params)[1]
     return projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
 
