@@ -13,7 +13,18 @@ from jax import export
 
 import jaxgru
 import recipes
-from cases import CELLS, KINDS, assert_close, assert_same, draw, draw_carry, draw_xs, only, slow
+from cases import (
+    CELLS,
+    KINDS,
+    assert_close,
+    assert_same,
+    draw,
+    draw_carry,
+    draw_xs,
+    only,
+    planned,
+    slow,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 #: Two programs for the same sums of some hundred terms, in float32, of the largest number.
@@ -170,6 +181,16 @@ def test_each_platform_has_its_own_program():
     each = list(map(products, PLATFORMS))
     assert products(*PLATFORMS) == sum(each)
     assert len(set(each)) > 1
+
+
+def test_a_kernel_is_for_known_sizes():
+    asked, params = [], draw("gru", dtype="float32")
+    with planned(kernel=lambda *_: asked.append("how it runs")):  # None: it cannot
+        jax.jit(of_batch).lower(params, *batch_of(2, 5, 3))
+        assert asked
+        asked.clear()
+        exported(gradient, params)
+    assert not asked
 
 
 @pytest.mark.parametrize("kind", KINDS)
