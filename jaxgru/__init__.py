@@ -11,6 +11,8 @@ from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
 from jaxgru.newton import newton_scan
+from jaxgru.plain import from_dict, to_dict
+from jaxgru.saving import load, save
 from jaxgru.scan import scan
 from jaxgru.step import step
 from jaxgru.trajectory import NewtonInfo
@@ -27,16 +29,20 @@ __all__ = [
     "diagnostics",
     "elman_init",
     "elman_step",
+    "from_dict",
     "gru_init",
     "gru_step",
     "initial_carry",
     "interop",
+    "load",
     "lstm_init",
     "lstm_step",
     "min_gru_init",
     "min_gru_step",
     "newton_scan",
+    "save",
     "scan",
     "stack_init",
     "step",
+    "to_dict",
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
+from jax.export import is_symbolic_dim
 
 from jaxgru.cell import cell_of
 
@@ -244,9 +245,9 @@ def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = 
 
 
 def length(caller: str, value: Any, steps: int) -> None:
-    """An integer scalar in [0, T]; a traced one cannot be looked into and acts as if clipped."""
+    """An integer scalar in [0, T]; one that is traced or symbolic acts as if clipped."""
     expected = f"an integer in [0, {steps}] (xs has T = {steps})"
-    plain = isinstance(value, int)
+    plain = isinstance(value, int) or is_symbolic_dim(value)
     if isinstance(value, bool) or not (plain or is_array(value)):
         raise error(TypeError, caller, "length", expected, describe(value))
     if shape_of(value) != ():
@@ -254,5 +255,7 @@ def length(caller: str, value: Any, steps: int) -> None:
         raise error(ValueError, caller, "length", expected, describe(value), fix)
     if not (plain or jnp.issubdtype(dtype_of(value), jnp.integer)):
         raise error(TypeError, caller, "length", expected, describe(value))
-    if not isinstance(value, Tracer) and not 0 <= int(value) <= steps:
+    if isinstance(value, Tracer) or is_symbolic_dim(value):
+        return
+    if int(value) < 0 or (not is_symbolic_dim(steps) and int(value) > steps):
         raise error(ValueError, caller, "length", expected, str(value))

@@ -9,9 +9,10 @@ from jax import Array
 
 from jaxgru import checks, initializers
 from jaxgru.cell import Blocks, Cell, advance, register, total
+from jaxgru.forms import weights
 
 
-@jax.tree_util.register_dataclass
+@weights(elman={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElmanParams:
     """The weights of a plain RNN; a pytree. All leaves have one dtype.

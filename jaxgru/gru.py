@@ -17,9 +17,10 @@ from jax import Array, lax
 
 from jaxgru import checks, initializers
 from jaxgru.cell import Blocks, Cell, advance, flat, matmul, register, split, total
+from jaxgru.forms import weights
 
 
-@jax.tree_util.register_dataclass
+@weights(gru={"reset_after": False}, gru_after={"reset_after": True})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRUParams:
     """The weights of a GRU, in either form; a pytree.
@@ -35,7 +36,8 @@ class GRUParams:
         b_hn: the candidate's bias inside the reset product, `[H]`, or None; only with
             `reset_after=True`.
         reset_after: whether the reset gate acts after the recurrent product. Static: it survives
-            `jax.tree.map`, `jax.vmap` and checkpoints.
+            `jax.tree.map` and `jax.vmap`. It is part of the names of the leaves in a checkpoint, so
+            that none is restored into the other form; docs/saving.md.
 
     Example:
         >>> import jax, jaxgru

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks
+from jaxgru import checks, exportable
 from jaxgru.cell import Carry, Params, cell_of, is_cell
 from jaxgru.gru import gru_init
 
 
+@exportable.node
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
@@ -35,6 +36,7 @@ class Bidirectional:
     backward: Params
 
 
+@exportable.node
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, initializers
+from jaxgru import checks, exportable, initializers
 from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
+from jaxgru.forms import weights
 
 
-@jax.tree_util.register_dataclass
+@weights(lstm={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSTMParams:
     """The weights of an LSTM; a pytree.
@@ -34,6 +35,7 @@ class LSTMParams:
     b: Array | None
 
 
+@exportable.named_tuple
 class LSTMCarry(NamedTuple):
     """The state of an LSTM: the output h `[H]` and the cell c `[H]`."""
 

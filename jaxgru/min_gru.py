@@ -9,9 +9,10 @@ from jax import Array
 
 from jaxgru import checks, initializers
 from jaxgru.cell import Blocks, Cell, advance, flat, register, split
+from jaxgru.forms import weights
 
 
-@jax.tree_util.register_dataclass
+@weights(min_gru={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinGRUParams:
     """The weights of a minimal GRU; a pytree.

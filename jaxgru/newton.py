@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from jaxgru import checks, layers, sequence
 from jaxgru.cell import Carry, Params, cell_of
@@ -113,6 +114,9 @@ def newton_scan(
         raise checks.error(
             TypeError, "newton_scan", "params", "float32 or float64", f"{dtype}", fix
         )
+    if is_symbolic_dim(steps):
+        fix = "An associative scan needs to know it: export scan, or one program for each length."
+        raise checks.error(ValueError, "newton_scan", "xs", "of a known length", f"{steps}", fix)
     if not (isinstance(jacobian, str) and jacobian in JACOBIANS):
         expected = " or ".join(map(repr, JACOBIANS))
         raise checks.error(ValueError, "newton_scan", "jacobian", expected, checks.shown(jacobian))

@@ -18,7 +18,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxgru import backends
-from jaxgru.backends.loop import among, cotangents, forward, saves_gates, scan_chunks, tangents
+from jaxgru.backends.loop import (
+    among,
+    cotangents,
+    forward,
+    known,
+    saves_gates,
+    scan_chunks,
+    tangents,
+)
 from jaxgru.cell import Carry, Cell, Params, advance
 from jaxgru.mesh import alike
 
@@ -250,6 +258,10 @@ ad.primitive_jvps[_outputs.primitive] = _jvp
 def _segments(checkpoint, *leaves, reverse, tree, **static):
     """The recurrence as a scan over segments, each run again for the gradient."""
     params, xs, carry, reset_carry, fresh, keep = jax.tree.unflatten(tree, leaves)
+    steps = xs.shape[0]
+    if not known(steps):  # whole segments, the last with steps that do not count
+        keep = jnp.ones(xs.shape[:-1], bool) if keep is None else keep
+        xs, fresh, keep = jax.tree.map(partial(_filled_up, checkpoint), (xs, fresh, keep))
 
     def segment(carry, stretch):
         xs, fresh, keep = stretch
@@ -257,7 +269,14 @@ def _segments(checkpoint, *leaves, reverse, tree, **static):
         return _bind(_outputs, arguments, reverse=reverse, checkpoint=None, **static)
 
     segment = jax.checkpoint(segment, prevent_cse=False)
-    return jax.tree.leaves(scan_chunks(segment, carry, (xs, fresh, keep), checkpoint, reverse))
+    carry, outputs = scan_chunks(segment, carry, (xs, fresh, keep), checkpoint, reverse)
+    return [*jax.tree.leaves(carry), outputs if known(steps) else outputs[:steps]]
+
+
+def _filled_up(size: int, a: Array) -> Array:
+    """Zeros, or False, after an unknown number of steps: up to a multiple of the size."""
+    count = a.shape[0] // size + 1
+    return jnp.concatenate([a, jnp.zeros((size, *a.shape[1:]), a.dtype)])[: count * size]
 
 
 # Its tangent, linear in the last four arguments, and the transpose of that.

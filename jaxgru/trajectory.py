@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgru import backends
+from jaxgru import backends, exportable
 from jaxgru.backends.loop import forward
 from jaxgru.cell import Blocks, Carry, Cell, Params, advance, products
 from jaxgru.linear import recur, recur_in_order, rescue, shift, times
 
 
+@exportable.named_tuple
 class NewtonInfo(NamedTuple):
     """What became of the iteration; of several cells the sum, the largest, all, and each one's."""
 

@@ -6,9 +6,13 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(page, language="python", **names):
-    """The names that the page's blocks of a language define, run one after the other."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
-    for block in blocks:
+def run(page, **names):
+    """The names that the blocks of a page define, run one after the other."""
+    for block in blocks(page):
         exec(compile(block, page, "exec"), names)
     return names
+
+
+def blocks(page):
+    """The blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)

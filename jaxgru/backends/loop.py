@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 from jaxgru.backends import transposes
 from jaxgru.backends.divided import divided
@@ -70,8 +71,11 @@ def scan_chunks(
 def chunk_size(xs: Array, most: int) -> int:
     """How many steps share one product of at most so many rows, if eight steps fit.
 
-    Few enough to stay in cache, and enough for a product to be worth its start.
+    Few enough to stay in cache, and enough for a product to be worth its start. All of them where
+    their number or that of the rows is not known.
     """
+    if not known(*xs.shape):
+        return xs.shape[0]
     steps, rows = xs.shape[0], max(1, math.prod(xs.shape[1:-1]))
     return _divisor(steps, min(steps, max(8, min(most // 4, most // rows))))
 
@@ -306,7 +310,14 @@ def cotangents(
     return ct_params, ct_xs, among(wanted_carry, ct), among(wanted_reset, ct_reset)
 
 
+def known(*sizes: Any) -> bool:
+    """Whether sizes are numbers. What `jax.export` leaves open cannot choose a plan."""
+    return not any(map(is_symbolic_dim, sizes))
+
+
 def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
+    if not known(*xs.shape):
+        return False
     projections = math.prod(xs.shape[:-1]) * cell.gates * cell.sizes(params)[1]
     return projections * jnp.dtype(accumulator(xs.dtype)).itemsize <= plan.hoisted
 
@@ -320,6 +331,8 @@ def backward_stretch(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
 
 def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
     steps = jax.tree.leaves(xs)[0].shape[0]
+    if not known(steps):
+        return lax.scan(body, carry, xs, reverse=reverse)
     turn = _divisor(steps, max(1, min(steps, plan.unroll)))
     return lax.scan(body, carry, xs, reverse=reverse, unroll=turn)
 
@@ -336,10 +349,11 @@ def _launch(
     reverse: bool,
 ) -> tuple[Any, Any]:
     """The loop over a stretch of time in one launch, by the kernel of the plan."""
-    if levels or not weights:
+    batch = jax.tree.leaves(carry)[0].shape[:-1]
+    sizes = (*batch, *(a.shape[0] for a in jax.tree.leaves(xs)))
+    if levels or not weights or not known(*sizes):
         raise Declined
     kernel = plan.kernel()
-    batch = jax.tree.leaves(carry)[0].shape[:-1]
     count = math.prod(batch)
 
     def merged(a, axis):

@@ -1,8 +1,9 @@
-"""Modules for models in Flax: `RNN` for nnx, `LinenRNN` for linen.
+"""For models in Flax: the modules `RNN` for nnx and `LinenRNN` for linen, and state dicts.
 
 They stand where `nnx.RNN(nnx.GRUCell(...))` or `linen.RNN(linen.GRUCell(...))` stood, and run
 `jaxgru.scan`. What differs: outputs in the padding are zero, outputs stay in the order of the
-inputs when `reverse=True`, and an LSTM's carry is `LSTMCarry(h, c)`.
+inputs when `reverse=True`, and an LSTM's carry is `LSTMCarry(h, c)`. Once this file is imported,
+`flax.serialization` knows all params types too.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,17 @@ from jax import Array
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
+from jaxgru.interop import flax_state
+from jaxgru.plain import leaves_by_name
 from jaxgru.scan import scan
+
+flax_state.register()
 
 
 class RNN(nnx.Module):
     """A recurrent network as a module of flax.nnx.
 
-    Every array of params is an `nnx.Param` of its own in `weights`, named by its place.
+    Every array of params is an `nnx.Param` of its own in `weights`, named by its place and form.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional or Stack of them.
@@ -52,14 +57,10 @@ class RNN(nnx.Module):
     ) -> None:
         """Take the weights of params."""
         layers.check("RNN", params)
-        named, structure = jax.tree_util.tree_flatten_with_path(params)
-        self.structure: Any = structure
-        self.names: tuple[str, ...] = tuple(
-            jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in named
-        )
-        self.weights: Any = nnx.Dict(
-            {name: nnx.Param(leaf) for name, (_, leaf) in zip(self.names, named, strict=True)}
-        )
+        named = {name.replace(".", "_"): leaf for name, leaf in leaves_by_name(params).items()}
+        self.structure: Any = jax.tree.structure(params)
+        self.names: tuple[str, ...] = tuple(named)
+        self.weights: Any = nnx.Dict({name: nnx.Param(leaf) for name, leaf in named.items()})
         self.return_carry = return_carry
         self.options: dict[str, Any] = {"reverse": reverse, "checkpoint": checkpoint}
 

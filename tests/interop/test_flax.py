@@ -112,7 +112,7 @@ def test_nnx_model_trains():
 
 def test_nnx_names():
     names = nnx.to_pure_dict(nnx.state(RNN(draw("stack"))))["weights"]
-    assert {"layers_0_w_ih", "layers_1_b_hn"} < set(names)
+    assert {"layers_0_gru_w_ih", "layers_1_gru_after_b_hn"} < set(names)
 
 
 def test_linen_model_trains():

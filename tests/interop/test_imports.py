@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 LIBRARIES = ("equinox", "flax", "haiku", "keras", "matplotlib", "onnx", "onnxruntime", "optax")
-LIBRARIES += ("orbax", "tensorflow", "torch")
+LIBRARIES += ("msgpack", "orbax", "safetensors", "tensorflow", "torch")
 
 
 def test_nothing_else_is_imported():

@@ -94,6 +94,8 @@ jaxgru.interop.from_onnx(computed(chained))
 jaxgru.interop.from_torch(weights)
 with np.load(folder / "weights.npz") as opened:
     jaxgru.interop.from_torch(opened)
+jaxgru.save(folder / "params", draw("mixed", dtype="float32"))
+jaxgru.load(folder / "params")
 jaxgru.interop.from_haiku(jaxgru.interop.to_haiku(draw("gru", dtype="float32")))
 jaxgru.interop.from_linen(jaxgru.interop.to_linen(draw("gru_after", dtype="float32")))
 assert not seen, seen

@@ -1,0 +1,29 @@
+"""Types that `jax.export` can write: arguments and results of an exported program."""
+
+import json
+from typing import TypeVar
+
+import jax.export
+
+T = TypeVar("T")
+
+
+def node(node_type: type[T]) -> type[T]:
+    """A type of pytrees that is registered, and whose static fields JSON can hold."""
+    jax.export.register_pytree_node_serialization(
+        node_type,
+        serialized_name=_name(node_type),
+        serialize_auxdata=lambda aux: json.dumps(aux).encode(),
+        deserialize_auxdata=lambda data: tuple(json.loads(bytes(data))),
+    )
+    return node_type
+
+
+def named_tuple(tuple_type: type[T]) -> type[T]:
+    """A NamedTuple."""
+    jax.export.register_namedtuple_serialization(tuple_type, serialized_name=_name(tuple_type))
+    return tuple_type
+
+
+def _name(node_type: type) -> str:
+    return f"jaxgru.{node_type.__name__}"

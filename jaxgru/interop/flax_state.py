@@ -1,0 +1,40 @@
+"""Params in the state dicts of Flax: `flax.serialization`, msgpack, what a TrainState holds."""
+
+from typing import Any
+
+import jax
+from flax import serialization
+
+from jaxgru import checks
+from jaxgru.cell import Params
+from jaxgru.forms import FORMS
+from jaxgru.layers import Bidirectional, Stack
+from jaxgru.plain import leaves_by_name
+
+
+def register() -> None:
+    """Let Flax know all params types."""
+    for params_type in (*{form.params_type for form in FORMS.values()}, Bidirectional, Stack):
+        serialization.register_serialization_state(params_type, _to_state, _from_state)
+
+
+def _to_state(params: Params) -> dict[str, Any]:
+    """By the names of `jaxgru.to_dict`."""
+    return {
+        name: serialization.to_state_dict(leaf) for name, leaf in leaves_by_name(params).items()
+    }
+
+
+def _from_state(params: Params, state: Any) -> Params:
+    """Params with the structure of the given ones and the leaves of the state."""
+    leaves = leaves_by_name(params)
+    found = list(state) if isinstance(state, dict) else [checks.describe(state)]
+    if set(found) != set(leaves):
+        fix = "It was saved from other params; jaxgru.from_dict tells from which."
+        expected, got = f"of {', '.join(leaves)}", ", ".join(map(str, found))
+        caller = "flax.serialization.from_state_dict"
+        raise checks.error(ValueError, caller, "state", expected, got, fix)
+    restored = [
+        serialization.from_state_dict(leaf, state[name], name) for name, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), restored)

@@ -1,0 +1,185 @@
+"""Params as arrays by name, the form every kind of file can hold, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgru import checks
+from jaxgru.cell import Params
+from jaxgru.forms import FORMS
+from jaxgru.layers import Bidirectional, Stack
+
+
+def to_dict(params: Params) -> dict[str, Array]:
+    """Write params as arrays by name.
+
+        gru.w_ih    gru_after.b_hn    forward.lstm.w_hh    layers.0.elman.b
+
+    A name has the form of the cell in it, so the names alone tell which params they belong to. They
+    are also the names of the paths of `jax.tree_util`, which checkpoints use.
+
+    Args:
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
+            them. Leading axes, of many networks at once, stay as they are.
+
+    Returns:
+        The arrays of params themselves. What is None is left out.
+
+    Raises:
+        TypeError, ValueError: something that `from_dict` could not read.
+
+    Example:
+        >>> import jax, jaxgru
+        >>> params = jaxgru.stack_init(jax.random.key(0), 3, 8, num_layers=2, reset_after=True)
+        >>> list(jaxgru.to_dict(params))[:2]
+        ['layers.0.gru_after.w_ih', 'layers.0.gru_after.w_hh']
+        >>> jaxgru.from_dict(jaxgru.to_dict(params)).layers[1].reset_after
+        True
+    """
+    return named("to_dict", params)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Params:
+    """Read params from arrays by name.
+
+    Args:
+        tree: what `to_dict` returned. It may be nested, as checkpoints are that are restored
+            without a template: `{"layers": [{"gru.w_ih": ...}]}`. None counts as left out.
+
+    Returns:
+        The params, of the class and form that the names tell. Biases may be missing, which makes
+        them None. Shapes are for `scan` and the others to check.
+
+    Raises:
+        TypeError: something that is no mapping, or holds anything but arrays of float16, bfloat16,
+            float32 or float64.
+        ValueError: names that no params have, or missing ones; float64 while it is switched off.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxgru
+        >>> tree = {"elman.w_ih": jnp.ones((3, 8)), "elman.w_hh": jnp.ones((8, 8))}
+        >>> type(jaxgru.from_dict(tree)).__name__
+        'ElmanParams'
+    """
+    if not isinstance(tree, Mapping):
+        fix = "jaxgru.to_dict(params) makes one."
+        got = checks.describe(tree)
+        raise checks.error(TypeError, "from_dict", "tree", "a mapping of names to arrays", got, fix)
+    arrays: dict[str, Any] = {}
+    _flatten("", tree, arrays)
+    return read("from_dict", arrays)
+
+
+def named(caller: str, params: Params) -> dict[str, Any]:
+    """The leaves of params by name. Raises where `build` would not make these params of them."""
+    _check(caller, params)
+    leaves = leaves_by_name(params)
+    _build(caller, "", leaves)
+    return leaves
+
+
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of params, or of something built like them: gradients, masks."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
+
+
+def read(caller: str, arrays: dict[str, Any]) -> Params:
+    """Params of arrays by name, each checked."""
+    for name, value in arrays.items():
+        if not checks.is_array(value):
+            got = checks.describe(value)
+            raise checks.error(TypeError, caller, repr(name), "an array", got)
+        checks.float_dtype(caller, repr(name), value.dtype)
+    return jax.tree.map(jnp.asarray, _build(caller, "", arrays))
+
+
+def _check(caller: str, params: Params) -> None:
+    """Params are of known types, whatever their leaves are."""
+    if isinstance(params, Stack):
+        layers: Any = params.layers
+        if not isinstance(layers, tuple) or not layers:
+            got = checks.describe(layers) if layers else "none"
+            raise checks.error(TypeError, caller, "Stack.layers", "a tuple of params", got)
+        for layer in layers:
+            _check(caller, layer)
+    elif isinstance(params, Bidirectional):
+        _check(caller, params.forward)
+        _check(caller, params.backward)
+    elif not any(type(params) is form.params_type for form in FORMS.values()):
+        expected = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional or Stack"
+        fix = "Other arrays that are trained, a head's say, go beside them into a file of your own."
+        raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
+
+
+def _flatten(prefix: str, tree: Any, into: dict[str, Any]) -> None:
+    """Add the leaves of nested mappings and sequences, their names joined by dots."""
+    if isinstance(tree, Mapping):
+        parts = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        parts = enumerate(tree)
+    elif tree is None:
+        return
+    else:
+        if prefix in into:
+            raise checks.error(ValueError, "from_dict", repr(prefix), "there once", "two of it")
+        into[prefix] = tree
+        return
+    for key, part in parts:
+        _flatten(f"{prefix}.{key}" if prefix else f"{key}", part, into)
+
+
+def _build(caller: str, prefix: str, leaves: dict[str, Any]) -> Params:
+    """The params with these leaves, whose names all begin with the prefix."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, leaf in leaves.items():
+        head = name[len(prefix) :].partition(".")[0]
+        parts.setdefault(head, {})[name] = leaf
+    heads = set(parts)
+    if heads == {"layers"}:
+        return _stack(caller, f"{prefix}layers.", parts["layers"])
+    if heads == {"forward", "backward"}:
+        forward, backward = (
+            _build(caller, f"{prefix}{head}.", parts[head]) for head in ("forward", "backward")
+        )
+        return Bidirectional(forward, backward)
+    form = FORMS.get(heads.pop()) if len(heads) == 1 else None
+    if form is None:
+        forms = ", ".join(f"{prefix}{name}." for name in FORMS)
+        expected = f"names that begin with {prefix}layers., {prefix}forward. and {prefix}backward."
+        fix = "Pass the part that belongs to one network."
+        raise checks.error(
+            ValueError, caller, "names", f"{expected}, or one of {forms}", _listed(leaves), fix
+        )
+    return _cell(caller, f"{prefix}{next(iter(parts))}.", form, leaves)
+
+
+def _stack(caller: str, prefix: str, leaves: dict[str, Any]) -> Stack:
+    layers: dict[str, dict[str, Any]] = {}
+    for name, leaf in leaves.items():
+        number = name[len(prefix) :].partition(".")[0]
+        layers.setdefault(number, {})[name] = leaf
+    numbers = [f"{k}" for k in range(len(layers))]
+    if set(numbers) != set(layers):
+        expected = f"names with {prefix}0., {prefix}1. and so on"
+        raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
+    return Stack(tuple(_build(caller, f"{prefix}{number}.", layers[number]) for number in numbers))
+
+
+def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params:
+    names = {prefix + name: name for name in form.weights}
+    needed = {name for name, field in names.items() if not field.startswith("b")}
+    if not needed <= set(leaves) <= set(names):
+        expected = f"{', '.join(names)}, of which only biases may be missing"
+        raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
+    values = {field: leaves.get(name) for name, field in names.items()}
+    return form.params_type(**values, **form.static)
+
+
+def _listed(names: dict[str, Any]) -> str:
+    """At most eight names."""
+    shown = ", ".join(list(names)[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"

@@ -1,0 +1,177 @@
+"""Params in one file, in the format safetensors, with a digest of all of it.
+
+Eight bytes say how long the header is, which is JSON; the arrays follow. There is nothing else in
+the file that could be told wrong: what params they are, the names of the arrays say.
+"""
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxgru import checks, plain
+from jaxgru.cell import Params
+
+#: The format's names of dtypes.
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+VERSION = "1"
+BLANK = "0" * 64  # stands for the digest while it is computed
+
+
+def save(path: str | os.PathLike[str], params: Params) -> None:
+    """Write params to one file.
+
+    The file appears whole or not at all: it is written beside the path, then renamed. It is of the
+    format safetensors, so other programs can read its arrays by the names of `to_dict`.
+
+    Args:
+        path: the file; one that is there is replaced.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
+            them, of any supported dtype.
+
+    Raises:
+        TypeError: params, or leaves of theirs, that are something else; tracers.
+        ValueError: a path that cannot be a file; arrays of which other processes hold a part.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import jax, jaxgru, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "params.safetensors"
+        >>> params = jaxgru.gru_init(jax.random.key(0), 3, 8, reset_after=True, dtype="bfloat16")
+        >>> jaxgru.save(path, params)
+        >>> again = jaxgru.load(path)
+        >>> again.reset_after, again.w_hh.dtype, bool((again.w_hh == params.w_hh).all())
+        (True, dtype(bfloat16), True)
+
+    Source: the description of the format, https://github.com/huggingface/safetensors.
+    """
+    file = Path(os.path.realpath(_path("save", path)))  # a link stays one
+    if not file.parent.is_dir():
+        raise checks.error(ValueError, "save", "path", "in a folder that is there", repr(str(file)))
+    leaves = plain.named("save", params)
+    _write(file, _encode({name: _array(name, leaf) for name, leaf in leaves.items()}))
+
+
+def load(path: str | os.PathLike[str]) -> Params:
+    """Read params from a file that `save` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The params that were saved: the same class, form, dtype and bits.
+
+    Raises:
+        TypeError: a path of another type.
+        ValueError: a file that `save` has not written, or not like this: each bit of it counts.
+            float64 params while 64-bit types are off.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import jax, jaxgru, pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "params.safetensors"
+        >>> jaxgru.save(path, jaxgru.stack_init(jax.random.key(0), 3, 8, num_layers=2))
+        >>> len(jaxgru.load(path).layers)
+        2
+    """
+    file = _path("load", path)
+    return plain.read("load", _decode(str(file), file.read_bytes()))
+
+
+def _path(caller: str, path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise checks.error(TypeError, caller, "path", "a str or a path", checks.describe(path))
+    file = Path(path)
+    if file.exists() and not file.is_file():
+        got = f"the {'folder' if file.is_dir() else 'device or pipe'} {str(file)!r}"
+        fix = 'Add a name, "params.safetensors" for one.'
+        raise checks.error(ValueError, caller, "path", "a file", got, fix)
+    return file
+
+
+def _array(name: str, leaf: Any) -> np.ndarray:
+    if isinstance(leaf, Tracer):
+        fix = "Inside jit, vmap or grad there are no numbers yet: return params, and save them."
+        raise checks.error(TypeError, "save", repr(name), "an array", "a tracer", fix)
+    if not checks.is_array(leaf):
+        raise checks.error(TypeError, "save", repr(name), "an array", checks.describe(leaf))
+    dtype = getattr(leaf.dtype, "name", None)
+    if dtype not in DTYPES.values():
+        expected = f"one of {', '.join(DTYPES.values())}"
+        raise checks.error(TypeError, "save", repr(name), expected, checks.describe(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        fix = "jax.experimental.multihost_utils.process_allgather brings its parts together."
+        got = "one on devices of several"
+        raise checks.error(ValueError, "save", repr(name), "on devices of this process", got, fix)
+    return np.asarray(leaf, jnp.dtype(dtype))  # whatever the order of bytes was
+
+
+def _encode(arrays: dict[str, np.ndarray]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"jaxgru": VERSION, "sha256": BLANK}}
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        entry = {"dtype": names[array.dtype.name], "shape": array.shape}
+        header[name] = entry | {"data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(
+        [len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in arrays.values())]
+    )
+    return data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _decode(path: str, data: bytes) -> dict[str, np.ndarray]:
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:start])
+        facts = header.pop("__metadata__")
+        version, digest = facts["jaxgru"], facts["sha256"].encode()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fix = "Arrays by name from any other file go through jaxgru.from_dict."
+        raise _not_ours(path, "something else, or one that was cut", fix) from None
+    if version != VERSION:
+        raise _not_ours(path, f"one of version {version!r}", "A newer jaxgru may read it.")
+    if hashlib.sha256(data.replace(digest, BLANK.encode(), 1)).hexdigest().encode() != digest:
+        raise _not_ours(path, "one that was changed or cut since, by its digest")
+    arrays = memoryview(data)[start:]
+    try:
+        return {name: _view(arrays, **entry) for name, entry in header.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        raise _not_ours(path, "one with a header that does not fit its arrays") from None
+
+
+def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    begin, end = data_offsets
+    known = jnp.dtype(DTYPES[dtype])
+    found = np.frombuffer(data, known, math.prod(shape), begin).reshape(shape)
+    if begin + found.nbytes != end:
+        raise ValueError
+    return found
+
+
+def _not_ours(path: str, got: str, fix: str = "") -> Exception:
+    return checks.error(ValueError, "load", repr(path), "a file that jaxgru.save wrote", got, fix)
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write it whole or not at all, also where the machine stops in between."""
+    fresh = file.with_name(f".{uuid.uuid4().hex}.jaxgru")
+    try:
+        with open(fresh, "xb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(fresh, file)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
