@@ -71,6 +71,8 @@ class Cell(NamedTuple):
     """(blocks, coefficients) -> the diagonal of J_t, `[..., H]` for every part of the carry."""
     bound: Callable[[Carry, int], Carry]
     """(magnitudes of the carries it starts from, number of steps) -> what no magnitude exceeds."""
+    compute_dtype: Any = None
+    """The dtype of the operands of products with weights; None for that of params."""
 
 
 _cells: dict[type, Cell] = {}
@@ -111,12 +113,13 @@ def matmul_transposed(w: jax.Array, x: jax.Array) -> jax.Array:
 
 def matmul_left(w: jax.Array, x: jax.Array) -> jax.Array:
     """`[M, N] x [N]`: as `matmul`, with the transpose of w, on the left."""
-    return lax.dot(w, x, preferred_element_type=accumulator(x.dtype))
+    return lax.dot(w, x.astype(w.dtype), preferred_element_type=accumulator(x.dtype))
 
 
 def _product(w, x, axis):
     contract = (((x.ndim - 1,), (axis,)), ((), ()))
-    return lax.dot_general(x, w, contract, preferred_element_type=accumulator(x.dtype))
+    result = accumulator(x.dtype)
+    return lax.dot_general(x.astype(w.dtype), w, contract, preferred_element_type=result)
 
 
 def total(start: jax.Array | None, *terms: Any) -> Any:
@@ -152,6 +155,14 @@ def products(
         return split(a, count) if count > 1 else (a,)
 
     return tuple(partial(multiply, w) for w in weights)
+
+
+def operands(cell: Cell, blocks: Blocks) -> Blocks:
+    """The blocks with the weights in the dtype in which products take them."""
+    if cell.compute_dtype is None:
+        return blocks
+    w_ih, w_hh = jax.tree.map(lambda w: w.astype(cell.compute_dtype), (blocks.w_ih, blocks.w_hh))
+    return blocks._replace(w_ih=w_ih, w_hh=w_hh)
 
 
 def advance(cell: Cell, blocks: Blocks, carry: Carry, x: jax.Array) -> tuple[Carry, Any]:

@@ -125,6 +125,18 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
         raise error(ValueError, caller, name, "a dtype that is switched on", wanted.name, fix)
 
 
+def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
+    """As a dtype, which params may be narrowed to; None stays None."""
+    if dtype is None:
+        return None
+    float_dtype(caller, "compute_dtype", dtype)
+    narrow = jnp.dtype(dtype)
+    if jnp.finfo(narrow).bits > jnp.finfo(params).bits:
+        expected = f"at most as wide as params, {params}"
+        raise error(ValueError, caller, "compute_dtype", expected, narrow.name)
+    return narrow
+
+
 def same_dtype(caller: str, name: str, value: Any, dtype: Any) -> None:
     """value has the dtype of params."""
     if dtype_of(value) != dtype:

@@ -25,6 +25,7 @@ def scan(
     dropout: float = 0.0,
     key: Array | None = None,
     checkpoint: int | None = None,
+    compute_dtype: Any = None,
 ) -> tuple[Carry, Array]:
     """Run a network over one sequence.
 
@@ -50,6 +51,9 @@ def scan(
         key: a `jax.random.key` for dropout.
         checkpoint: keep the state only every so many steps and recompute the rest for the
             gradient: memory falls from T to T / checkpoint + checkpoint states.
+        compute_dtype: the dtype to which the operands of products with weights are rounded, such as
+            `"bfloat16"` for float32 params; None for that of params. The products accumulate in at
+            least float32, and states, gates and the gradients of weights stay as precise as params.
 
     Returns:
         (carry after the last step processed, outputs `[T, H]`), of the dtype of params.
@@ -75,7 +79,8 @@ def scan(
         checkpoint = checks.size("scan", "checkpoint", checkpoint)
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
-    options = _Options(reverse, float(dropout), checkpoint)
+    compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
+    options = _Options(reverse, float(dropout), checkpoint, compute)
     return _scan(options, params, xs, carry, length, reset, reset_carry, key)
 
 
@@ -85,6 +90,7 @@ class _Options(NamedTuple):
     reverse: bool
     dropout: float
     checkpoint: int | None
+    compute_dtype: Any
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,7 +136,8 @@ def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
 
 def _run_cell(options, params, xs, carry, marks, reset_carry):
     fresh = sequence.entered(marks, options.reverse)
-    how = (cell_of(params), options.reverse, options.checkpoint)
+    cell = cell_of(params)._replace(compute_dtype=options.compute_dtype)
+    how = (cell, options.reverse, options.checkpoint)
     carry, hs = recurrence(*how, params, xs, carry, reset_carry, fresh, marks.valid)
     return carry, sequence.mask(marks, hs)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, layers
-from jaxgru.cell import Carry, Params, advance, cell_of
+from jaxgru.cell import Carry, Params, advance, cell_of, operands
 from jaxgru.layers import Stack
 
 
@@ -18,6 +18,7 @@ def step(
     *,
     reset: Any = None,
     reset_carry: Carry | None = None,
+    compute_dtype: Any = None,
 ) -> tuple[Carry, Array]:
     """One time step of `scan`, for any network that runs forward in time, `Stack` included.
 
@@ -32,6 +33,8 @@ def step(
         x: input `[I]`, of the dtype of params.
         reset: a bool, may be traced; True starts a new segment with this step.
         reset_carry: where a segment starts, a carry; zeros if None.
+        compute_dtype: the dtype to which the operands of products with weights are rounded, as in
+            `scan`; None for that of params.
 
     Returns:
         (the next carry, output `[H]`): what `scan` over this one step returns.
@@ -58,16 +61,17 @@ def step(
     if reset is not None:
         begin = layers.initial_carry(params) if reset_carry is None else reset_carry
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
-    return _step(params, carry, x)
+    compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
+    return _step(params, carry, x, compute)
 
 
-def _step(params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+def _step(params: Params, carry: Carry, x: Array, compute_dtype: Any) -> tuple[Carry, Array]:
     if isinstance(params, Stack):
         carries = []
         for layer, layer_carry in zip(params.layers, carry, strict=True):
-            layer_carry, x = _step(layer, layer_carry, x)
+            layer_carry, x = _step(layer, layer_carry, x, compute_dtype)
             carries.append(layer_carry)
         return tuple(carries), x
-    cell = cell_of(params)
-    carry, _ = advance(cell, cell.blocks(params), carry, x)
+    cell = cell_of(params)._replace(compute_dtype=compute_dtype)
+    carry, _ = advance(cell, operands(cell, cell.blocks(params)), carry, x)
     return carry, cell.output(carry)

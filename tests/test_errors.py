@@ -421,6 +421,18 @@ CASES = {
     "checkpoint a bool": Wrong(
         lambda: scan(checkpoint=True), TypeError, "scan: checkpoint", "positive integer", "bool"
     ),
+    "compute_dtype an integer": Wrong(
+        lambda: scan(compute_dtype="int8"), TypeError, "scan: compute_dtype", "bfloat16", "int8"
+    ),
+    "compute_dtype wider than params": Wrong(
+        lambda: jaxgru.scan(
+            params_of(dtype="bfloat16"), xs_of().astype("bfloat16"), compute_dtype="float32"
+        ),
+        ValueError,
+        "scan: compute_dtype",
+        "bfloat16",
+        "float32",
+    ),
     # --- step
     "a Bidirectional streamed": Wrong(
         lambda: jaxgru.step(

@@ -37,6 +37,7 @@ from jaxgru.cell import (
     matmul,
     matmul_left,
     matmul_transposed,
+    operands,
     products,
     project,
     total,
@@ -104,7 +105,7 @@ def forward(
     The gates are None unless it is differentiated and `saves_gates`.
     """
     params, xs, carry, reset_carry, fresh, keep = primals
-    blocks = _blocks(cell, levels, params)
+    blocks = operands(cell, _blocks(cell, levels, params))
     size = cell.sizes(params)[1]
     save = differentiated and saves_gates(cell, params)
     hoisted = _short(plan, cell, params, xs)
@@ -234,7 +235,7 @@ def cotangents(
     parts = _derivative(plan, cell, levels, params)
     size, w_hh = cell.sizes(params)[1], ()
     if plan.kernel is not None:
-        w_hh = _blocks(cell, levels, params).w_hh
+        w_hh = operands(cell, _blocks(cell, levels, params)).w_hh
     dblocks = _blocks(cell, levels, wanted_params)
     still = jax.tree.map(lambda _: None, dblocks)
 
@@ -412,7 +413,7 @@ class _Derivative(NamedTuple):
 
 def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative:
     size = cell.sizes(params)[1]
-    blocks = _blocks(cell, levels, params)
+    blocks = operands(cell, _blocks(cell, levels, params))
     transposed = size < plan.wide_tangent
     product = matmul_transposed if transposed else matmul
     weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)

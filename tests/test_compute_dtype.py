@@ -1,0 +1,113 @@
+"""Products in a narrow dtype, states in a wide one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgru
+import oracle
+from cases import CELLS, assert_close, assert_same, draw, draw_carry, draw_xs, only, planned, weigh
+
+#: A product of two numbers that are rounded to 8 bits is off by at most 2**-8 of itself, and about
+#: three of size one are added up in each of a few gates and steps.
+TOL = 3e-2
+NARROW = "bfloat16"
+
+
+def rounded(x):
+    return np.asarray(jnp.asarray(x, "float32").astype(NARROW), np.float64)
+
+
+def products_of_rounded_operands(params, xs, carry):
+    """The GRU with the reset gate after the product, in float64 but for its operands."""
+    w_ih, w_hh = (rounded(w) for w in (params.w_ih, params.w_hh))
+    h, hs = np.asarray(carry, np.float64), []
+    for x in xs:
+        a = [rounded(x) @ w_ih[:, k] + np.asarray(params.b[k], np.float64) for k in range(3)]
+        u = [rounded(h) @ w_hh[:, k] for k in range(3)]
+        r, z = (1 / (1 + np.exp(-a[k] - u[k])) for k in range(2))
+        n = np.tanh(a[2] + r * (u[2] + np.asarray(params.b_hn, np.float64)))
+        h = np.asarray((1 - z) * h + z * n, np.float32).astype(np.float64)
+        hs.append(h)
+    return h, np.stack(hs)
+
+
+def test_operands_are_rounded_and_nothing_else():
+    """A state that happens to lie between two numbers of 8 bits may be rounded either way, which a
+    state of 24 bits hardly does; everything else is the arithmetic of float32."""
+    params, xs = draw("gru_after", dtype="float32"), draw_xs(dtype="float32")
+    carry = draw_carry(params)
+    actual = jaxgru.scan(params, xs, carry, compute_dtype=NARROW)
+    assert_close(actual, products_of_rounded_operands(params, xs, carry), 1e-5)
+    apart = jnp.abs(actual[1] - jaxgru.scan(params, xs, carry)[1]).max()
+    assert 1e-4 < apart < TOL
+
+
+@pytest.mark.parametrize("kind", only(["gru", "lstm"], (*CELLS, "mixed")))
+def test_values_and_gradients_are_near_the_exact_ones(kind):
+    """And have the dtype of params."""
+    params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
+    carry = draw_carry(params)
+
+    def run(params, xs, carry, **options):
+        return jaxgru.scan(params, xs, carry, reverse=True, length=5, **options)
+
+    def gradient(**options):
+        loss = lambda *arguments: weigh(run(*arguments, **options))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, xs, carry)
+
+    values = run(params, xs, carry, compute_dtype=NARROW)
+    assert {a.dtype for a in jax.tree.leaves(values)} == {jnp.dtype("float32")}
+    expected = oracle.scan(params, xs, carry, reverse=True, length=5)
+    assert_close(values, expected, TOL)
+    narrow, wide = gradient(compute_dtype=NARROW), gradient()
+    largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(wide))
+    assert_close(narrow, wide, 2 * TOL * largest)
+    assert any(bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (narrow, wide))))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"wide": 1}, {"wide_tangent": 1}, {"hoisted": 0}, {"platform": "cuda"}], ids=str
+)
+def test_every_way_of_the_loop(changes):
+    """Sums in another order, after which a state may be rounded to the next number of 8 bits."""
+    params, xs = draw("gru", dtype="float32"), draw_xs(dtype="float32")
+    loss = lambda params: weigh(jaxgru.scan(params, xs, compute_dtype=NARROW))  # noqa: E731
+    expected = jax.jit(jax.value_and_grad(loss))(params)
+    with planned(**changes):
+        assert_close(jax.jit(jax.value_and_grad(loss))(params), expected, TOL)
+
+
+@pytest.mark.parametrize("kind", [*CELLS, "stack"])
+def test_step_rounds_as_scan_does(kind):
+    params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
+    carry = draw_carry(params)
+    last, ys = jax.jit(lambda: jaxgru.scan(params, xs[:1], carry, compute_dtype=NARROW))()
+    step = jax.jit(lambda: jaxgru.step(params, carry, xs[0], compute_dtype=NARROW))
+    assert_close(step(), (last, ys[0]), 1e-5)
+
+
+def test_a_state_keeps_what_16_bits_would_lose():
+    """An update gate of 2**-12 moves a state of bfloat16 not at all."""
+    size, steps = 4, 2000
+    rng = np.random.default_rng(0)
+    params = jaxgru.GRUParams(
+        w_ih=jnp.asarray(rng.standard_normal((3, 3, size)) * 0.1, "float32"),
+        w_hh=jnp.asarray(rng.standard_normal((size, 3, size)) * 0.1, "float32"),
+        b=jnp.zeros((3, size), "float32").at[1].set(-np.log(2.0**12)),
+        b_hn=None,
+        reset_after=False,
+    )
+    xs = jnp.ones((steps, 3), "float32")
+    expected = oracle.scan(params, xs)[0]
+    narrow = jax.tree.map(lambda a: a.astype(NARROW), params)
+    assert_close(jaxgru.scan(params, xs, compute_dtype=NARROW)[0], expected, 2e-3)
+    assert (
+        np.abs(np.asarray(jaxgru.scan(narrow, xs.astype(NARROW))[0], float) - expected).max() > 2e-2
+    )
+
+
+def test_the_dtype_of_params_changes_nothing():
+    params, xs = draw("gru", dtype="float32"), draw_xs(dtype="float32")
+    assert_same(jaxgru.scan(params, xs, compute_dtype="float32"), jaxgru.scan(params, xs))
