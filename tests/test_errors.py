@@ -426,7 +426,7 @@ CASES = {
     ),
     "compute_dtype wider than params": Wrong(
         lambda: jaxgru.scan(
-            params_of(dtype="bfloat16"), xs_of().astype("bfloat16"), compute_dtype="float32"
+            draw("gru", dtype="bfloat16"), xs_of().astype("bfloat16"), compute_dtype="float32"
         ),
         ValueError,
         "scan: compute_dtype",
