@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 import jaxgru
 import oracle
-from cases import GRAD_TOL, VALUE_TOL, assert_close, draw, only, planned, weigh
+from cases import GRAD_TOL, VALUE_TOL, assert_close, draw, only, planned, slow, weigh
 from jaxgru.backends import TPU_KERNEL, tpu
 from kernels import HIDDEN, INPUT, KINDS, assert_equals_the_loop, both, problem
 
@@ -43,10 +43,10 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(tpu.pl, "pallas_call", partial(pl.pallas_call, interpret=True))
 
 
-@pytest.mark.parametrize(("dtype", "exact"), TOL)
+@pytest.mark.parametrize(("dtype", "exact"), [*list(TOL)[:2], slow(*list(TOL)[2])])
 @pytest.mark.parametrize("marked", only([True], [False, True]))
 @pytest.mark.parametrize("reverse", only([True], [False, True]))
-@pytest.mark.parametrize("kind", only(("gru_after", "lstm"), KINDS))
+@pytest.mark.parametrize("kind", only(["gru_after"], KINDS))
 def test_equals_the_loop(kind, reverse, marked, dtype, exact):
     primals, cts = problem(kind, dtype, marked)
     launches = []
@@ -55,7 +55,7 @@ def test_equals_the_loop(kind, reverse, marked, dtype, exact):
     assert_equals_the_loop(actual, reverse, primals, cts, TOL[dtype, exact])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", only([True], [False, True]))
 def test_blocks_of_examples_and_of_time_with_a_rest(reverse, monkeypatch):
     """20 examples are 16 and 4, 7 steps are 3, 3 and 1."""
     monkeypatch.setattr(tpu, "VMEM", 800_000)
