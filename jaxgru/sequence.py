@@ -36,14 +36,9 @@ def check(
     if length is not None:
         checks.length(caller, length, steps)
     if reset is not None:
-        checks.array(caller, "reset", reset, (steps,), "One flag for each step of xs.")
-        if checks.dtype_of(reset) != jnp.bool_:
-            fix = "True marks the first step of a segment: reset.astype(bool)."
-            raise checks.error(TypeError, caller, "reset", "bool", checks.describe(reset), fix)
+        checks.reset(caller, reset, steps)
     if reset_carry is not None:
-        if reset is None:
-            fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
-            raise checks.error(ValueError, caller, "reset", "given with reset_carry", "None", fix)
+        checks.reset_given(caller, reset)
         checks.carry(caller, "reset_carry", reset_carry, shape)
     checks.flag(caller, "reverse", reverse)
 
