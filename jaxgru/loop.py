@@ -100,14 +100,18 @@ _programs: Any = weakref.WeakKeyDictionary()
 def _program(step: Callable[..., Any], options: _Options) -> Callable[..., Any]:
     """The loop over this step, compiled once per shape as long as the step lives.
 
-    Only of a function: an object that can be called may have changed since.
+    Only for a function: an object that can be called may have changed since the last call.
     """
     if not isinstance(step, FunctionType):
         return partial(_run, step, options)
     programs = _programs.setdefault(step, {})
     if options not in programs:
-        alive = weakref.ref(step)  # else the table would keep its own key alive
-        programs[options] = jax.jit(lambda *data: _run(alive(), options, *data))
+        alive: Any = weakref.ref(step)  # else the table would keep its own key alive
+
+        def program(*data):
+            return _run(alive(), options, *data)
+
+        programs[options] = jax.jit(program)
     return programs[options]
 
 
@@ -246,8 +250,11 @@ def _name(name, path):
 
 
 def _is_data(leaf):
-    """An array that JAX can hold."""
-    return checks.is_array(leaf) and checks.dtype_of(leaf) != jnp.dtype(object)
+    """An array that JAX can hold: not of strings or objects."""
+    kinds = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
+    return checks.is_array(leaf) and any(
+        jnp.issubdtype(checks.dtype_of(leaf), kind) for kind in kinds
+    )
 
 
 def _is_key(leaf):
