@@ -220,7 +220,7 @@ def _check_xs(xs) -> int:
     first, steps = "", 0
     for path, leaf in leaves:
         name, got = _name("xs", path), checks.describe(leaf)
-        if not _is_data(leaf) or leaf.ndim == 0:
+        if not _is_data(leaf) or len(leaf.shape) == 0:
             raise checks.error(TypeError, "loop", name, "an array of shape [T, ...]", got, fix)
         if not first:
             first, steps = name, leaf.shape[0]
