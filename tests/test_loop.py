@@ -388,6 +388,43 @@ def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
         )
 
 
+def assert_finite_slope(step, carry, xs, **options):
+    """Of w, which the step closes over, where padding follows three real steps."""
+
+    def loss(w):
+        return weigh(jaxgru.loop(functools.partial(step, w), carry, xs, length=3, **options))
+
+    assert jnp.isfinite(jax.grad(loss)(jnp.asarray(0.7)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_carry_and_input_of_the_padding_belong_together(reverse):
+    """A step that is not defined where the two are equal, as the start and the last real input
+    are."""
+
+    def step(w, carry, x):
+        return x, w / (x - carry)
+
+    xs = jnp.asarray([1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
+    assert_finite_slope(step, xs[0 if reverse else 2], xs, reverse=reverse)
+
+
+def test_the_carry_of_the_padding_is_the_one_that_was_reset():
+    reset = jnp.arange(STEPS) == 0
+    options = {"reset": reset, "reset_carry": jnp.asarray(0.0)}
+    assert_finite_slope(countdown, jnp.asarray(3.0), draw_xs(), **options)
+
+
+def test_the_key_of_the_padding_is_that_of_a_real_step():
+    key = jax.random.key(0)
+    spoilt = jax.random.uniform(jax.random.fold_in(key, 4), dtype="float64")
+
+    def step(w, carry, x, key):
+        return carry, w / (jax.random.uniform(key, dtype="float64") - spoilt)
+
+    assert_finite_slope(step, jnp.zeros(()), draw_xs(), key=key)
+
+
 @pytest.mark.parametrize("name", PARTIAL)
 def test_the_padding_in_forward_mode(name):
     """The tangent of the padding may be NaN too: it belongs to no real step."""
