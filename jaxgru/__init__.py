@@ -8,6 +8,7 @@ from jaxgru import diagnostics, interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
+from jaxgru.loop import loop
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
 from jaxgru.newton import newton_scan
@@ -35,6 +36,7 @@ __all__ = [
     "initial_carry",
     "interop",
     "load",
+    "loop",
     "lstm_init",
     "lstm_step",
     "min_gru_init",

@@ -271,3 +271,18 @@ def length(caller: str, value: Any, steps: int) -> None:
         return
     if int(value) < 0 or (not is_symbolic_dim(steps) and int(value) > steps):
         raise error(ValueError, caller, "length", expected, str(value))
+
+
+def reset(caller: str, value: Any, steps: int) -> None:
+    """A flag for each step."""
+    array(caller, "reset", value, (steps,), "One flag for each step of xs.")
+    if dtype_of(value) != jnp.bool_:
+        fix = "True marks the first step of a segment: reset.astype(bool)."
+        raise error(TypeError, caller, "reset", "bool", describe(value), fix)
+
+
+def reset_given(caller: str, value: Any) -> None:
+    """reset is there, where reset_carry is."""
+    if value is None:
+        fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
+        raise error(ValueError, caller, "reset", "given with reset_carry", "None", fix)

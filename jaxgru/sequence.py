@@ -35,7 +35,11 @@ def check(
         checks.carry(caller, "carry", carry, shape)
     if length is not None:
         checks.length(caller, length, steps)
-    checks.resets(caller, reset, (steps,), reset_carry, shape)
+    if reset is not None:
+        checks.reset(caller, reset, steps)
+    if reset_carry is not None:
+        checks.reset_given(caller, reset)
+        checks.carry(caller, "reset_carry", reset_carry, shape)
     checks.flag(caller, "reverse", reverse)
 
 

@@ -68,6 +68,15 @@ def dropped(params, xs, key):
     return jaxgru.scan(params, xs, dropout=0.5, key=key)
 
 
+def looped(params, xs, carry, length, reset, reset_carry):
+    def step(h, x):
+        h = jaxgru.gru_step(params, h, x)
+        return h, h
+
+    marks = {"length": length, "reset": reset, "reset_carry": reset_carry}
+    return jaxgru.loop(step, carry, xs, **marks)
+
+
 def newton(params, xs):
     return jaxgru.newton_scan(params, xs)[:2]
 
@@ -94,6 +103,8 @@ def checks():
         if kind in ("gru_after", "stack"):
             yield Check(f"{kind}, plain", params, batched(scan), (xs,), WAYS)
             yield Check(f"{kind}, step", params, batched(one_step), (xs, carry))
+        if kind == "gru":
+            yield Check("gru, loop", params, batched(looped), marked, gradient=False)
     back = batched(partial(scan, reverse=True))
     yield Check("lstm, reverse", kinds["lstm"], back, (xs,))
     yield Check("gru, Newton", kinds["gru"], batched(newton), (xs,))

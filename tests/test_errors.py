@@ -39,6 +39,15 @@ def scan(params=None, xs=None, carry=None, **options):
     )
 
 
+def double(carry, x):
+    return 2 * carry, x
+
+
+def loop(step=double, carry=None, xs=None, **options):
+    carry = zeros(4) if carry is None else carry
+    return jaxgru.loop(step, carry, xs_of() if xs is None else xs, **options)
+
+
 class Wrong(NamedTuple):
     call: Any
     kind: type[Exception]
@@ -432,6 +441,144 @@ CASES = {
         "scan: compute_dtype",
         "bfloat16",
         "float32",
+    ),
+    # --- loop
+    "params for a step": Wrong(
+        lambda: loop(params_of()), TypeError, "loop: step", "function", "jaxgru.scan runs params"
+    ),
+    "a step that returns its carry alone": Wrong(
+        lambda: loop(lambda carry, x: 2 * carry),
+        TypeError,
+        "loop: what step returns",
+        "(carry, y)",
+        "float32[4]. Where the carry is the output too",
+    ),
+    "a step that returns the carry of an LSTM alone": Wrong(
+        lambda: loop(
+            lambda carry, x: jaxgru.lstm_step(params_of("lstm"), carry, x),
+            jaxgru.LSTMCarry(zeros(4), zeros(4)),
+        ),
+        TypeError,
+        "loop: what step returns",
+        "(carry, y)",
+        "LSTMCarry",
+    ),
+    "a step that returns three values": Wrong(
+        lambda: loop(lambda carry, x: (carry, x, x)),
+        TypeError,
+        "loop: what step returns",
+        "(carry, y)",
+        "3 values",
+    ),
+    "a step that gives the carry another shape": Wrong(
+        lambda: loop(lambda carry, x: ({"h": carry["h"][:3]}, x), {"h": zeros(4)}),
+        ValueError,
+        "loop: the next carry['h']",
+        "float32[4]",
+        "float32[3]",
+    ),
+    "a step that gives the carry another dtype": Wrong(
+        lambda: loop(lambda carry, x: ((carry[0], carry[1] > 0), x), (zeros(4), zeros(2, "int32"))),
+        TypeError,
+        "loop: the next carry[1]",
+        "int32[2]",
+        "bool[2]",
+    ),
+    "a step that counts with floats": Wrong(
+        lambda: loop(lambda carry, x: (1.5, x), zeros((), "int32")),
+        TypeError,
+        "loop: the next carry",
+        "int32[]",
+        "float",
+    ),
+    "a step that gives the carry another structure": Wrong(
+        lambda: loop(lambda carry, x: ((carry["h"],), x), {"h": zeros(4)}),
+        TypeError,
+        "loop: the next carry",
+        "{'h': 'float32[4]'}",
+        "('float32[4]',)",
+    ),
+    "a wrong step where no step is made": Wrong(
+        lambda: loop(lambda carry, x: (carry[:1], x), xs=xs_of((0, 3))),
+        ValueError,
+        "loop: the next carry",
+        "float32[4]",
+        "float32[1]",
+    ),
+    "a number in the carry of a loop": Wrong(
+        lambda: loop(carry=(zeros(4), 0.0)), TypeError, "loop: carry[1]", "an array", "float"
+    ),
+    "a string in the carry of a loop": Wrong(
+        lambda: loop(carry=np.asarray("a")), TypeError, "loop: carry", "an array", "<U1[]"
+    ),
+    "a number of steps for xs": Wrong(
+        lambda: loop(xs=6), TypeError, "loop: xs", "[T, ...]", "int. A step without inputs takes"
+    ),
+    "xs without a leaf": Wrong(
+        lambda: loop(xs={"a": None}),
+        ValueError,
+        "loop: xs",
+        "an array in it",
+        "{'a': None}. A step without inputs takes xs=jnp.arange(T)",
+    ),
+    "a scalar in xs": Wrong(
+        lambda: loop(xs=(xs_of(), zeros(()))), TypeError, "loop: xs[1]", "[T, ...]", "float32[]"
+    ),
+    "xs of two lengths": Wrong(
+        lambda: loop(xs={"a": xs_of(), "b": zeros(5)}),
+        ValueError,
+        "loop: xs['b']",
+        "[6, ...], as many steps as xs['a'] has",
+        "float32[5]",
+    ),
+    "length beyond the sequence of a loop": Wrong(
+        lambda: loop(length=7), ValueError, "loop: length", "[0, 6]", "7"
+    ),
+    "reset of integers in a loop": Wrong(
+        lambda: loop(reset=zeros(STEPS, "int32")), TypeError, "loop: reset", "bool", "int32[6]"
+    ),
+    "reset too short in a loop": Wrong(
+        lambda: loop(reset=zeros(STEPS - 1, bool)), ValueError, "loop: reset", "[6]", "bool[5]"
+    ),
+    "reset_carry without reset in a loop": Wrong(
+        lambda: loop(reset_carry=zeros(4)), ValueError, "loop: reset", "reset_carry", "None"
+    ),
+    "reset_carry of another size in a loop": Wrong(
+        lambda: loop(reset=zeros(STEPS, bool), reset_carry=zeros(5)),
+        ValueError,
+        "loop: reset_carry",
+        "float32[4] as in carry",
+        "float32[5]",
+    ),
+    "a number for reset_carry": Wrong(
+        lambda: loop(reset=zeros(STEPS, bool), reset_carry=0.0),
+        TypeError,
+        "loop: reset_carry",
+        "float32[4] as in carry",
+        "float",
+    ),
+    "no reset_carry for a carry with keys": Wrong(
+        lambda: loop(carry=jax.random.key(KEY), reset=zeros(STEPS, bool)),
+        ValueError,
+        "loop: reset_carry",
+        "given for a carry with keys",
+        "None",
+    ),
+    "a seed for the key of a loop": Wrong(
+        lambda: loop(key=0), TypeError, "loop: key", "one key", "int"
+    ),
+    "keys for all steps of a loop": Wrong(
+        lambda: loop(key=jax.random.split(jax.random.key(KEY), STEPS)),
+        ValueError,
+        "loop: key",
+        "one key",
+        "[6]",
+    ),
+    "reverse a number in a loop": Wrong(
+        lambda: loop(reverse=1), TypeError, "loop: reverse", "True or False", "int"
+    ),
+    "checkpoint zero in a loop": Wrong(
+        lambda: loop(checkpoint=0), ValueError, "loop: checkpoint", "positive integer", "0"
     ),
     # --- step
     "a Bidirectional streamed": Wrong(

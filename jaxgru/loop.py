@@ -1,0 +1,261 @@
+"""Any step over one sequence: `jax.lax.scan` with lengths, resets and random keys."""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxgru import checks, sequence
+from jaxgru.backends.loop import scan_chunks
+from jaxgru.cell import is_cell
+from jaxgru.mesh import alike
+
+
+def loop(
+    step: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    *,
+    length: Any = None,
+    reset: Array | None = None,
+    reset_carry: Any = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Any, Any]:
+    """Run a step of your own over one sequence, with the lengths and resets of `scan`.
+
+        carry_t, y_t = step(carry_{t-1}, x_t),    t = 0 .. T - 1
+
+    With a key it is step(carry_{t-1}, x_t, jax.random.fold_in(key, t)), in either direction. A
+    batch goes through `jax.vmap`.
+
+    The step runs in the padding too. There it gets the carry, the input and the key of the first
+    real step again, and what it returns is dropped: its derivatives in the padding are ones that a
+    real step has as well. With length 0 no step is real, and it gets `carry` and inputs of 0.5, or
+    0 for integers. A step that has no derivative there must see to that itself.
+
+    Args:
+        step: a pure function (carry, x) -> (carry, y) of one time step. The carry keeps its
+            structure, shapes and dtypes.
+        carry: where to start, any tree of arrays.
+        xs: any tree of arrays `[T, ...]`, with at least one leaf. A step without inputs takes
+            `jnp.arange(T)`, the number of the step. Keys of your own are inputs like any other.
+        length: how many of the T steps are real, an integer scalar, may be traced. Every leaf of
+            the ys of the rest is zero or False, the returned carry is that after the last real
+            step, and whatever stands in the padding, NaN included, reaches neither values nor
+            gradients. A traced length outside [0, T] acts as if clipped.
+        reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
+            either direction. Ignored in the padding.
+        reset_carry: where segments start, a tree like carry; zeros and False if None.
+        reverse: from the last real step to the first. The ys stay in the order of xs.
+        key: a `jax.random.key`, from which every step gets a key of its own.
+        checkpoint: keep the carry only every so many steps and recompute the rest for the gradient.
+
+    Returns:
+        (carry after the last step processed, the ys of all steps, leaves `[T, ...]`).
+
+    Raises:
+        TypeError: a step that is no function, that returns no pair, or whose carry changes its
+            structure or a dtype; an argument of a kind that does not fit.
+        ValueError: a carry that changes a shape; a shape or value that does not fit, or an option
+            that could do nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxgru
+        >>> def step(total, x):
+        ...     total = {"sum": total["sum"] + x, "count": total["count"] + 1}
+        ...     return total, total["sum"] / total["count"]
+        >>> start = {"sum": jnp.zeros(()), "count": jnp.zeros(())}
+        >>> xs = jnp.asarray([1.0, 3.0, 8.0, jnp.nan])
+        >>> total, means = jaxgru.loop(step, start, xs, length=3)
+        >>> total["sum"].item(), means.tolist()
+        (12.0, [1.0, 2.0, 4.0, 0.0])
+        >>> reset = jnp.asarray([False, False, True, False])
+        >>> jaxgru.loop(step, start, xs, reset=reset, length=3)[1].tolist()
+        [1.0, 2.0, 8.0, 0.0]
+    """
+    _check(step, carry, xs, length, reset, reset_carry, reverse, key)
+    if checkpoint is not None:
+        checkpoint = checks.size("loop", "checkpoint", checkpoint)
+    run = _program(step, _Options(reverse, checkpoint))
+    return run(*jax.tree.map(jnp.asarray, (carry, xs, length, reset, reset_carry, key)))
+
+
+class _Options(NamedTuple):
+    """What is part of the program, not data."""
+
+    reverse: bool
+    checkpoint: int | None
+
+
+_programs: Any = weakref.WeakKeyDictionary()
+
+
+def _program(step: Callable[..., Any], options: _Options) -> Callable[..., Any]:
+    """The loop over this step, compiled once per shape as long as the step lives.
+
+    Only for a function: an object that can be called may have changed since the last call.
+    """
+    if not isinstance(step, FunctionType):
+        return partial(_run, step, options)
+    programs = _programs.setdefault(step, {})
+    if options not in programs:
+        alive: Any = weakref.ref(step)  # else the table would keep its own key alive
+
+        def program(*data):
+            return _run(alive(), options, *data)
+
+        programs[options] = jax.jit(program)
+    return programs[options]
+
+
+def _run(step, options, carry, xs, length, reset, reset_carry, key):
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    if steps == 0:
+        length = reset = None
+    marks = sequence.marks(length, reset, steps)
+    fresh, valid = sequence.entered(marks, options.reverse), marks.valid
+    if reset_carry is None:
+        reset_carry = jax.tree.map(jnp.zeros_like, carry)
+    inputs = (xs,)
+    if key is not None:
+        inputs = (xs, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(steps)))
+    carry, reset_carry, inputs, fresh, valid = alike((carry, reset_carry, inputs, fresh, valid))
+    again = None
+    if valid is not None:
+        again = _first(options.reverse, carry, reset_carry, inputs, fresh, valid)
+
+    def body(carry, now):
+        inputs, fresh, real = now
+        before = carry if fresh is None else _select(fresh, reset_carry, carry)
+        if real is None:
+            return _checked(step(before, *inputs), carry)
+        at, inputs = _select(real, (before, inputs), again)
+        after, y = _checked(step(at, *inputs), carry)
+        return _select(real, after, carry), _select(real, y, jax.tree.map(jnp.zeros_like, y))
+
+    def stretch(carry, now):
+        return lax.scan(body, carry, now, reverse=options.reverse)
+
+    stream = (inputs, fresh, valid)
+    if options.checkpoint is None:
+        return stretch(carry, stream)
+    stretch = jax.checkpoint(stretch, prevent_cse=False)
+    return scan_chunks(stretch, carry, stream, options.checkpoint, options.reverse)
+
+
+def _select(which, one, other):
+    return jax.tree.map(partial(jnp.where, which), one, other)
+
+
+def _first(reverse, carry, reset_carry, inputs, fresh, valid):
+    """(carry, inputs) of the real step that this direction comes to first.
+
+    What the padding is computed on. A select of the results alone would not do: where the step's
+    derivative is infinite, zero times it is NaN, in the gradient of whatever the step closes over.
+    """
+    at = jnp.maximum(jnp.sum(valid) - 1, 0) if reverse else 0
+    if fresh is not None:
+        carry = _select(fresh[at], reset_carry, carry)
+    inputs = jax.tree.map(lambda a: a[at], inputs)
+    inputs = _select(valid[0], inputs, jax.tree.map(_harmless, inputs))
+    return lax.stop_gradient((carry, inputs))
+
+
+def _harmless(x):
+    """For no real step: zero is where logarithms, roots, norms and quotients have no derivative."""
+    return jnp.full_like(x, 0.5) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
+
+
+def _checked(result, carry):
+    """(next carry, y), where that is what the step returned."""
+    if type(result) is not tuple or len(result) != 2:  # LSTMCarry(h, c) is no such pair
+        got = f"{len(result)} values" if type(result) is tuple else checks.describe(result)
+        fix = "Where the carry is the output too: return carry, carry."
+        raise checks.error(TypeError, "loop", "what step returns", "a tuple (carry, y)", got, fix)
+    after, y = jax.tree.map(jnp.asarray, result)
+    fix = "A carry keeps its structure, shapes and dtypes: cast it in the step, or where it starts."
+    _check_like("the next carry", after, carry, fix)
+    return after, y
+
+
+def _check(step, carry, xs, length, reset, reset_carry, reverse, key):
+    if not callable(step):
+        fix = "jaxgru.scan runs params." if is_cell(step) else ""
+        expected = "a function (carry, x) -> (carry, y)"
+        raise checks.error(TypeError, "loop", "step", expected, checks.describe(step), fix)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if not _is_data(leaf):
+            name, fix = _name("carry", path), "jnp.float32(0) is one, of a dtype to keep."
+            raise checks.error(TypeError, "loop", name, "an array", checks.describe(leaf), fix)
+    steps = _check_xs(xs)
+    if length is not None:
+        checks.length("loop", length, steps)
+    if reset is not None:
+        checks.reset("loop", reset, steps)
+    if reset_carry is not None:
+        checks.reset_given("loop", reset)
+        _check_like("reset_carry", reset_carry, carry, "Segments start from a carry like carry.")
+    elif reset is not None and any(map(_is_key, jax.tree.leaves(carry))):
+        fix = "With zeros for keys, all segments would draw the same."
+        expected = "given for a carry with keys in it"
+        raise checks.error(ValueError, "loop", "reset_carry", expected, "None", fix)
+    checks.flag("loop", "reverse", reverse)
+    if key is not None:
+        checks.key("loop", key)
+
+
+def _check_xs(xs) -> int:
+    """How many steps there are."""
+    leaves = jax.tree_util.tree_leaves_with_path(xs)
+    fix = "A step without inputs takes xs=jnp.arange(T)."
+    if not leaves:
+        raise checks.error(ValueError, "loop", "xs", "a tree with an array in it", f"{xs!r}", fix)
+    first, steps = "", 0
+    for path, leaf in leaves:
+        name, got = _name("xs", path), checks.describe(leaf)
+        if not _is_data(leaf) or len(leaf.shape) == 0:
+            raise checks.error(TypeError, "loop", name, "an array of shape [T, ...]", got, fix)
+        if not first:
+            first, steps = name, leaf.shape[0]
+        elif leaf.shape[0] != steps:
+            expected = f"an array of shape [{steps}, ...], as many steps as {first} has"
+            raise checks.error(ValueError, "loop", name, expected, got)
+    return steps
+
+
+def _check_like(name, value, like, fix):
+    """value has the structure, shapes and dtypes of the carry `like`."""
+    if jax.tree.structure(value) != jax.tree.structure(like):
+        expected, got = (str(checks.value_types(tree)) for tree in (like, value))
+        raise checks.error(TypeError, "loop", name, f"{expected} as carry is", got, fix)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(like), strict=True)
+    for (path, leaf), other in pairs:
+        same_dtype = _is_data(leaf) and checks.dtype_of(leaf) == checks.dtype_of(other)
+        if not same_dtype or leaf.shape != other.shape:
+            expected = f"{checks.dtype_of(other)}{list(other.shape)} as in carry"
+            kind = ValueError if same_dtype else TypeError
+            got = checks.describe(leaf)
+            raise checks.error(kind, "loop", _name(name, path), expected, got, fix)
+
+
+def _name(name, path):
+    return name + jax.tree_util.keystr(path)
+
+
+def _is_data(leaf):
+    """An array that JAX can hold: not of strings or objects."""
+    kinds = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
+    return checks.is_array(leaf) and any(
+        jnp.issubdtype(checks.dtype_of(leaf), kind) for kind in kinds
+    )
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
