@@ -80,6 +80,14 @@ def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix:
         raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
+def flags(caller: str, name: str, value: Any, steps: int, meaning: str) -> None:
+    """A bool for each step of xs."""
+    array(caller, name, value, (steps,), "One flag for each step of xs.")
+    if dtype_of(value) != jnp.bool_:
+        fix = f"True marks {meaning}: {name}.astype(bool)."
+        raise error(TypeError, caller, name, "bool", describe(value), fix)
+
+
 def hidden_size(w_hh: Any, rank: int) -> int | str:
     """H, or the letter where w_hh has not the rank to tell it."""
     shape = shape_of(w_hh)
@@ -232,7 +240,10 @@ def length(caller: str, value: Any, steps: int) -> None:
     if isinstance(value, bool) or not (plain or is_array(value)):
         raise error(TypeError, caller, "length", expected, describe(value))
     if shape_of(value) != ():
-        fix = "One length for one sequence; a batch of them goes through jax.vmap."
+        fix = (
+            "One length for one sequence; a batch of them goes through jax.vmap, "
+            "and flags for single steps through mask=."
+        )
         raise error(ValueError, caller, "length", expected, describe(value), fix)
     if not (plain or jnp.issubdtype(dtype_of(value), jnp.integer)):
         raise error(TypeError, caller, "length", expected, describe(value))

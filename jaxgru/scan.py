@@ -19,6 +19,7 @@ def scan(
     carry: Carry | None = None,
     *,
     length: Any = None,
+    mask: Array | None = None,
     reset: Array | None = None,
     reset_carry: Carry | None = None,
     reverse: bool = False,
@@ -41,8 +42,13 @@ def scan(
             the rest are zero, the returned carry is that after the last real step, and whatever
             stands in the padding, NaN included, reaches neither values nor gradients. A traced
             length outside [0, T] acts as if clipped.
+        mask: bool `[T]`; False at t makes a hole of step t, as if it were not there: its output is
+            zero, the carry passes through, and its input, NaN included, reaches neither values nor
+            gradients. For missing steps and for padding on the left. With length, a step is real
+            where both say so.
         reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
-            either direction. Ignored in the padding.
+            either direction. At a hole it starts the segment all the same, from its next real step
+            on. Ignored at and after length.
         reset_carry: where segments start, a carry; zeros if None.
         reverse: from the last real step to the first. Outputs stay in the order of xs.
         dropout: the probability of dropping an output between two layers of a Stack, drawn anew
@@ -69,14 +75,14 @@ def scan(
         >>> jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, batch)[1].shape
         (5, 20, 8)
     """
-    sequence.check("scan", params, xs, carry, length, reset, reset_carry, reverse)
+    sequence.check("scan", params, xs, carry, length, reset, reset_carry, reverse, mask)
     _check_dropout(params, dropout, key)
     if checkpoint is not None:
         checkpoint = checks.size("scan", "checkpoint", checkpoint)
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     options = _Options(reverse, float(dropout), checkpoint)
-    return _scan(options, params, xs, carry, length, reset, reset_carry, key)
+    return _scan(options, params, xs, carry, length, mask, reset, reset_carry, key)
 
 
 class _Options(NamedTuple):
@@ -88,11 +94,11 @@ class _Options(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _scan(options, params, xs, carry, length, reset, reset_carry, key):
-    """Compiled once per shape and options, whatever the length and the resets are."""
+def _scan(options, params, xs, carry, length, mask, reset, reset_carry, key):
+    """Compiled once per shape and options, whatever the length, the mask and the resets are."""
     if xs.shape[0] == 0:
         return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype)
-    marks = sequence.marks(length, reset, xs.shape[0])
+    marks = sequence.marks(length, reset, xs.shape[0], mask)
     xs = sequence.mask(marks, xs)
     return _run(options, params, xs, carry, marks, reset_carry, key)
 
