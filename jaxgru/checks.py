@@ -181,21 +181,43 @@ def value_types(tree: Any) -> Any:
     return jax.tree.map(describe, tree)
 
 
+def untraced(name: str, value: Any) -> str:
+    """The fix where an option, which is part of the program and not data, came traced."""
+    if not isinstance(value, Tracer):
+        return ""
+    option = name.rpartition(".")[2]
+    return (
+        f"It is traced, and an option is part of the program: jax.jit(f, static_argnames={option!r}"
+        f"), or functools.partial(f, {option}=...) before jax.jit."
+    )
+
+
 def flag(caller: str, name: str, value: Any) -> None:
-    """A Python bool: an option is part of the program, not data."""
+    """A Python bool."""
     if not isinstance(value, bool):
-        raise error(TypeError, caller, name, "True or False", describe(value))
+        fix = untraced(name, value)
+        raise error(TypeError, caller, name, "True or False", describe(value), fix)
 
 
-def number(caller: str, name: str, value: Any) -> None:
+def number(caller: str, name: str, value: Any, expected: str = "a Python number") -> None:
     """A Python number."""
     if isinstance(value, bool) or not isinstance(value, float | int):
-        raise error(TypeError, caller, name, "a Python number", describe(value))
+        raise error(TypeError, caller, name, expected, describe(value), untraced(name, value))
     try:
         float(value)
     except OverflowError:
         got = "an integer beyond it"
         raise error(ValueError, caller, name, "within floating point", got) from None
+
+
+def float_scalar(caller: str, name: str, value: Any) -> None:
+    """A scalar array of floats."""
+    expected = "a Python number or a scalar array of floats"
+    if not jnp.issubdtype(dtype_of(value), jnp.floating):
+        raise error(TypeError, caller, name, expected, describe(value))
+    if value.shape != ():
+        fix = "Several at once go through jax.vmap."
+        raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
 def key(caller: str, value: Any) -> Array:
@@ -225,7 +247,8 @@ def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = 
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise error(TypeError, caller, name, expected, describe(value)) from None
+        fix = untraced(name, value)
+        raise error(TypeError, caller, name, expected, describe(value), fix) from None
     if number < least:
         raise error(ValueError, caller, name, expected, str(number))
     if most is not None and number > most:
