@@ -255,7 +255,7 @@ def test_gradients(kind, reverse):
     slopes = [
         jax.jit(
             jax.grad(
-                lambda *a, run=run: weigh(marked(run, kind, reverse, size)(*a)),
+                lambda *a, run=run, size=size: weigh(marked(run, kind, reverse, size)(*a)),
                 argnums=(0, 1, 2, 3),
             )
         )
