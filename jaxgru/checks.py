@@ -81,6 +81,20 @@ def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix:
         raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
+#: What True stands for.
+FLAGS = {"mask": "a real step", "reset": "the first step of a segment"}
+
+
+def flags(caller: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Bools of this shape: one for each step of xs, or one alone."""
+    if shape == () and isinstance(value, bool):
+        return
+    array(caller, name, value, shape, "One flag for each step of xs." if shape else "")
+    if dtype_of(value) != jnp.bool_:
+        fix = f"True marks {FLAGS[name]}: {name}.astype(bool)."
+        raise error(TypeError, caller, name, "bool", describe(value), fix)
+
+
 def hidden_size(w_hh: Any, rank: int) -> int | str:
     """H, or the letter where w_hh has not the rank to tell it."""
     shape = shape_of(w_hh)
@@ -153,24 +167,6 @@ def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype:
     same_dtype(caller, name, xs, dtype)
 
 
-def resets(
-    caller: str, reset: Any, shape: tuple[int, ...], reset_carry: Any, carry_shape: Any
-) -> None:
-    """reset is None or flags of this shape, and reset_carry None or a carry, given with reset."""
-    if reset is not None and not (isinstance(reset, bool) and shape == ()):
-        if shape == () and not is_array(reset):
-            raise error(TypeError, caller, "reset", "a bool", describe(reset))
-        array(caller, "reset", reset, shape, "One flag for each step of xs." if shape else "")
-        if dtype_of(reset) != jnp.bool_:
-            fix = "True marks the first step of a segment: reset.astype(bool)."
-            raise error(TypeError, caller, "reset", "bool", describe(reset), fix)
-    if reset_carry is not None:
-        if reset is None:
-            fix = "Without reset there is nowhere to use it; carry= sets where the run starts."
-            raise error(ValueError, caller, "reset", "given with reset_carry", "None", fix)
-        carry(caller, "reset_carry", reset_carry, carry_shape)
-
-
 def carry(
     caller: str,
     name: str,
@@ -204,21 +200,43 @@ def value_types(tree: Any) -> Any:
     return jax.tree.map(describe, tree)
 
 
+def untraced(name: str, value: Any) -> str:
+    """The fix where an option, which is part of the program and not data, came traced."""
+    if not isinstance(value, Tracer):
+        return ""
+    option = name.rpartition(".")[2]
+    return (
+        f"It is traced, and an option is part of the program: jax.jit(f, static_argnames={option!r}"
+        f"), or functools.partial(f, {option}=...) before jax.jit."
+    )
+
+
 def flag(caller: str, name: str, value: Any) -> None:
-    """A Python bool: an option is part of the program, not data."""
+    """A Python bool."""
     if not isinstance(value, bool):
-        raise error(TypeError, caller, name, "True or False", describe(value))
+        fix = untraced(name, value)
+        raise error(TypeError, caller, name, "True or False", describe(value), fix)
 
 
-def number(caller: str, name: str, value: Any) -> None:
+def number(caller: str, name: str, value: Any, expected: str = "a Python number") -> None:
     """A Python number."""
     if isinstance(value, bool) or not isinstance(value, float | int):
-        raise error(TypeError, caller, name, "a Python number", describe(value))
+        raise error(TypeError, caller, name, expected, describe(value), untraced(name, value))
     try:
         float(value)
     except OverflowError:
         got = "an integer beyond it"
         raise error(ValueError, caller, name, "within floating point", got) from None
+
+
+def float_scalar(caller: str, name: str, value: Any) -> None:
+    """A scalar array of floats."""
+    expected = "a Python number or a scalar array of floats"
+    if not jnp.issubdtype(dtype_of(value), jnp.floating):
+        raise error(TypeError, caller, name, expected, describe(value))
+    if value.shape != ():
+        fix = "Several at once go through jax.vmap."
+        raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
 def key(caller: str, value: Any) -> Array:
@@ -248,7 +266,8 @@ def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = 
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise error(TypeError, caller, name, expected, describe(value)) from None
+        fix = untraced(name, value)
+        raise error(TypeError, caller, name, expected, describe(value), fix) from None
     if number < least:
         raise error(ValueError, caller, name, expected, str(number))
     if most is not None and number > most:
@@ -263,7 +282,10 @@ def length(caller: str, value: Any, steps: int) -> None:
     if isinstance(value, bool) or not (plain or is_array(value)):
         raise error(TypeError, caller, "length", expected, describe(value))
     if shape_of(value) != ():
-        fix = "One length for one sequence; a batch of them goes through jax.vmap."
+        fix = (
+            "One length for one sequence; a batch of them goes through jax.vmap, "
+            "and flags for single steps through mask=."
+        )
         raise error(ValueError, caller, "length", expected, describe(value), fix)
     if not (plain or jnp.issubdtype(dtype_of(value), jnp.integer)):
         raise error(TypeError, caller, "length", expected, describe(value))
@@ -271,14 +293,6 @@ def length(caller: str, value: Any, steps: int) -> None:
         return
     if int(value) < 0 or (not is_symbolic_dim(steps) and int(value) > steps):
         raise error(ValueError, caller, "length", expected, str(value))
-
-
-def reset(caller: str, value: Any, steps: int) -> None:
-    """A flag for each step."""
-    array(caller, "reset", value, (steps,), "One flag for each step of xs.")
-    if dtype_of(value) != jnp.bool_:
-        fix = "True marks the first step of a segment: reset.astype(bool)."
-        raise error(TypeError, caller, "reset", "bool", describe(value), fix)
 
 
 def reset_given(caller: str, value: Any) -> None:

@@ -198,7 +198,7 @@ def _check(step, carry, xs, length, reset, reset_carry, reverse, key):
     if length is not None:
         checks.length("loop", length, steps)
     if reset is not None:
-        checks.reset("loop", reset, steps)
+        checks.flags("loop", "reset", reset, (steps,))
     if reset_carry is not None:
         checks.reset_given("loop", reset)
         _check_like("reset_carry", reset_carry, carry, "Segments start from a carry like carry.")

@@ -32,6 +32,7 @@ def newton_scan(
     carry: Carry | None = None,
     *,
     length: Any = None,
+    mask: Array | None = None,
     reset: Array | None = None,
     reset_carry: Carry | None = None,
     reverse: bool = False,
@@ -69,7 +70,8 @@ def newton_scan(
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start; zeros if None.
         length: how many of the T steps are real, may be traced; as in `scan`.
-        reset: bool `[T]`; True at t starts a new segment at t.
+        mask: bool `[T]`; False at t makes a hole of step t; as in `scan`.
+        reset: bool `[T]`; True at t starts a new segment at t; as in `scan`.
         reset_carry: where segments start, a carry; zeros if None.
         reverse: from the last real step to the first.
         jacobian: `"dense"` (few iterations, memory for T matrices) or `"diagonal"` (the diagonal
@@ -107,7 +109,7 @@ def newton_scan(
     Source: Lim et al. 2024 (DEER), arXiv:2309.12252; Gonzalez et al. 2024 (diagonal Jacobians,
     trust regions), arXiv:2407.19115.
     """
-    sequence.check("newton_scan", params, xs, carry, length, reset, reset_carry, reverse)
+    sequence.check("newton_scan", params, xs, carry, length, reset, reset_carry, reverse, mask)
     steps, dtype = xs.shape[0], layers.dtype(params)
     if dtype not in (jnp.float32, jnp.float64):
         fix = "Rounding in 16 bits leaves Newton's method nothing to converge to: use scan."
@@ -142,16 +144,16 @@ def newton_scan(
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     method = Method(jacobian == "dense", float(tol), limit, float(damping), fallback == "scan")
-    return _newton_scan(method, reverse, params, xs, carry, length, reset, reset_carry, guess)
+    return _newton_scan(method, reverse, params, xs, carry, length, mask, reset, reset_carry, guess)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _newton_scan(method, reverse, params, xs, carry, length, reset, reset_carry, guess):
+def _newton_scan(method, reverse, params, xs, carry, length, mask, reset, reset_carry, guess):
     if xs.shape[0] == 0:
         states = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), carry)
         info = NewtonInfo(jnp.int32(0), jnp.zeros((), xs.dtype), jnp.asarray(True), states)
         return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype), info
-    marks = sequence.marks(length, reset, xs.shape[0])
+    marks = sequence.marks(length, reset, xs.shape[0], mask)
     xs = sequence.mask(marks, xs)
     return _run(method, reverse, params, xs, carry, marks, reset_carry, guess)
 

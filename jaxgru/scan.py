@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from jaxgru import checks, layers, sequence
 from jaxgru.cell import Carry, Params, cell_of
@@ -19,10 +20,11 @@ def scan(
     carry: Carry | None = None,
     *,
     length: Any = None,
+    mask: Array | None = None,
     reset: Array | None = None,
     reset_carry: Carry | None = None,
     reverse: bool = False,
-    dropout: float = 0.0,
+    dropout: float | Array = 0.0,
     key: Array | None = None,
     checkpoint: int | None = None,
     compute_dtype: Any = None,
@@ -42,13 +44,22 @@ def scan(
             the rest are zero, the returned carry is that after the last real step, and whatever
             stands in the padding, NaN included, reaches neither values nor gradients. A traced
             length outside [0, T] acts as if clipped.
+        mask: bool `[T]`; False at t makes a hole of step t, as if it were not there: its output is
+            zero, the carry passes through, and its input, NaN included, reaches neither values nor
+            gradients. For missing steps and for padding on the left. With length, a step is real
+            where both say so.
         reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
-            either direction. Ignored in the padding.
+            either direction. At a hole it starts the segment all the same, from its next real step
+            on. Ignored at and after length.
         reset_carry: where segments start, a carry; zeros if None.
         reverse: from the last real step to the first. Outputs stay in the order of xs.
         dropout: the probability of dropping an output between two layers of a Stack, drawn anew
-            for every step; what is kept is scaled by 1 / (1 - dropout).
-        key: a `jax.random.key` for dropout.
+            for every step; what is kept is scaled by 1 / (1 - dropout). A Stack of one layer has
+            nothing to drop. A number is part of the program. A scalar array of floats is data, for
+            schedules and populations; a traced one outside [0, 1] acts as if clipped.
+        key: a `jax.random.key` for dropout. A batch takes one key for each example: map over
+            `jax.random.split(key, B)` too. With one key for all, all examples drop the same units
+            at the same steps.
         checkpoint: keep the state only every so many steps and recompute the rest for the
             gradient: memory falls from T to T / checkpoint + checkpoint states.
         compute_dtype: the dtype to which the operands of products with weights are rounded, such as
@@ -73,33 +84,39 @@ def scan(
         >>> jax.vmap(jaxgru.scan, in_axes=(None, 0))(params, batch)[1].shape
         (5, 20, 8)
     """
-    sequence.check("scan", params, xs, carry, length, reset, reset_carry, reverse)
-    _check_dropout(params, dropout, key)
+    sequence.check("scan", params, xs, carry, length, reset, reset_carry, reverse, mask)
+    rate = _rate(params, dropout, key)
     if checkpoint is not None:
         checkpoint = checks.size("scan", "checkpoint", checkpoint)
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
-    options = _Options(reverse, float(dropout), checkpoint, compute)
-    return _scan(options, params, xs, carry, length, reset, reset_carry, key)
+    data = (params, xs, carry, length, mask, reset, reset_carry, key)
+    if checks.is_array(rate):
+        return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)
+    return _scan(_Options(reverse, rate, checkpoint, compute), *data)
 
 
 class _Options(NamedTuple):
     """What is part of the program, not data."""
 
     reverse: bool
-    dropout: float
+    dropout: Any
+    """None: nothing is dropped, or the rate is data."""
     checkpoint: int | None
     compute_dtype: Any
 
 
 @partial(jax.jit, static_argnums=0)
-def _scan(options, params, xs, carry, length, reset, reset_carry, key):
-    """Compiled once per shape and options, whatever the length and the resets are."""
+def _scan(options, params, xs, carry, length, mask, reset, reset_carry, key, rate=None):
+    """Compiled once per shape and options, whatever the length, the mask and the resets are."""
     if xs.shape[0] == 0:
         return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype)
-    marks = sequence.marks(length, reset, xs.shape[0])
+    marks = sequence.marks(length, reset, xs.shape[0], mask)
     xs = sequence.mask(marks, xs)
+    if rate is not None:
+        wide = rate.astype(jax.dtypes.canonicalize_dtype(float))  # as a number would be
+        options = options._replace(dropout=jnp.clip(wide, 0, 1))
     return _run(options, params, xs, carry, marks, reset_carry, key)
 
 
@@ -117,12 +134,20 @@ def _run_stack(options, params, xs, carry, marks, reset_carry, key):
     reset_carry = (None,) * count if reset_carry is None else reset_carry
     carries = []
     for k, layer in enumerate(params.layers):
-        if k > 0 and options.dropout > 0:
-            kept = jax.random.bernoulli(keys[count + k], 1 - options.dropout, xs.shape)
-            xs = jnp.where(kept, xs / (1 - options.dropout), 0)
+        if k > 0 and options.dropout is not None:
+            xs = _dropped(options.dropout, keys[count + k], xs)
         last, xs = _run(options, layer, xs, carry[k], marks, reset_carry[k], keys[k])
         carries.append(last)
     return tuple(carries), xs
+
+
+def _dropped(rate, key, xs):
+    """xs with entries dropped at this rate, a number or an array, and the others scaled up."""
+    share = 1 - rate
+    kept = jax.random.bernoulli(key, share, xs.shape)
+    if checks.is_array(share):  # it may be 0, and then the gradient must be zero too, not NaN
+        share = jnp.where(share > 0, share, 1).astype(xs.dtype)
+    return jnp.where(kept, xs / share, 0)
 
 
 def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
@@ -142,26 +167,31 @@ def _run_cell(options, params, xs, carry, marks, reset_carry):
     return carry, sequence.mask(marks, hs)
 
 
-def _check_dropout(params: Params, dropout: float, key: Array | None) -> None:
-    checks.number("scan", "dropout", dropout)
-    if not 0 <= dropout < 1:
+def _rate(params: Params, dropout: Any, key: Array | None) -> Any:
+    """Dropout's rate, checked: a number, an array, or None where it is known to be zero."""
+    known = not isinstance(dropout, Tracer)
+    if isinstance(dropout, float | int) or not checks.is_array(dropout):
+        checks.number("scan", "dropout", dropout, "a Python number or a scalar array of floats")
+        dropout = float(dropout)
+    else:
+        checks.float_scalar("scan", "dropout", dropout)
+    if known and not 0 <= float(dropout) < 1:
         raise checks.error(ValueError, "scan", "dropout", "in [0, 1)", f"{dropout}")
     if key is not None:
         checks.key("scan", key)
-    if dropout == 0:
-        return
-    if not _has_layers(params):
-        expected = "0 for params without layers above one another"
+    if known and float(dropout) == 0:
+        return None
+    if not _has_stack(params):
+        expected = "0 for params without a Stack"
         fix = "It acts between the layers of a Stack."
-        raise checks.error(ValueError, "scan", "dropout", expected, f"{dropout}", fix)
+        raise checks.error(ValueError, "scan", "dropout", expected, checks.shown(dropout), fix)
     if key is None:
         fix = "Pass key=jax.random.key(seed), a new one for every call."
         raise checks.error(ValueError, "scan", "key", "given with dropout", "None", fix)
+    return dropout
 
 
-def _has_layers(params: Params) -> bool:
-    if isinstance(params, Stack):
-        return len(params.layers) > 1 or any(map(_has_layers, params.layers))
+def _has_stack(params: Params) -> bool:
     if isinstance(params, Bidirectional):
-        return _has_layers(params.forward) or _has_layers(params.backward)
-    return False
+        return _has_stack(params.forward) or _has_stack(params.backward)
+    return isinstance(params, Stack)

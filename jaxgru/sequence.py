@@ -10,7 +10,11 @@ from jaxgru.cell import Carry, Params
 
 
 class Marks(NamedTuple):
-    """Which steps are real and where segments start, `[T]` each; None means all, and nowhere."""
+    """Which steps are real and where segments start, `[T]` each; None means all, and nowhere.
+
+    A segment may start at a hole, a step that is not real inside the sequence: the carry that
+    passes through is replaced there. None starts in the padding.
+    """
 
     valid: Array | None
     reset: Array | None
@@ -25,6 +29,7 @@ def check(
     reset: Any,
     reset_carry: Any,
     reverse: Any,
+    mask: Any = None,
 ) -> None:
     """The arguments of a run over a sequence fit together."""
     layers.check(caller, params)
@@ -35,8 +40,10 @@ def check(
         checks.carry(caller, "carry", carry, shape)
     if length is not None:
         checks.length(caller, length, steps)
+    if mask is not None:
+        checks.flags(caller, "mask", mask, (steps,))
     if reset is not None:
-        checks.reset(caller, reset, steps)
+        checks.flags(caller, "reset", reset, (steps,))
     if reset_carry is not None:
         checks.reset_given(caller, reset)
         checks.carry(caller, "reset_carry", reset_carry, shape)
@@ -53,28 +60,35 @@ def starts(
     return carry, reset_carry
 
 
-def marks(length: Any, reset: Array | None, steps: int) -> Marks:
-    """Of a sequence whose first `length` steps, an integer of any width, are real."""
+def marks(length: Any, reset: Array | None, steps: int, mask: Array | None = None) -> Marks:
+    """Of a sequence whose real steps are those before `length` at which the mask is True."""
     if length is None:
-        return Marks(None, reset)
+        return Marks(mask, reset)
+    before_end = _before(length, steps)
+    return Marks(
+        before_end if mask is None else before_end & mask,
+        None if reset is None else reset & before_end,
+    )
+
+
+def _before(length: Any, steps: int) -> Array:
+    """`[T]`: True at the first `length` steps, an integer of any width."""
     length = jnp.asarray(length)
     if length.dtype.itemsize < 4:  # T itself may not fit
         length = length.astype(jnp.int32)
     length = jnp.clip(length, 0, steps).astype(jnp.int32)
-    return Marks(jnp.arange(steps, dtype=jnp.int32) < length, reset)
+    return jnp.arange(steps, dtype=jnp.int32) < length
 
 
 def entered(marks: Marks, reverse: bool) -> Array | None:
-    """`[T]`: True at the real steps where a segment is entered, in this direction; or None."""
-    valid, fresh = marks
-    if fresh is None:
-        return None
-    fresh = fresh if valid is None else fresh & valid
-    if reverse:  # a segment that starts at t + 1 ends at t, where this direction enters
+    """`[T]`: True at the steps where a segment is entered, in this direction; or None."""
+    fresh = marks.reset
+    if fresh is not None and reverse:
+        # A segment that starts at t + 1 ends at t, where this direction enters it.
         fresh = jnp.concatenate([fresh[1:], jnp.zeros_like(fresh[:1])])
     return fresh
 
 
 def mask(marks: Marks, values: Array) -> Array:
-    """Zero in the padding. A select, so that NaN there reaches neither values nor gradients."""
+    """Zero where a step is not real. A select, so that NaN there reaches no value or gradient."""
     return values if marks.valid is None else jnp.where(marks.valid[:, None], values, 0)

@@ -57,7 +57,11 @@ def step(
     shape = layers.carry_shape(params)
     checks.carry("step", "carry", carry, shape)
     checks.inputs("step", "x", x, (layers.sizes(params)[0],), layers.dtype(params))
-    checks.resets("step", reset, (), reset_carry, shape)
+    if reset is not None:
+        checks.flags("step", "reset", reset, ())
+    if reset_carry is not None:
+        checks.reset_given("step", reset)
+        checks.carry("step", "reset_carry", reset_carry, shape)
     if reset is not None:
         begin = layers.initial_carry(params) if reset_carry is None else reset_carry
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)

@@ -113,10 +113,10 @@ def jacobian_of(
         jacobian = jax.vmap(columns, in_axes=(0, 0, None))(*linear, eye)
     else:
         jacobian, eye = pack(cell.diagonal(blocks, linear[0])), jnp.ones(size, before.dtype)
-    if fresh is not None:
-        jacobian = jnp.where(_like(fresh, jacobian), 0, jacobian)
     if keep is not None:
         jacobian = jnp.where(_like(keep, jacobian), jacobian, eye[None])
+    if fresh is not None:  # last, for a segment may start at a hole
+        jacobian = jnp.where(_like(fresh, jacobian), 0, jacobian)
     return jacobian
 
 

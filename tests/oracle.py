@@ -1,7 +1,7 @@
 """The equations once more, as float64 NumPy loops: what every value test compares with.
 
 Nothing here is shared with the library but the field names of its params. One `for` over time, one
-matrix product per gate, no masks: a step that is padding is not computed at all.
+matrix product per gate, no selects: a step that is padding or a hole is not computed at all.
 """
 
 import numpy as np
@@ -105,11 +105,21 @@ def step(params, carry, x):
     return tuple(carries), x
 
 
-def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, reverse=False):
+def scan(
+    params,
+    xs,
+    carry=None,
+    *,
+    length=None,
+    mask=None,
+    reset=None,
+    reset_carry=None,
+    reverse=False,
+):
     """(carry, outputs) of any params type: the semantics of `jaxgru.scan`, one step at a time."""
     carry = initial_carry(params) if carry is None else carry
     reset_carry = initial_carry(params) if reset_carry is None else reset_carry
-    options = {"length": length, "reset": reset}
+    options = {"length": length, "mask": mask, "reset": reset}
     if isinstance(params, jaxgru.Stack):
         carries, ys = [], xs
         for layer, start, restart in zip(params.layers, carry, reset_carry, strict=True):
@@ -133,11 +143,14 @@ def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, r
     steps = np.shape(xs)[0]
     length = steps if length is None else int(length)
     starts = np.zeros(steps, bool) if reset is None else np.asarray(reset)
+    there = np.ones(steps, bool) if mask is None else np.asarray(mask)
     ys = np.zeros((steps, output_size(params)))
     for t in reversed(range(length)) if reverse else range(length):
         # Backwards, a segment is entered at its end: the step before the next segment's start.
         first = (t + 1 < length and starts[t + 1]) if reverse else starts[t]
-        carry, ys[t] = _cell_step(params, reset_carry if first else carry, xs[t])
+        carry = reset_carry if first else carry
+        if there[t]:
+            carry, ys[t] = _cell_step(params, carry, xs[t])
     return _float(carry), ys
 
 

@@ -22,10 +22,20 @@ def _cell_step(params, carry, x):
     return h, h
 
 
-def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, reverse=False):
+def scan(
+    params,
+    xs,
+    carry=None,
+    *,
+    length=None,
+    mask=None,
+    reset=None,
+    reset_carry=None,
+    reverse=False,
+):
     carry = jaxgru.initial_carry(params) if carry is None else carry
     reset_carry = jaxgru.initial_carry(params) if reset_carry is None else reset_carry
-    options = {"length": length, "reset": reset}
+    options = {"length": length, "mask": mask, "reset": reset}
     if isinstance(params, jaxgru.Stack):
         carries, ys = [], xs
         for layer, start, restart in zip(params.layers, carry, reset_carry, strict=True):
@@ -48,16 +58,17 @@ def scan(params, xs, carry=None, *, length=None, reset=None, reset_carry=None, r
 
     steps = xs.shape[0]
     length = steps if length is None else length
-    real = jnp.arange(steps) < length
-    starts = jnp.zeros(steps, bool) if reset is None else jnp.asarray(reset)
+    before_end = jnp.arange(steps) < length
+    real = before_end if mask is None else before_end & mask
+    starts = jnp.zeros(steps, bool) if reset is None else before_end & reset
     if reverse:
-        starts = jnp.append(starts[1:] & real[1:], False)
+        starts = jnp.append(starts[1:], False)
 
     def body(carry, inputs):
         x, start, real = inputs
         begin = jax.tree.map(lambda a, b: jnp.where(start, a, b), reset_carry, carry)
         after, y = _cell_step(params, begin, x)
-        carry = jax.tree.map(lambda a, b: jnp.where(real, a, b), after, carry)
+        carry = jax.tree.map(lambda a, b: jnp.where(real, a, b), after, begin)
         return carry, jnp.where(real, y, jnp.zeros_like(y))
 
     return jax.lax.scan(body, carry, (xs, starts, real), reverse=reverse)

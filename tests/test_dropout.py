@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import jaxgru
-from cases import HIDDEN, INPUT, STEPS, assert_close, assert_same, draw, draw_xs, weigh
+import oracle
+from cases import (
+    HIDDEN,
+    INPUT,
+    STEPS,
+    VALUE_TOL,
+    assert_close,
+    assert_same,
+    draw,
+    draw_xs,
+    weigh,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -93,6 +104,115 @@ def test_no_dropout_is_no_dropout(key):
     assert_same(jaxgru.scan(params, xs, dropout=0.0, key=key), jaxgru.scan(params, xs))
 
 
+@pytest.mark.parametrize("kind", ["stack", "mixed"])
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_a_rate_that_is_data_drops_as_a_number_does(kind, rate):
+    params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
+
+    def run(rate):
+        return jaxgru.scan(params, xs, dropout=rate, key=key)
+
+    expected = run(rate)
+    for given in (np.float32(rate), jnp.asarray(rate, jnp.float16), jnp.asarray(rate)):
+        assert_close(run(given), expected, VALUE_TOL["float64"])
+        assert_close(jax.jit(run)(given), expected, VALUE_TOL["float64"])
+    assert jnp.max(jnp.abs(expected[1] - run(0.0)[1])) > 1e-3
+
+
+def test_a_traced_rate_of_zero_drops_nothing():
+    """Exactly, in values and gradients."""
+    params, xs, key = draw("mixed"), draw_xs(), jax.random.key(0)
+
+    def loss(params, rate, key=key):
+        return weigh(jaxgru.scan(params, xs, dropout=rate, key=key))
+
+    slope = jax.jit(jax.value_and_grad(loss))
+    assert_same(slope(params, 0.0), jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, 0))
+
+
+def test_a_known_zero_needs_no_key():
+    params, xs = draw("stack"), draw_xs()
+    for zero in (0, np.float32(0), jnp.zeros(())):
+        assert_same(jaxgru.scan(params, xs, dropout=zero), jaxgru.scan(params, xs))
+        assert_same(jaxgru.scan(draw("gru"), xs, dropout=zero), jaxgru.scan(draw("gru"), xs))
+
+
+def test_a_population_of_rates():
+    """With one key, whatever a low rate drops a higher one drops too: the coins are the same."""
+    params, key = jaxgru.Stack((draw("gru", hidden=WIDTH), lens())), jax.random.key(0)
+    xs, rates = draw_xs(STEPS), jnp.array([0.0, 0.2, 0.6])
+
+    def run(rate):
+        return jaxgru.scan(params, xs, dropout=rate, key=key)[1]
+
+    ys = jax.jit(jax.vmap(run))(rates)
+    for rate, one in zip((0.0, 0.2, 0.6), ys, strict=True):
+        assert_close(one, run(rate), 1e-12)
+    dropped = ys == 0
+    assert not jnp.any(dropped[0])
+    assert jnp.all(dropped[2] | ~dropped[1])
+    assert jnp.sum(dropped[2]) > jnp.sum(dropped[1]) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_is_that_of_params(dtype):
+    params, xs = draw("stack", dtype=dtype), draw_xs(dtype=dtype)
+    rate = jnp.asarray(0.5, "float32")
+    _, ys = jaxgru.scan(params, xs, dropout=rate, key=jax.random.key(0))
+    assert ys.dtype == dtype
+    assert_same(ys, jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(0))[1])
+
+
+@pytest.mark.parametrize(("rate", "acts_as"), [(-0.5, 0.0), (3.0, 1.0)])
+def test_a_traced_rate_out_of_range_is_clipped(rate, acts_as):
+    """A rate of 1 drops everything, and its gradient is zero, not NaN."""
+    xs, key = draw_xs(), jax.random.key(0)
+
+    def outputs(below, rate):
+        ys = jaxgru.scan(jaxgru.Stack((below, lens())), xs, dropout=rate, key=key)[1]
+        return weigh(ys), ys
+
+    run = jax.jit(jax.value_and_grad(outputs, has_aux=True))
+    (_, ys), grads = run(draw("gru", hidden=WIDTH), rate)
+    (_, expected), expected_grads = run(draw("gru", hidden=WIDTH), acts_as)
+    assert_same((ys, grads), (expected, expected_grads))
+    for leaf in jax.tree.leaves((ys, grads)):
+        assert jnp.all(leaf == 0) if acts_as == 1 else jnp.any(leaf != 0)
+
+
+def test_new_rates_compile_nothing():
+    """A schedule: a rate that is an array is data."""
+    params, xs, key = draw("stack"), draw_xs(), jax.random.key(0)
+    traces = []
+
+    @jax.jit
+    def run(rate):
+        traces.append(rate)
+        return jaxgru.scan(params, xs, dropout=rate, key=key)
+
+    for rate in (0.0, 0.1, 0.2):
+        run(rate)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("rate", [0.5, np.float32(0.5)])
+def test_one_layer_has_nothing_to_drop(rate):
+    """A study of how many layers help needs no special case for one."""
+    params, xs = jaxgru.Stack((draw("gru"),)), draw_xs()
+    assert_same(
+        jaxgru.scan(params, xs, dropout=rate, key=jax.random.key(0)), jaxgru.scan(params, xs)
+    )
+
+
+def test_a_stack_in_one_direction_of_two_is_dropped():
+    both = jaxgru.Bidirectional(draw("stack"), draw("gru"))
+    xs, key = draw_xs(), jax.random.key(0)
+    width = oracle.output_size(both.forward)
+    dropped, expected = jaxgru.scan(both, xs, dropout=0.5, key=key)[1], jaxgru.scan(both, xs)[1]
+    assert jnp.max(jnp.abs(dropped[:, :width] - expected[:, :width])) > 1e-3
+    assert_same(dropped[:, width:], expected[:, width:])
+
+
 def test_a_raw_key_works_too():
     params, xs = draw("stack"), draw_xs()
     new = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(4))
@@ -152,6 +272,20 @@ def test_under_vmap_every_example_has_its_key():
     assert jnp.max(jnp.abs(ys[0] - ys[1])) > 1e-3
     for i in range(3):
         assert_close(ys[i], run(xs[i], keys[i]), 1e-12)
+
+
+def test_one_key_for_a_batch_drops_the_same_units_of_every_example():
+    """What the docstring says of a shared key, and of one for each example."""
+    params = jaxgru.Stack((draw("gru", hidden=WIDTH), lens()))
+    xs, key = jnp.stack([draw_xs(seed=i) for i in (1, 2)]), jax.random.key(0)
+
+    def dropped(xs, key):
+        return jaxgru.scan(params, xs, dropout=0.5, key=key)[1] == 0
+
+    one, other = jax.vmap(dropped, in_axes=(0, None))(xs, key)
+    assert_same(one, other)
+    one, other = jax.vmap(dropped)(xs, jax.random.split(key))
+    assert jnp.any(one != other)
 
 
 def test_sizes_of_the_lens():

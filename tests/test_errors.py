@@ -3,6 +3,7 @@ what came, before anything is traced."""
 
 import dataclasses
 import functools
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -338,7 +339,7 @@ CASES = {
         "[2]. One length for one sequence",
     ),
     "length a mask": Wrong(
-        lambda: scan(length=jnp.ones(STEPS, bool)), (TypeError, ValueError), "scan: length", "", ""
+        lambda: scan(length=jnp.ones(STEPS, bool)), ValueError, "scan: length", "", "through mask="
     ),
     "length a string": Wrong(lambda: scan(length="3"), TypeError, "scan: length", "integer", "str"),
     # --- reset
@@ -356,6 +357,24 @@ CASES = {
         "bool[2, 6]",
     ),
     "reset a scalar": Wrong(lambda: scan(reset=True), TypeError, "scan: reset", "[6]", "bool"),
+    # --- mask
+    "mask of integers": Wrong(
+        lambda: scan(mask=zeros(STEPS, "int32")), TypeError, "scan: mask", "bool", "int32[6]. True"
+    ),
+    "mask too short": Wrong(
+        lambda: scan(mask=zeros(STEPS - 1, bool)), ValueError, "scan: mask", "[6]", "bool[5]"
+    ),
+    "masks of a batch": Wrong(
+        lambda: scan(mask=zeros((2, STEPS), bool)), ValueError, "scan: mask", "[6]", "bool[2, 6]"
+    ),
+    "mask a scalar": Wrong(lambda: scan(mask=True), TypeError, "scan: mask", "[6]", "bool"),
+    "mask for newton_scan of integers": Wrong(
+        lambda: jaxgru.newton_scan(params_of(), xs_of(), mask=zeros(STEPS, "int32")),
+        TypeError,
+        "newton_scan: mask",
+        "bool",
+        "int32[6]",
+    ),
     # --- reverse, dropout, key, checkpoint
     "reverse a string": Wrong(
         lambda: scan(reverse="yes"), TypeError, "scan: reverse", "True or False", "str"
@@ -390,12 +409,47 @@ CASES = {
     "dropout for one cell": Wrong(
         lambda: scan(dropout=0.5, key=jax.random.key(KEY)), ValueError, "scan: dropout", "0", "0.5"
     ),
-    "dropout for a stack of one": Wrong(
-        lambda: scan(jaxgru.Stack((params_of(),)), dropout=0.5, key=jax.random.key(KEY)),
+    "dropout for one cell, as an array": Wrong(
+        lambda: scan(dropout=jnp.asarray(0.5), key=jax.random.key(KEY)),
         ValueError,
         "scan: dropout",
         "0",
-        "0.5",
+        "float32[]",
+    ),
+    "dropout for one cell, traced": Wrong(
+        lambda: jax.jit(lambda rate: scan(dropout=rate, key=jax.random.key(KEY)))(0.0),
+        ValueError,
+        "scan: dropout",
+        "0",
+        "float32[]",
+    ),
+    "dropout of everything, as an array": Wrong(
+        lambda: scan(params_of("stack"), dropout=np.float32(1), key=jax.random.key(KEY)),
+        ValueError,
+        "scan: dropout",
+        "[0, 1)",
+        "1.0",
+    ),
+    "dropout of a population": Wrong(
+        lambda: scan(params_of("stack"), dropout=jnp.ones(2), key=jax.random.key(KEY)),
+        ValueError,
+        "scan: dropout",
+        "scalar array of floats",
+        "[2]. Several at once go through jax.vmap",
+    ),
+    "dropout an array of integers": Wrong(
+        lambda: scan(params_of("stack"), dropout=jnp.asarray(0), key=jax.random.key(KEY)),
+        TypeError,
+        "scan: dropout",
+        "scalar array of floats",
+        "int",
+    ),
+    "a traced dropout without key": Wrong(
+        lambda: jax.jit(lambda rate: scan(params_of("stack"), dropout=rate))(0.0),
+        ValueError,
+        "scan: key",
+        "dropout",
+        "None",
     ),
     "dropout for two directions of one layer": Wrong(
         lambda: scan(params_of("bidirectional"), dropout=0.5, key=jax.random.key(KEY)),
@@ -617,7 +671,7 @@ CASES = {
         lambda: jaxgru.step(params_of(), zeros(4), xs_of()[0], reset=1.0),
         TypeError,
         "step: reset",
-        "bool",
+        "an array of shape []",
         "float",
     ),
     "step reset by flags of a batch": Wrong(
@@ -769,6 +823,90 @@ def test_wrong_call(case):
 
 def test_enough_kinds():
     assert len(CASES) >= 25
+
+
+def init(function, **options):
+    sizes = {"input_size": INPUT, "hidden_size": HIDDEN} | options
+    return getattr(jaxgru, function)(jax.random.key(KEY), **sizes)
+
+
+def diagnose(function, *rest, **options):
+    return getattr(jaxgru.diagnostics, function)(params_of(), *rest, **options)
+
+
+INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init")
+#: (public function, a call of it, its static options with a value that fits): all that are no data,
+#: but those whose values no tracer can stand for: names, dtypes and functions.
+STATIC = {
+    "scan": (scan, {"reverse": True, "checkpoint": 2}),
+    "newton_scan": (
+        lambda **options: jaxgru.newton_scan(params_of(), xs_of(), **options),
+        {"reverse": True, "tol": 0.1, "max_iterations": 3, "damping": 0.5},
+    ),
+    "stack_init": (
+        lambda num_layers=1, **options: init("stack_init", num_layers=num_layers, **options),
+        {"input_size": 3, "hidden_size": 4, "num_layers": 2, "bidirectional": True,
+         "bias": False, "chrono": 9.0, "reset_after": True},
+    ),
+    **{
+        name: (
+            functools.partial(init, name),
+            {"input_size": 3, "hidden_size": 4, "bias": True}
+            | ({} if name == "elman_init" else {"chrono": 9.0})
+            | ({"reset_after": True} if name == "gru_init" else {}),
+        )
+        for name in INITS
+    },
+    "memory_gradient": (
+        lambda **options: diagnose("memory_gradient", xs_of(), **options),
+        {"probes": 2, "singular_values": True},
+    ),
+    "lyapunov_spectrum": (
+        lambda **options: diagnose("lyapunov_spectrum", xs_of(), **options),
+        {"k": 2, "warm_up": 1, "every": 2},
+    ),
+    "fixed_points": (
+        lambda **options: diagnose("fixed_points", xs_of()[0], jax.random.key(KEY), **options),
+        {"starts": 3, "spread": 0.1, "iterations": 3, "slow": 0.1, "apart": 0.1},
+    ),
+    "gate_statistics": (
+        lambda **options: diagnose("gate_statistics", [xs_of()], **options),
+        {"quantiles": (0.5,), "saturated": (0.1, 0.9)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "option"),
+    [(name, option) for name, (_, some) in STATIC.items() for option in some],
+)
+def test_a_traced_option_is_told_how_to_be_static(function, option):
+    call, options = STATIC[function]
+    with pytest.raises(TypeError) as raised:
+        jax.jit(lambda value: call(**{option: value}))(options[option])
+    caller = "gru_init" if function == "stack_init" else function  # which hands them on
+    message = str(raised.value)
+    assert re.match(rf"({function}|{caller}): {option} must be ", message), message
+    assert f"jax.jit(f, static_argnames='{option}')" in message
+    assert f"functools.partial(f, {option}=...)" in message
+
+
+def test_the_table_of_static_options_is_complete():
+    """Of the functions in it, whatever has a default is static, is data, or is no tracer's."""
+    data = {"carry", "length", "mask", "reset", "reset_carry", "dropout", "key", "guess", "states"}
+    named = {"jacobian", "fallback", "cell", "init", "dtype", "compute_dtype"}
+    for name, (_, options) in STATIC.items():
+        function = getattr(jaxgru, name, None) or getattr(jaxgru.diagnostics, name)
+        parameters = inspect.signature(function).parameters.values()
+        given = {p.name for p in parameters if p.default is not p.empty}
+        assert given - data - named <= set(options), name
+
+
+def test_what_the_message_says_works():
+    run = jax.jit(scan, static_argnames="reverse")
+    assert run(reverse=True)[1].shape == (STEPS, HIDDEN)
+    bound = jax.jit(functools.partial(scan, checkpoint=2))
+    assert bound()[1].shape == (STEPS, HIDDEN)
 
 
 @pytest.mark.parametrize(

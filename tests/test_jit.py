@@ -69,13 +69,13 @@ def test_one_compilation_for_all_values(compilations):
     short, long = jnp.asarray(2), jnp.asarray(5)
 
     @jax.jit
-    def run(params, xs, length, reset):
-        return jaxgru.scan(params, xs, length=length, reset=reset)
+    def run(params, xs, length, mask, reset):
+        return jaxgru.scan(params, xs, length=length, mask=mask, reset=reset)
 
     before = compilations()
-    jax.block_until_ready(run(params, xs, short, reset))
+    jax.block_until_ready(run(params, xs, short, again, reset))
     assert compilations() == before + 1
-    jax.block_until_ready(run(others, new, long, again))
+    jax.block_until_ready(run(others, new, long, reset, again))
     assert compilations() == before + 1
 
 

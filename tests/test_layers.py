@@ -1,19 +1,28 @@
 """`Stack` and `Bidirectional` are what their parts are, put together."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxgru
+import oracle
+import recipes
 from cases import (
+    GRAD_TOL,
     HIDDEN,
     INPUT,
+    STEPS,
     VALUE_TOL,
     assert_close,
     assert_same,
     draw,
     draw_carry,
+    draw_like,
     draw_xs,
+    weigh,
 )
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -111,3 +120,50 @@ def test_stack_init_draws_every_cell_afresh():
         for b in weights[i + 1 :]:
             assert jnp.max(jnp.abs(a - b)) > 1e-2
     assert_same(init(key), params)
+
+
+@functools.cache
+def recipe():
+    """The loop over layers of docs/layers.md, with scales that are not all one."""
+    names = recipes.run("layers.md")
+    params = names["init"](jax.random.key(1), HIDDEN, 3)
+    params = jax.tree.map(lambda leaf: leaf.astype("float64"), draw_like(params))
+    return names, params, draw_xs(STEPS, HIDDEN), draw_carry(params["stack"])
+
+
+def test_the_recipe_is_the_equations():
+    """Against the oracle, layer by layer, with the norm in NumPy."""
+    names, params, xs, carry = recipe()
+    carries, hidden = names["deep"](params, xs, carry, length=4)
+    below = np.asarray(xs)
+    for k, layer in enumerate(params["stack"].layers):
+        size = np.sqrt(np.mean(below**2, axis=-1, keepdims=True) + 1e-6)
+        normed = np.asarray(params["scales"][k]) * below / size
+        last, ys = oracle.scan(layer, normed, carry[k], length=4)
+        below = below + ys
+        assert_close((carries[k], hidden[k]), (last, below), VALUE_TOL["float64"])
+
+
+def test_the_recipe_streams_what_it_learns():
+    names, params, xs, carry = recipe()
+    expected_carry, hidden = names["deep"](params, xs, carry)
+    step = jax.jit(names["deep_step"])
+    for x, expected in zip(xs, hidden[-1], strict=True):
+        carry, y = step(params, carry, x)
+        assert_close(y, expected, VALUE_TOL["float64"])
+    assert_close(carry, expected_carry, VALUE_TOL["float64"])
+
+
+def test_what_the_recipe_says_of_nan_in_the_padding():
+    names, params, xs, carry = recipe()
+    real = jnp.arange(STEPS) < 4
+    dirty = xs.at[4:].set(jnp.nan)
+
+    def loss(params, xs):
+        hidden = names["deep"](params, xs, carry, length=4)[1]
+        return weigh(jnp.where(real[:, None], hidden[-1], 0))
+
+    slope = jax.jit(jax.value_and_grad(loss))
+    assert not all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slope(params, dirty)))
+    cleared = jnp.where(real[:, None], dirty, 0)
+    assert_close(slope(params, cleared), slope(params, xs), GRAD_TOL["float64"])

@@ -75,6 +75,7 @@ class RNN(nnx.Module):
         *,
         initial_carry: Carry | None = None,
         seq_lengths: Array | None = None,
+        mask: Array | None = None,
         reset: Array | None = None,
     ) -> Any:
         """Run over sequences.
@@ -83,6 +84,7 @@ class RNN(nnx.Module):
             inputs: `[..., T, I]`, with any number of batch axes.
             initial_carry: a carry of params with the batch axes in front; zeros if None.
             seq_lengths: how many steps are real, integers `[...]`.
+            mask: bool `[..., T]`; False at t makes a hole of step t, as if it were not there.
             reset: bool `[..., T]`; True at t starts a new segment at t.
 
         Returns:
@@ -91,7 +93,7 @@ class RNN(nnx.Module):
         Raises:
             TypeError, ValueError: an argument does not fit.
         """
-        streams = (inputs, initial_carry, seq_lengths, reset)
+        streams = (inputs, initial_carry, seq_lengths, mask, reset)
         carry, outputs = _scan("RNN", self.params, streams, self.options)
         return (carry, outputs) if self.return_carry else outputs
 
@@ -128,34 +130,36 @@ class LinenRNN(linen.Module):
         *,
         initial_carry: Carry | None = None,
         seq_lengths: Array | None = None,
+        mask: Array | None = None,
         reset: Array | None = None,
     ) -> Any:
         """Run over sequences; the arguments and the result are those of `RNN`."""
         params = self.param("rnn", self.init_params)
         options = {"reverse": self.reverse, "checkpoint": self.checkpoint}
-        streams = (inputs, initial_carry, seq_lengths, reset)
+        streams = (inputs, initial_carry, seq_lengths, mask, reset)
         carry, outputs = _scan("LinenRNN", params, streams, options)
         return (carry, outputs) if self.return_carry else outputs
 
 
 def _scan(caller: str, params: Params, streams: tuple[Any, ...], options: Any) -> Any:
-    inputs, carry, seq_lengths, reset = streams
+    inputs, carry, seq_lengths, mask, reset = streams
     if len(getattr(inputs, "shape", ())) < 2:
         expected = "an array of shape [..., T, I]"
         raise checks.error(ValueError, caller, "inputs", expected, checks.describe(inputs))
     *batch, steps, _ = inputs.shape
     if seq_lengths is not None:
         checks.array(caller, "seq_lengths", seq_lengths, tuple(batch))
-    if reset is not None:
-        checks.array(caller, "reset", reset, (*batch, steps))
+    for name, flags in (("mask", mask), ("reset", reset)):
+        if flags is not None:
+            checks.array(caller, name, flags, (*batch, steps))
     if carry is not None:
         shape = layers.carry_shape(params)
         carries = jax.tree.map(lambda s: jax.ShapeDtypeStruct((*batch, *s.shape), s.dtype), shape)
         checks.carry(caller, "initial_carry", carry, carries)
 
-    def run(inputs, carry, length, reset):
-        return scan(params, inputs, carry, length=length, reset=reset, **options)
+    def run(inputs, carry, length, mask, reset):
+        return scan(params, inputs, carry, length=length, mask=mask, reset=reset, **options)
 
     for _ in batch:
         run = jax.vmap(run)
-    return run(inputs, carry, seq_lengths, reset)
+    return run(inputs, carry, seq_lengths, mask, reset)

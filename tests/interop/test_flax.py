@@ -32,11 +32,15 @@ def resets():
     return jnp.asarray(np.random.default_rng(3).random((BATCH, STEPS)) < 0.3)
 
 
-def expected(params, **options):
-    def run(xs, length, reset):
-        return jaxgru.scan(params, xs, length=length, reset=reset, **options)
+def masks():
+    return jnp.asarray(np.random.default_rng(4).random((BATCH, STEPS)) < 0.7)
 
-    return jax.vmap(run)(data(), LENGTHS, resets())
+
+def expected(params, **options):
+    def run(xs, length, mask, reset):
+        return jaxgru.scan(params, xs, length=length, mask=mask, reset=reset, **options)
+
+    return jax.vmap(run)(data(), LENGTHS, masks(), resets())
 
 
 def of_nnx(params, **options):
@@ -53,7 +57,8 @@ def of_linen(params, **options):
 @pytest.mark.parametrize("kind", ["gru", "mixed"])
 def test_is_scan(make, kind, options):
     params = draw(kind)
-    actual = make(params, **options)(data(), seq_lengths=LENGTHS, reset=resets())
+    streams = {"seq_lengths": LENGTHS, "mask": masks(), "reset": resets()}
+    actual = make(params, **options)(data(), **streams)
     assert_same(actual, expected(params, **options))
 
 
@@ -146,6 +151,7 @@ def test_linen_model_trains():
     [
         ({"inputs": jnp.ones(3)}, r"inputs must be an array of shape \[\.\.\., T, I\], got float"),
         ({"seq_lengths": LENGTHS[:2]}, r"seq_lengths must be an array of shape \[3\], got int"),
+        ({"mask": masks()[0]}, r"mask must be an array of shape \[3, 6\], got bool\[6\]"),
         ({"reset": resets()[0]}, r"reset must be an array of shape \[3, 6\], got bool\[6\]"),
         ({"initial_carry": jnp.ones(4)}, r"initial_carry must be an array of shape \[3, 4\]"),
     ],

@@ -83,10 +83,11 @@ XS = {"float32": np.asarray(draw_xs(dtype="float32"))}
 SCAN = {
     "carry": lambda v: v is None,
     "length": lambda v: v is None or _whole(v, range(STEPS + 1)),
+    "mask": lambda v: v is None,
     "reset": lambda v: v is None,
     "reset_carry": lambda v: v is None,
     "reverse": lambda v: isinstance(v, bool),
-    "dropout": lambda v: not isinstance(v, bool) and isinstance(v, float | int) and v == 0,
+    "dropout": lambda v: _float(v) and v == 0,
     "key": lambda v: v is None or _key(v),
     "checkpoint": lambda v: v is None or _whole(v, range(1, 10**401)),
 }
@@ -97,6 +98,12 @@ def _whole(value, allowed):
         return value.shape == () and value.dtype.kind in "iu" and int(value) in allowed
     plain = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return plain and int(value) in allowed
+
+
+def _float(value):
+    if isinstance(value, np.ndarray):
+        return value.shape == () and value.dtype.kind == "f"
+    return not isinstance(value, bool) and isinstance(value, float | int)
 
 
 def _key(value):
