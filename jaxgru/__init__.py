@@ -13,6 +13,7 @@ from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
 from jaxgru.newton import newton_scan
 from jaxgru.plain import from_dict, to_dict
+from jaxgru.register import register
 from jaxgru.saving import load, save
 from jaxgru.scan import scan
 from jaxgru.step import step
@@ -42,6 +43,7 @@ __all__ = [
     "min_gru_init",
     "min_gru_step",
     "newton_scan",
+    "register",
     "save",
     "scan",
     "stack_init",

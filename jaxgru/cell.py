@@ -75,21 +75,41 @@ class Cell(NamedTuple):
     """The dtype of the operands of products with weights; None for that of params."""
 
 
-_cells: dict[type, Cell] = {}
+class StepCell(NamedTuple):
+    """A cell of which its step alone is known: one that `jaxgru.register` has made."""
+
+    step: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
+    """(params, carry, what `project` made of x) -> (next carry, output)."""
+    project: Callable[[Params, jax.Array], Any]
+    """(params, xs) -> what the step takes, for all of time."""
+    sizes: Callable[[Params], tuple[int, int]]
+    """As of a Cell."""
+    check: Callable[[str, Params], None]
+    """As of a Cell."""
+    initial_carry: Callable[[Params], Carry]
+    """params -> the carry that a sequence starts from."""
 
 
-def register(params_type: type, cell: Cell) -> None:
+_cells: dict[type, Cell | StepCell] = {}
+
+
+def register(params_type: type, cell: Cell | StepCell) -> None:
     """Make `scan` and `step` know a params type."""
     _cells[params_type] = cell
 
 
+def knows(params_type: type) -> bool:
+    """Whether a params type is registered."""
+    return params_type in _cells
+
+
 def is_cell(params: Params) -> bool:
     """Whether the type of params is registered."""
-    return type(params) in _cells
+    return knows(type(params))
 
 
-def cell_of(params: Params) -> Cell:
-    """The cell of these params, whose type is registered."""
+def cell_of(params: Params) -> Any:
+    """The Cell or StepCell of these params, whose type is registered."""
     return _cells[type(params)]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, exportable
-from jaxgru.cell import Carry, Params, cell_of, is_cell
+from jaxgru.cell import Carry, Params, StepCell, cell_of, is_cell
 from jaxgru.gru import gru_init
 
 
@@ -124,15 +124,30 @@ def carry_shape(params: Params) -> Carry:
         return tuple(carry_shape(layer) for layer in params.layers)
     if isinstance(params, Bidirectional):
         return carry_shape(params.forward), carry_shape(params.backward)
-    return cell_of(params).carry_shape(params)
+    cell = cell_of(params)
+    if isinstance(cell, StepCell):
+        return jax.eval_shape(cell.initial_carry, params)
+    return cell.carry_shape(params)
+
+
+def start(params: Params) -> Carry:
+    """The carry of any params that a sequence starts from."""
+    if isinstance(params, Stack):
+        return tuple(map(start, params.layers))
+    if isinstance(params, Bidirectional):
+        return start(params.forward), start(params.backward)
+    cell = cell_of(params)
+    if isinstance(cell, StepCell):
+        return cell.initial_carry(params)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cell.carry_shape(params))
 
 
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
-    """Zeros of the structure, shapes and dtype of the carry of these params.
+    """The carry that a sequence starts from.
 
-    `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple
-    of two for a Bidirectional, a tuple with one per layer for a Stack. With batch every array has
-    these axes in front.
+    It is zeros, `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple
+    of two for a Bidirectional, a tuple with one per layer for a Stack. For params of your own type
+    it is what `register` was told. With batch every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.
@@ -153,7 +168,7 @@ def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
         expected, got = "a tuple of sizes", checks.describe(batch)
         raise checks.error(TypeError, "initial_carry", "batch", expected, got, fix)
     batch = tuple(checks.size("initial_carry", "batch", size) for size in batch)
-    return jax.tree.map(lambda s: jnp.zeros((*batch, *s.shape), s.dtype), carry_shape(params))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, *a.shape)), start(params))
 
 
 def dtype(params: Params) -> Any:
@@ -178,7 +193,10 @@ def check(caller: str, params: Params) -> None:
         cell_of(params).check(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
-        expected = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional or Stack"
+        expected = (
+            "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack or of a type that"
+            " jaxgru.register knows"
+        )
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1:
@@ -195,6 +213,19 @@ def check_forward(caller: str, params: Params, fix: str) -> None:
     if isinstance(params, Stack):
         for layer in params.layers:
             check_forward(caller, layer, fix)
+
+
+def check_built_in(caller: str, params: Params, what: str) -> None:
+    """Raises where params, or a layer of theirs, are of a type of the user's own."""
+    if isinstance(params, Stack):
+        for layer in params.layers:
+            check_built_in(caller, layer, what)
+    elif isinstance(params, Bidirectional):
+        check_built_in(caller, params.forward, what)
+        check_built_in(caller, params.backward, what)
+    elif isinstance(cell_of(params), StepCell):
+        expected, got = f"of built-in cells {what}", type(params).__name__
+        raise checks.error(TypeError, caller, "params", expected, got)
 
 
 def _check_stack(caller: str, params: Stack) -> None:

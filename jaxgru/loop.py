@@ -1,10 +1,8 @@
 """Any step over one sequence: `jax.lax.scan` with lengths, resets and random keys."""
 
-import weakref
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ def loop(
     xs: Any,
     *,
     length: Any = None,
+    mask: Array | None = None,
     reset: Array | None = None,
     reset_carry: Any = None,
     reverse: bool = False,
@@ -35,7 +34,7 @@ def loop(
     With a key it is step(carry_{t-1}, x_t, jax.random.fold_in(key, t)), in either direction. A
     batch goes through `jax.vmap`.
 
-    The step runs in the padding too. There it gets the carry, the input and the key of the first
+    The step runs where no step is real too, in the padding and at holes. There it gets the carry, the input and the key of the first
     real step again, and what it returns is dropped: its derivatives in the padding are ones that a
     real step has as well. With length 0 no step is real, and it gets `carry` and inputs of 0.5, or
     0 for integers. A step that has no derivative there must see to that itself.
@@ -50,8 +49,11 @@ def loop(
             the ys of the rest is zero or False, the returned carry is that after the last real
             step, and whatever stands in the padding, NaN included, reaches neither values nor
             gradients. A traced length outside [0, T] acts as if clipped.
+        mask: bool `[T]`; False at t makes a hole of step t, as if it were not there. With length, a
+            step is real where both say so.
         reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
-            either direction. Ignored in the padding.
+            either direction. At a hole it starts the segment all the same. Ignored at and after
+            length.
         reset_carry: where segments start, a tree like carry; zeros and False if None.
         reverse: from the last real step to the first. The ys stay in the order of xs.
         key: a `jax.random.key`, from which every step gets a key of its own.
@@ -80,74 +82,59 @@ def loop(
         >>> jaxgru.loop(step, start, xs, reset=reset, length=3)[1].tolist()
         [1.0, 2.0, 8.0, 0.0]
     """
-    _check(step, carry, xs, length, reset, reset_carry, reverse, key)
+    _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key)
     if checkpoint is not None:
         checkpoint = checks.size("loop", "checkpoint", checkpoint)
-    run = _program(step, _Options(reverse, checkpoint))
-    return run(*jax.tree.map(jnp.asarray, (carry, xs, length, reset, reset_carry, key)))
-
-
-class _Options(NamedTuple):
-    """What is part of the program, not data."""
-
-    reverse: bool
-    checkpoint: int | None
-
-
-_programs: Any = weakref.WeakKeyDictionary()
-
-
-def _program(step: Callable[..., Any], options: _Options) -> Callable[..., Any]:
-    """The loop over this step, compiled once per shape as long as the step lives.
-
-    Only for a function: an object that can be called may have changed since the last call.
-    """
-    if not isinstance(step, FunctionType):
-        return partial(_run, step, options)
-    programs = _programs.setdefault(step, {})
-    if options not in programs:
-        alive: Any = weakref.ref(step)  # else the table would keep its own key alive
-
-        def program(*data):
-            return _run(alive(), options, *data)
-
-        programs[options] = jax.jit(program)
-    return programs[options]
-
-
-def _run(step, options, carry, xs, length, reset, reset_carry, key):
+    carry, xs, length, mask, reset, reset_carry, key = jax.tree.map(
+        jnp.asarray, (carry, xs, length, mask, reset, reset_carry, key)
+    )
     steps = jax.tree.leaves(xs)[0].shape[0]
     if steps == 0:
-        length = reset = None
-    marks = sequence.marks(length, reset, steps)
-    fresh, valid = sequence.entered(marks, options.reverse), marks.valid
-    if reset_carry is None:
-        reset_carry = jax.tree.map(jnp.zeros_like, carry)
+        length = mask = reset = None
     inputs = (xs,)
     if key is not None:
         inputs = (xs, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(steps)))
+    if reset_carry is None:
+        reset_carry = jax.tree.map(jnp.zeros_like, carry)
+    marks = sequence.marks(length, reset, steps, mask)
+    how = (reverse, checkpoint)
+    return run("loop", step, carry, inputs, marks, reset_carry, *how)
+
+
+def run(
+    caller: str,
+    step: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    inputs: tuple[Any, ...],
+    marks: sequence.Marks,
+    reset_carry: Any,
+    reverse: bool,
+    checkpoint: int | None,
+) -> tuple[Any, Any]:
+    """The loop over step(carry, *inputs of a time step), whose arguments are arrays that fit."""
+    fresh, valid = sequence.entered(marks, reverse), marks.valid
     carry, reset_carry, inputs, fresh, valid = alike((carry, reset_carry, inputs, fresh, valid))
     again = None
     if valid is not None:
-        again = _first(options.reverse, carry, reset_carry, inputs, fresh, valid)
+        again = _first(reverse, carry, reset_carry, inputs, fresh, valid)
 
     def body(carry, now):
         inputs, fresh, real = now
         before = carry if fresh is None else _select(fresh, reset_carry, carry)
         if real is None:
-            return _checked(step(before, *inputs), carry)
+            return checked(caller, step(before, *inputs), carry)
         at, inputs = _select(real, (before, inputs), again)
-        after, y = _checked(step(at, *inputs), carry)
-        return _select(real, after, carry), _select(real, y, jax.tree.map(jnp.zeros_like, y))
+        after, y = checked(caller, step(at, *inputs), carry)
+        return _select(real, after, before), _select(real, y, jax.tree.map(jnp.zeros_like, y))
 
     def stretch(carry, now):
-        return lax.scan(body, carry, now, reverse=options.reverse)
+        return lax.scan(body, carry, now, reverse=reverse)
 
     stream = (inputs, fresh, valid)
-    if options.checkpoint is None:
+    if checkpoint is None:
         return stretch(carry, stream)
     stretch = jax.checkpoint(stretch, prevent_cse=False)
-    return scan_chunks(stretch, carry, stream, options.checkpoint, options.reverse)
+    return scan_chunks(stretch, carry, stream, checkpoint, reverse)
 
 
 def _select(which, one, other):
@@ -160,11 +147,15 @@ def _first(reverse, carry, reset_carry, inputs, fresh, valid):
     What the padding is computed on. A select of the results alone would not do: where the step's
     derivative is infinite, zero times it is NaN, in the gradient of whatever the step closes over.
     """
-    at = jnp.maximum(jnp.sum(valid) - 1, 0) if reverse else 0
+    steps = valid.shape[0]
+    ahead = jnp.flip(valid) if reverse else valid
+    at = jnp.argmax(ahead)  # 0 if no step is real
+    at = steps - 1 - at if reverse else at
     if fresh is not None:
-        carry = _select(fresh[at], reset_carry, carry)
+        passed = jnp.arange(steps) >= at if reverse else jnp.arange(steps) <= at
+        carry = _select(jnp.any(fresh & passed), reset_carry, carry)
     inputs = jax.tree.map(lambda a: a[at], inputs)
-    inputs = _select(valid[0], inputs, jax.tree.map(_harmless, inputs))
+    inputs = _select(jnp.any(valid), inputs, jax.tree.map(_harmless, inputs))
     return lax.stop_gradient((carry, inputs))
 
 
@@ -173,19 +164,19 @@ def _harmless(x):
     return jnp.full_like(x, 0.5) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
 
 
-def _checked(result, carry):
+def checked(caller: str, result: Any, carry: Any) -> tuple[Any, Any]:
     """(next carry, y), where that is what the step returned."""
     if type(result) is not tuple or len(result) != 2:  # LSTMCarry(h, c) is no such pair
         got = f"{len(result)} values" if type(result) is tuple else checks.describe(result)
         fix = "Where the carry is the output too: return carry, carry."
-        raise checks.error(TypeError, "loop", "what step returns", "a tuple (carry, y)", got, fix)
+        raise checks.error(TypeError, caller, "what step returns", "a tuple (carry, y)", got, fix)
     after, y = jax.tree.map(jnp.asarray, result)
     fix = "A carry keeps its structure, shapes and dtypes: cast it in the step, or where it starts."
-    _check_like("the next carry", after, carry, fix)
+    _check_like(caller, "the next carry", after, carry, fix)
     return after, y
 
 
-def _check(step, carry, xs, length, reset, reset_carry, reverse, key):
+def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
     if not callable(step):
         fix = "jaxgru.scan runs params." if is_cell(step) else ""
         expected = "a function (carry, x) -> (carry, y)"
@@ -197,11 +188,15 @@ def _check(step, carry, xs, length, reset, reset_carry, reverse, key):
     steps = _check_xs(xs)
     if length is not None:
         checks.length("loop", length, steps)
+    if mask is not None:
+        checks.flags("loop", "mask", mask, (steps,))
     if reset is not None:
         checks.flags("loop", "reset", reset, (steps,))
     if reset_carry is not None:
         checks.reset_given("loop", reset)
-        _check_like("reset_carry", reset_carry, carry, "Segments start from a carry like carry.")
+        _check_like(
+            "loop", "reset_carry", reset_carry, carry, "Segments start from a carry like carry."
+        )
     elif reset is not None and any(map(_is_key, jax.tree.leaves(carry))):
         fix = "With zeros for keys, all segments would draw the same."
         expected = "given for a carry with keys in it"
@@ -230,11 +225,11 @@ def _check_xs(xs) -> int:
     return steps
 
 
-def _check_like(name, value, like, fix):
+def _check_like(caller, name, value, like, fix):
     """value has the structure, shapes and dtypes of the carry `like`."""
     if jax.tree.structure(value) != jax.tree.structure(like):
         expected, got = (str(checks.value_types(tree)) for tree in (like, value))
-        raise checks.error(TypeError, "loop", name, f"{expected} as carry is", got, fix)
+        raise checks.error(TypeError, caller, name, f"{expected} as carry is", got, fix)
     pairs = zip(jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(like), strict=True)
     for (path, leaf), other in pairs:
         same_dtype = _is_data(leaf) and checks.dtype_of(leaf) == checks.dtype_of(other)
@@ -242,7 +237,7 @@ def _check_like(name, value, like, fix):
             expected = f"{checks.dtype_of(other)}{list(other.shape)} as in carry"
             kind = ValueError if same_dtype else TypeError
             got = checks.describe(leaf)
-            raise checks.error(kind, "loop", _name(name, path), expected, got, fix)
+            raise checks.error(kind, caller, _name(name, path), expected, got, fix)
 
 
 def _name(name, path):

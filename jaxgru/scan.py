@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from jaxgru import checks, layers, sequence
-from jaxgru.cell import Carry, Params, cell_of
+from jaxgru import checks, layers, own, sequence
+from jaxgru.cell import Carry, Params, StepCell, cell_of
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.recurrence import recurrence
 
@@ -91,6 +91,8 @@ def scan(
 
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
+    if compute is not None:
+        layers.check_built_in("scan", params, "with compute_dtype")
     data = (params, xs, carry, length, mask, reset, reset_carry, key)
     if checks.is_array(rate):
         return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)
@@ -160,8 +162,12 @@ def _run_bidirectional(options, params, xs, carry, marks, reset_carry, key):
 
 
 def _run_cell(options, params, xs, carry, marks, reset_carry):
+    cell = cell_of(params)
+    if isinstance(cell, StepCell):
+        how = (options.reverse, options.checkpoint)
+        return own.run(params, xs, carry, marks, reset_carry, *how)
     fresh = sequence.entered(marks, options.reverse)
-    cell = cell_of(params)._replace(compute_dtype=options.compute_dtype)
+    cell = cell._replace(compute_dtype=options.compute_dtype)
     how = (cell, options.reverse, options.checkpoint)
     carry, hs = recurrence(*how, params, xs, carry, reset_carry, fresh, marks.valid)
     return carry, sequence.mask(marks, hs)

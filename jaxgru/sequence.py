@@ -53,10 +53,10 @@ def check(
 def starts(
     params: Params, carry: Carry | None, reset: Array | None, reset_carry: Carry | None
 ) -> tuple[Carry, Carry | None]:
-    """(carry, reset_carry), zeros where none is given; None where nothing is reset."""
-    carry = layers.initial_carry(params) if carry is None else carry
+    """(carry, reset_carry), by default the initial one; None where nothing is reset."""
+    carry = layers.start(params) if carry is None else carry
     if reset is not None and reset_carry is None:
-        reset_carry = layers.initial_carry(params)
+        reset_carry = layers.start(params)
     return carry, reset_carry
 
 

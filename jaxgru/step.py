@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, layers
-from jaxgru.cell import Carry, Params, advance, cell_of, operands
+from jaxgru import checks, layers, own
+from jaxgru.cell import Carry, Params, StepCell, advance, cell_of, operands
 from jaxgru.layers import Stack
 
 
@@ -63,9 +63,11 @@ def step(
         checks.reset_given("step", reset)
         checks.carry("step", "reset_carry", reset_carry, shape)
     if reset is not None:
-        begin = layers.initial_carry(params) if reset_carry is None else reset_carry
+        begin = layers.start(params) if reset_carry is None else reset_carry
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
+    if compute is not None:
+        layers.check_built_in("step", params, "with compute_dtype")
     return _step(params, carry, x, compute)
 
 
@@ -76,6 +78,10 @@ def _step(params: Params, carry: Carry, x: Array, compute_dtype: Any) -> tuple[C
             layer_carry, x = _step(layer, layer_carry, x, compute_dtype)
             carries.append(layer_carry)
         return tuple(carries), x
-    cell = cell_of(params)._replace(compute_dtype=compute_dtype)
+    cell = cell_of(params)
+    if isinstance(cell, StepCell):
+        inputs = jax.tree.map(lambda a: a[0], cell.project(params, x[None]))
+        return own.advance("step", params, carry, inputs)
+    cell = cell._replace(compute_dtype=compute_dtype)
     carry, _ = advance(cell, operands(cell, cell.blocks(params)), carry, x)
     return carry, cell.output(carry)

@@ -1,0 +1,49 @@
+"""Cells of the user's own, of which the step alone is known: they run as `jaxgru.loop` does."""
+
+from typing import Any
+
+import jax
+from jax import Array
+
+from jaxgru import checks, sequence
+from jaxgru.cell import Carry, Params, StepCell, cell_of
+from jaxgru.loop import checked
+from jaxgru.loop import run as run_loop
+
+
+def run(
+    params: Params,
+    xs: Array,
+    carry: Carry,
+    marks: sequence.Marks,
+    reset_carry: Carry | None,
+    reverse: bool,
+    checkpoint: int | None,
+) -> tuple[Carry, Array]:
+    """(last carry, outputs `[T, H]`) over one sequence."""
+    inputs = cell_of(params).project(params, xs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
+        if not (checks.is_array(leaf) and leaf.shape[:1] == xs.shape[:1]):
+            name = "what project returns" + jax.tree_util.keystr(path)
+            expected = f"an array of shape [{xs.shape[0]}, ...]"
+            raise checks.error(TypeError, "scan", name, expected, checks.describe(leaf))
+
+    def step(carry: Carry, inputs: Any) -> tuple[Carry, Array]:
+        return advance("scan", params, carry, inputs)
+
+    return run_loop("scan", step, carry, (inputs,), marks, reset_carry, reverse, checkpoint)
+
+
+def advance(caller: str, params: Params, carry: Carry, inputs: Any) -> tuple[Carry, Array]:
+    """(next carry, output `[H]`) of one step, where that is what it returns."""
+    cell: StepCell = cell_of(params)
+    after, y = checked(caller, cell.step(params, carry, inputs), carry)
+    size, dtype = cell.sizes(params)[1], checks.dtype_of(jax.tree.leaves(params)[0])
+    name = f"the output of {type(params).__name__}'s step"
+    if not isinstance(y, jax.Array):
+        expected, got = f"an array of shape [{size}]", checks.describe(y)
+        raise checks.error(TypeError, caller, name, expected, got)
+    checks.array(caller, name, y, (size,), "Its sizes say so.")
+    if y.dtype != dtype:
+        raise checks.error(TypeError, caller, name, f"{dtype} as params are", checks.describe(y))
+    return after, y

@@ -1,0 +1,115 @@
+"""Cells of your own, by their equations alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+
+from jaxgru import cell, checks
+from jaxgru.cell import StepCell
+from jaxgru.layers import Bidirectional, Stack
+
+
+def register(
+    params_type: type,
+    *,
+    step: Callable[[Any, Any, Any], tuple[Any, Array]],
+    initial_carry: Callable[[Any], Any],
+    sizes: Callable[[Any], tuple[int, int]],
+    project: Callable[[Any, Array], Any] | None = None,
+) -> None:
+    """Make params of your own type a cell, which runs wherever the built-in cells do.
+
+        carry_t, y_t = step(params, carry_{t-1}, x_t)
+        carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
+
+    From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
+    and beside other cells, with lengths, masks, resets, both directions, dropout, checkpoint, `vmap`
+    over data and params, and derivatives of any order and mode. So do the diagnostics that look at
+    states and their Jacobians. The cell runs as `loop` over its step. `newton_scan`,
+    `gradient_norms`, `save` and compute_dtype are for built-in cells.
+
+    Args:
+        params_type: a class whose instances are pytrees with arrays of one float dtype as leaves, a
+            frozen dataclass that `jax.tree_util.register_dataclass` knows, say.
+        step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
+            carry keeps its structure, shapes and dtypes.
+        initial_carry: params -> the carry where a sequence starts, a tree of arrays.
+        sizes: params -> (I, H), from the shapes of their leaves.
+        project: (params, xs `[T, I]`) -> what step gets in place of x, a tree of arrays `[T, ...]`:
+            the products of the inputs with their weights, say, which then are one large product
+            for all of time, and whose gradient is another.
+
+    Raises:
+        TypeError: an argument of a kind that does not fit, or a class that is registered. What a
+            step gets wrong is told when it is first traced.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxgru
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class LeakyParams:
+        ...     w_in: jax.Array
+        ...     w_rec: jax.Array
+        >>> def leaky_step(params, h, x):
+        ...     h = 0.9 * h + 0.1 * jnp.tanh(x @ params.w_in + h @ params.w_rec)
+        ...     return h, h
+        >>> jaxgru.register(
+        ...     LeakyParams,
+        ...     step=leaky_step,
+        ...     initial_carry=lambda params: jnp.zeros_like(params.w_rec[0]),
+        ...     sizes=lambda params: params.w_in.shape,
+        ... )
+        >>> leaky = LeakyParams(jnp.ones((3, 8), "float32"), jnp.zeros((8, 8), "float32"))
+        >>> params = jaxgru.Stack((leaky, jaxgru.gru_init(jax.random.key(0), 8, 4)))
+        >>> jaxgru.scan(params, jnp.ones((20, 3), "float32"), length=12)[1].shape
+        (20, 4)
+    """
+    if not isinstance(params_type, type):
+        got = checks.describe(params_type)
+        raise checks.error(TypeError, "register", "params_type", "a class", got)
+    if params_type in (Stack, Bidirectional) or cell.knows(params_type):
+        expected = "a class that is not registered yet"
+        fix = "Programs that were compiled for it would not change. Define the class anew."
+        raise checks.error(
+            TypeError, "register", "params_type", expected, params_type.__name__, fix
+        )
+    functions = {"step": step, "initial_carry": initial_carry, "sizes": sizes}
+    functions |= {} if project is None else {"project": project}
+    for name, function in functions.items():
+        if not callable(function):
+            got = checks.describe(function)
+            raise checks.error(TypeError, "register", name, "a function", got)
+
+    def check(caller: str, params: Any) -> None:
+        _check(caller, params, initial_carry, sizes)
+
+    project = _as_they_are if project is None else project
+    cell.register(params_type, StepCell(step, project, sizes, check, initial_carry))
+
+
+def _as_they_are(params: Any, xs: Array) -> Array:
+    del params
+    return xs
+
+
+def _check(caller, params, initial_carry, sizes):
+    name = type(params).__name__
+    structure = jax.tree.structure(params)
+    if jax.tree_util.treedef_is_leaf(structure):
+        fix = "jax.tree_util.register_dataclass makes a dataclass one."
+        raise checks.error(TypeError, caller, name, "a pytree", "a leaf", fix)
+    if structure.num_leaves == 0:
+        raise checks.error(ValueError, caller, name, "a pytree with arrays in it", "no leaf")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = name + jax.tree_util.keystr(path)
+        if checks.dtype_of(leaf).name not in checks.DTYPES:
+            expected = f"an array of one of {', '.join(checks.DTYPES)}"
+            raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
+    found = sizes(params)
+    if not (isinstance(found, tuple) and len(found) == 2):
+        expected = "(I, H), two sizes"
+        raise checks.error(TypeError, caller, f"sizes of {name}", expected, checks.describe(found))
+    for size in found:
+        checks.size(caller, f"sizes of {name}", size)
