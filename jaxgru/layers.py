@@ -145,9 +145,9 @@ def start(params: Params) -> Carry:
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     """The carry that a sequence starts from.
 
-    It is zeros, `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an LSTM, a tuple
-    of two for a Bidirectional, a tuple with one per layer for a Stack. For params of your own type
-    it is what `register` was told. With batch every array has these axes in front.
+    It is zeros: `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an
+    LSTM, a tuple of two for a Bidirectional, a tuple with one per layer for a Stack. For params of
+    your own type it is what `register` was told. With batch every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.
@@ -193,10 +193,8 @@ def check(caller: str, params: Params) -> None:
         cell_of(params).check(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
-        expected = (
-            "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack or of a type that"
-            " jaxgru.register knows"
-        )
+        built_in = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack"
+        expected = f"{built_in} or of a registered type"
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1:

@@ -1,8 +1,10 @@
 """Any step over one sequence: `jax.lax.scan` with lengths, resets and random keys."""
 
+import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,9 @@ def loop(
     With a key it is step(carry_{t-1}, x_t, jax.random.fold_in(key, t)), in either direction. A
     batch goes through `jax.vmap`.
 
-    The step runs where no step is real too, in the padding and at holes. There it gets the carry, the input and the key of the first
-    real step again, and what it returns is dropped: its derivatives in the padding are ones that a
-    real step has as well. With length 0 no step is real, and it gets `carry` and inputs of 0.5, or
+    The step also runs in the padding and at holes. There it gets the input and the key of the first
+    real step again, and the carry before that, and what it returns is dropped: its derivatives are
+    ones that a real step has as well. Where no step is real, it gets `carry` and inputs of 0.5, or
     0 for integers. A step that has no derivative there must see to that itself.
 
     Args:
@@ -85,9 +87,39 @@ def loop(
     _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key)
     if checkpoint is not None:
         checkpoint = checks.size("loop", "checkpoint", checkpoint)
-    carry, xs, length, mask, reset, reset_carry, key = jax.tree.map(
-        jnp.asarray, (carry, xs, length, mask, reset, reset_carry, key)
-    )
+    data = (carry, xs, length, mask, reset, reset_carry, key)
+    return _program(step, _Options(reverse, checkpoint))(*jax.tree.map(jnp.asarray, data))
+
+
+class _Options(NamedTuple):
+    """What is part of the program, not data."""
+
+    reverse: bool
+    checkpoint: int | None
+
+
+_programs: Any = weakref.WeakKeyDictionary()
+
+
+def _program(step: Callable[..., Any], options: _Options) -> Callable[..., Any]:
+    """The loop over this step, compiled once per shape as long as the step lives.
+
+    Only for a function: an object that can be called may have changed since the last call.
+    """
+    if not isinstance(step, FunctionType):
+        return partial(_run, step, options)
+    programs = _programs.setdefault(step, {})
+    if options not in programs:
+        alive: Any = weakref.ref(step)  # else the table would keep its own key alive
+
+        def program(*data):
+            return _run(alive(), options, *data)
+
+        programs[options] = jax.jit(program)
+    return programs[options]
+
+
+def _run(step, options, carry, xs, length, mask, reset, reset_carry, key):
     steps = jax.tree.leaves(xs)[0].shape[0]
     if steps == 0:
         length = mask = reset = None
@@ -97,8 +129,7 @@ def loop(
     if reset_carry is None:
         reset_carry = jax.tree.map(jnp.zeros_like, carry)
     marks = sequence.marks(length, reset, steps, mask)
-    how = (reverse, checkpoint)
-    return run("loop", step, carry, inputs, marks, reset_carry, *how)
+    return run("loop", step, carry, inputs, marks, reset_carry, *options)
 
 
 def run(

@@ -25,10 +25,10 @@ def register(
         carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
 
     From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
-    and beside other cells, with lengths, masks, resets, both directions, dropout, checkpoint, `vmap`
-    over data and params, and derivatives of any order and mode. So do the diagnostics that look at
-    states and their Jacobians. The cell runs as `loop` over its step. `newton_scan`,
-    `gradient_norms`, `save` and compute_dtype are for built-in cells.
+    alone and beside other cells, with every option but compute_dtype. They run under `vmap` over
+    data and params, and have derivatives of any order in both modes. The diagnostics that look at
+    states and their Jacobians take them too. The cell runs as `loop` over its step. `newton_scan`,
+    `gradient_norms` and `save` are for built-in cells.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves, a

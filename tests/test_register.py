@@ -1,0 +1,351 @@
+"""The GRU once more, as a cell of the user's own, beside the built-in one."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jaxgru
+from cases import (
+    GRAD_TOL,
+    HIDDEN,
+    INPUT,
+    STEPS,
+    VALUE_TOL,
+    assert_close,
+    draw,
+    draw_carry,
+    draw_xs,
+    weigh,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+VALUES, GRADS = VALUE_TOL["float64"], GRAD_TOL["float64"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OwnParams:
+    w_ih: Any
+    w_hh: Any
+    b: Any
+
+
+def gates(h, u, params):
+    """The four lines."""
+    (u_r, u_z, u_n), (w_r, w_z, w_n) = u, params.w_hh.swapaxes(0, 1)
+    r, z = jax.nn.sigmoid(u_r + h @ w_r), jax.nn.sigmoid(u_z + h @ w_z)
+    n = jnp.tanh(u_n + (r * h) @ w_n)
+    return (1 - z) * h + z * n
+
+
+def project(params, xs):
+    return jnp.einsum("ti,igh->tgh", xs, params.w_ih) + params.b[None]
+
+
+def plain_step(params, h, x):
+    h = gates(h, jnp.einsum("i,igh->gh", x, params.w_ih) + params.b, params)
+    return h, h
+
+
+def projected_step(params, h, u):
+    h = gates(h, u, params)
+    return h, h
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ProjectedParams(OwnParams):
+    pass
+
+
+COMMON = {
+    "initial_carry": lambda params: jnp.zeros_like(params.w_hh[0, 0]),
+    "sizes": lambda params: (params.w_ih.shape[0], params.w_hh.shape[0]),
+}
+jaxgru.register(OwnParams, step=plain_step, **COMMON)
+jaxgru.register(ProjectedParams, step=projected_step, project=project, **COMMON)
+TYPES = (OwnParams, ProjectedParams)
+
+
+def own(params, kind):
+    """The params with every GRU in them as one of these."""
+    if isinstance(params, jaxgru.GRUParams):
+        return kind(params.w_ih, params.w_hh, params.b)
+    if isinstance(params, jaxgru.Stack):
+        return jaxgru.Stack(tuple(own(layer, kind) for layer in params.layers))
+    if isinstance(params, jaxgru.Bidirectional):
+        return jaxgru.Bidirectional(own(params.forward, kind), own(params.backward, kind))
+    return params
+
+
+def networks():
+    deep = jaxgru.Stack((draw("gru"), draw("gru", HIDDEN, HIDDEN, seed=4)))
+    two = jaxgru.Bidirectional(draw("gru"), draw("lstm"))
+    upon = draw("gru", 2 * HIDDEN, HIDDEN)
+    return {"cell": draw("gru"), "stack": deep, "mixed": jaxgru.Stack((two, upon))}
+
+
+NETWORKS = ("cell", "stack", "mixed")
+FLAGS = np.random.default_rng(7).random((2, STEPS)) < 0.4
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "length": {"length": 4},
+    "no step": {"length": 0},
+    "reset": {"reset": FLAGS[0]},
+    "mask": {"mask": ~FLAGS[1]},
+    "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1], "checkpoint": 2},
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_built_in_cell(name, options, reverse, kind):
+    """Values and gradients of everything, whatever stands where no step is real."""
+    built_in, chosen = networks()[name], OPTIONS[options]
+    xs, carry = draw_xs(), draw_carry(built_in)
+    real = np.arange(STEPS) < chosen.get("length", STEPS)
+    real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
+    xs = jnp.where(real[:, None], xs, jnp.nan)
+    starts = {"reset_carry": draw_carry(built_in, seed=9)} if "reset" in chosen else {}
+
+    def run(params, xs, carry, starts):
+        return jaxgru.scan(params, xs, carry, reverse=reverse, **starts, **chosen)
+
+    def both(params):
+        loss = lambda *arguments: weigh(run(*arguments))  # noqa: E731
+        arguments = (params, xs, carry, starts)
+        return run(*arguments), jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*arguments)
+
+    (values, grads), (expected, expected_grads) = both(own(built_in, kind)), both(built_in)
+    assert_close(values, expected, VALUES)
+    assert_close(grads, expected_grads, GRADS)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_step_is_one_step_of_scan(kind):
+    params = own(networks()["stack"], kind)
+    xs, carry = draw_xs(), draw_carry(params)
+    last, ys = jaxgru.scan(params, xs, carry)
+    outputs = []
+    for x in xs:
+        carry, y = jax.jit(jaxgru.step)(params, carry, x)
+        outputs.append(y)
+    assert_close((carry, jnp.stack(outputs)), (last, ys), VALUES)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_batches_of_data_and_of_params(kind):
+    params = own(draw("gru"), kind)
+    xs = jnp.stack([draw_xs(), draw_xs(seed=5)])
+    each = [jaxgru.scan(params, x) for x in xs]
+    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+    assert_close(jax.vmap(jaxgru.scan, (None, 0))(params, xs), expected, VALUES)
+    two = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, own(draw("gru", seed=8), kind))
+    one = jaxgru.scan(jax.tree.map(lambda a: a[1], two), xs[1])
+    found = jax.vmap(jaxgru.scan)(two, xs)
+    assert_close(jax.tree.map(lambda a: a[1], found), one, VALUES)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_derivatives(kind):
+    params = own(draw("gru"), kind)
+    run = lambda *arguments: jaxgru.scan(*arguments, length=4)  # noqa: E731
+    check_grads(run, (params, draw_xs(), draw_carry(params)), order=2, modes=("fwd", "rev"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_diagnostics(kind):
+    built_in, xs = draw("gru"), draw_xs()
+    params = own(built_in, kind)
+    for look in (
+        jaxgru.diagnostics.state_jacobians,
+        jaxgru.diagnostics.memory_gradient,
+        functools.partial(jaxgru.diagnostics.lyapunov_spectrum, warm_up=1),
+    ):
+        assert_close(look(params, xs), look(built_in, xs), GRADS)
+
+
+def test_dropout_between_own_layers():
+    params, key = own(networks()["stack"], OwnParams), jax.random.key(3)
+    kept = jaxgru.scan(params, draw_xs(), dropout=0.5, key=key)
+    expected = jaxgru.scan(networks()["stack"], draw_xs(), dropout=0.5, key=key)
+    assert_close(kept, expected, VALUES)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """Learns where it starts, and has an integer in its carry."""
+
+    start: Any
+    w: Any
+
+
+def count(params, carry, x):
+    carry = {"sum": carry["sum"] + x @ params.w, "steps": carry["steps"] + 1}
+    return carry, carry["sum"] / carry["steps"].astype("float64")
+
+
+jaxgru.register(
+    Counter,
+    step=count,
+    initial_carry=lambda params: {"sum": params.start, "steps": jnp.int32(0)},
+    sizes=lambda params: params.w.shape,
+)
+
+
+def test_any_carry_and_where_it_starts_can_be_learnt():
+    params, xs = Counter(jnp.ones(2), jnp.ones((INPUT, 2))), draw_xs()
+    carry = jaxgru.initial_carry(params, (5,))
+    assert {k: (v.shape, v.dtype) for k, v in carry.items()} == {
+        "sum": ((5, 2), jnp.dtype("float64")),
+        "steps": ((5,), jnp.dtype("int32")),
+    }
+    last, ys = jaxgru.scan(params, xs, length=4, reset=jnp.arange(STEPS) == 2)
+    assert last["steps"] == 2
+    total = 1 + np.asarray(xs)[2:4].sum()
+    assert_close(last["sum"], [total, total], VALUES)
+    assert_close(ys[3], [total / 2, total / 2], VALUES)
+    grads = jax.grad(lambda params: jaxgru.scan(params, xs)[1][-1].sum())(params)
+    assert_close(grads.start, np.ones(2) / STEPS, VALUES)
+
+
+def of(step=plain_step, **changes):
+    """Params of a new class, registered with changes."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Fresh(OwnParams):
+        pass
+
+    jaxgru.register(Fresh, step=step, **(COMMON | changes))
+    return own(draw("gru"), Fresh)
+
+
+class Leaf:
+    """No pytree."""
+
+
+WRONG = {
+    "an instance for a class": (
+        lambda: jaxgru.register(of(), step=plain_step, **COMMON),
+        TypeError, "params_type", "a class",
+    ),
+    "a built-in class": (
+        lambda: jaxgru.register(jaxgru.GRUParams, step=plain_step, **COMMON),
+        TypeError, "params_type", "not registered yet",
+    ),
+    "a class twice": (
+        lambda: jaxgru.register(OwnParams, step=plain_step, **COMMON),
+        TypeError, "params_type", "Define the class anew",
+    ),
+    "a composition": (
+        lambda: jaxgru.register(jaxgru.Stack, step=plain_step, **COMMON),
+        TypeError, "params_type", "not registered yet",
+    ),
+    "a step that is no function": (lambda: of(step=3), TypeError, "step", "a function"),
+    "sizes that are no function": (lambda: of(sizes=(3, 4)), TypeError, "sizes", "a function"),
+    "a carry that is no function": (
+        lambda: of(initial_carry=jnp.zeros(4)), TypeError, "initial_carry", "a function",
+    ),
+    "a projection that is no function": (lambda: of(project=3), TypeError, "project", "a function"),
+    "a step that returns the carry alone": (
+        lambda: run(of(step=lambda p, h, x: h)), TypeError, "what step returns", "(carry, y)",
+    ),
+    "a carry that grows": (
+        lambda: run(of(step=lambda p, h, x: (jnp.append(h, h), h))),
+        ValueError, "the next carry", "float64[4] as in carry",
+    ),
+    "a carry of another dtype": (
+        lambda: run(of(step=lambda p, h, x: (h.astype("float32"), h))),
+        TypeError, "the next carry", "float64[4] as in carry",
+    ),
+    "a carry of another structure": (
+        lambda: run(of(step=lambda p, h, x: ((h, h), h))),
+        TypeError, "the next carry", "as carry is",
+    ),
+    "an output of another size": (
+        lambda: run(of(step=lambda p, h, x: (h, x))),
+        ValueError, "the output of Fresh's step", "[4]",
+    ),
+    "an output of another dtype": (
+        lambda: run(of(step=lambda p, h, x: (h, h.astype("float32")))),
+        TypeError, "the output of Fresh's step", "float64 as params are",
+    ),
+    "an output that is a tree": (
+        lambda: run(of(step=lambda p, h, x: (h, {"y": h}))),
+        TypeError, "the output of Fresh's step", "an array of shape [4]",
+    ),
+    "sizes of one number": (
+        lambda: run(of(sizes=lambda p: 3)), TypeError, "sizes of Fresh", "(I, H), two sizes",
+    ),
+    "sizes that are shapes": (
+        lambda: run(of(sizes=lambda p: (p.w_ih.shape, 4))), TypeError, "sizes of Fresh", "integer",
+    ),
+    "inputs of another size": (
+        lambda: jaxgru.scan(of(), draw_xs(inputs=5)), ValueError, "xs", "[T, 3]",
+    ),
+    "a projection of one step": (
+        lambda: run(of(project=lambda p, xs: xs[0])), TypeError, "what project returns", "[6, ...]",
+    ),
+    "a leaf of integers": (
+        lambda: run(dataclasses.replace(of(), b=jnp.zeros((3, 4), "int32"))),
+        TypeError, "Fresh.b", "float",
+    ),
+    "a leaf of another dtype": (
+        lambda: run(dataclasses.replace(of(), b=jnp.zeros((3, 4), "float32"))),
+        TypeError, "params", "one dtype",
+    ),
+    "no leaf at all": (
+        lambda: run(dataclasses.replace(of(), w_ih=None, w_hh=None, b=None)),
+        ValueError, "Fresh", "arrays in it",
+    ),
+    "in a Stack below another size": (
+        lambda: run(jaxgru.Stack((of(), draw("gru", 5, 4)))),
+        ValueError, "Stack.layers[1]", "input size 4",
+    ),
+    "a carry of the wrong structure": (
+        lambda: jaxgru.scan(of(), draw_xs(), (jnp.zeros(4), jnp.zeros(4))),
+        TypeError, "carry", "float64[4]",
+    ),
+    "compute_dtype": (
+        lambda: jaxgru.scan(of(), draw_xs(), compute_dtype="bfloat16"),
+        TypeError, "params", "built-in cells with compute_dtype",
+    ),
+    "Newton's method": (
+        lambda: jaxgru.newton_scan(of(), draw_xs()), TypeError, "params", "built-in cells",
+    ),
+    "saved": (lambda: jaxgru.to_dict(of()), TypeError, "params", "GRUParams"),
+    "gradient norms": (
+        lambda: jaxgru.diagnostics.gradient_norms(jnp.sum, of(), draw_xs()),
+        TypeError, "params", "built-in cells",
+    ),
+}  # fmt: skip
+
+
+def run(params):
+    return jaxgru.scan(params, draw_xs())
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong(case):
+    call, kind, name, expected = WRONG[case]
+    with pytest.raises(kind) as raised:
+        call()
+    message = str(raised.value)
+    assert f": {name}" in message, message
+    assert expected in message, message
+
+
+def test_no_pytree():
+    jaxgru.register(Leaf, step=plain_step, **COMMON)
+    with pytest.raises(TypeError, match=r"scan: Leaf must be a pytree.*register_dataclass"):
+        jaxgru.scan(Leaf(), draw_xs())
