@@ -159,6 +159,7 @@ def _first(reverse, carry, reset_carry, inputs, fresh, valid):
 
     What the padding is computed on. A select of the results alone would not do: where the step's
     derivative is infinite, zero times it is NaN, in the gradient of whatever the step closes over.
+    The gradient of these copies is zero, so it is not computed.
     """
     at = jnp.maximum(jnp.sum(valid) - 1, 0) if reverse else 0
     if fresh is not None:

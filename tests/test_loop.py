@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -582,6 +583,18 @@ def test_one_scan_and_no_selects_that_nothing_asks_for():
     scans, selects = count(length=3)
     assert scans == 1
     assert selects > 0
+
+
+def test_export_with_symbolic_time():
+    def run(xs, length, reset):
+        return jaxgru.loop(double, jnp.zeros(()), xs, length=length, reset=reset)
+
+    (steps,) = export.symbolic_shape("t", constraints=["t >= 1"])
+    shapes = ((steps,), "float64"), ((), "int32"), ((steps,), "bool")
+    exported = export.export(jax.jit(run))(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    for count in (1, STEPS):
+        data = jnp.ones(count), jnp.int32(count - 1), jnp.asarray(RESET[:count])
+        assert_close(exported.call(*data), run(*data), TOL)
 
 
 @pytest.fixture
