@@ -186,6 +186,26 @@ def test_no_steps(reverse, checkpoint):
     assert draws.shape == (0,)
 
 
+@pytest.mark.parametrize("checkpoint", [None, 2])
+@pytest.mark.parametrize("length", [None, 3])
+def test_weak_types(length, checkpoint):
+    """An array made of a Python number counts by its dtype, where it starts and where it is put."""
+    xs = jnp.ones(5, "float64")
+    start = jnp.asarray(0.0), jnp.asarray(1)
+    assert start[0].weak_type
+
+    def step(carry, x):
+        return (carry[0] + x, carry[1] * 2), (carry[0], 1.0)
+
+    (total, count), (before, ones) = jaxgru.loop(
+        step, start, xs, length=length, checkpoint=checkpoint
+    )
+    real = 5 if length is None else length
+    assert (total, count) == (real, 2**real)
+    assert before.tolist() == [float(t) if t < real else 0.0 for t in range(5)]
+    assert ones.tolist() == [1.0 if t < real else 0.0 for t in range(5)]
+
+
 # --- The same as `scan`.
 
 
