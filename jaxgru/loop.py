@@ -177,6 +177,7 @@ def _first(reverse, carry, reset_carry, inputs, fresh, valid):
 
     What the padding is computed on. A select of the results alone would not do: where the step's
     derivative is infinite, zero times it is NaN, in the gradient of whatever the step closes over.
+    The gradient of these copies is zero, so it is not computed.
     """
     steps = valid.shape[0]
     ahead = jnp.flip(valid) if reverse else valid

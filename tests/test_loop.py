@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -183,6 +184,26 @@ def test_no_steps(reverse, checkpoint):
     assert shapes == (("float64", (0, 4)), {"count": count, "seen": seen, "none": None})
     _, draws = jaxgru.loop(draws_one, 0.0 * carry["scale"], xs, key=jax.random.key(0))
     assert draws.shape == (0,)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 2])
+@pytest.mark.parametrize("length", [None, 3])
+def test_weak_types(length, checkpoint):
+    """An array made of a Python number counts by its dtype, where it starts and where it is put."""
+    xs = jnp.ones(5, "float64")
+    start = jnp.asarray(0.0), jnp.asarray(1)
+    assert start[0].weak_type
+
+    def step(carry, x):
+        return (carry[0] + x, carry[1] * 2), (carry[0], 1.0)
+
+    (total, count), (before, ones) = jaxgru.loop(
+        step, start, xs, length=length, checkpoint=checkpoint
+    )
+    real = 5 if length is None else length
+    assert (total, count) == (real, 2**real)
+    assert before.tolist() == [float(t) if t < real else 0.0 for t in range(5)]
+    assert ones.tolist() == [1.0 if t < real else 0.0 for t in range(5)]
 
 
 # --- The same as `scan`.
@@ -582,6 +603,18 @@ def test_one_scan_and_no_selects_that_nothing_asks_for():
     scans, selects = count(length=3)
     assert scans == 1
     assert selects > 0
+
+
+def test_export_with_symbolic_time():
+    def run(xs, length, reset):
+        return jaxgru.loop(double, jnp.zeros(()), xs, length=length, reset=reset)
+
+    (steps,) = export.symbolic_shape("t", constraints=["t >= 1"])
+    shapes = ((steps,), "float64"), ((), "int32"), ((steps,), "bool")
+    exported = export.export(jax.jit(run))(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    for count in (1, STEPS):
+        data = jnp.ones(count), jnp.int32(count - 1), jnp.asarray(RESET[:count])
+        assert_close(exported.call(*data), run(*data), TOL)
 
 
 @pytest.fixture
