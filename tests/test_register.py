@@ -21,6 +21,7 @@ from cases import (
     draw,
     draw_carry,
     draw_xs,
+    only,
     weigh,
 )
 
@@ -105,8 +106,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
+@pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
     """Values and gradients of everything, whatever stands where no step is real."""
     built_in, chosen = networks()[name], OPTIONS[options]
@@ -212,8 +213,8 @@ def test_any_carry_and_where_it_starts_can_be_learnt():
     last, ys = jaxgru.scan(params, xs, length=4, reset=jnp.arange(STEPS) == 2)
     assert last["steps"] == 2
     total = 1 + np.asarray(xs)[2:4].sum()
-    assert_close(last["sum"], [total, total], VALUES)
-    assert_close(ys[3], [total / 2, total / 2], VALUES)
+    assert_close(last["sum"], np.full(2, total), VALUES)
+    assert_close(ys[3], np.full(2, total / 2), VALUES)
     grads = jax.grad(lambda params: jaxgru.scan(params, xs)[1][-1].sum())(params)
     assert_close(grads.start, np.ones(2) / STEPS, VALUES)
 
