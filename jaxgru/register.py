@@ -1,6 +1,7 @@
 """Cells of your own, by their equations alone."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +9,11 @@ from jax import Array
 
 from jaxgru import cell, checks
 from jaxgru.cell import StepCell
+from jaxgru.forms import FORMS, weights
 from jaxgru.layers import Bidirectional, Stack
+
+#: Of what compositions are made.
+TAKEN = ("layers", "forward", "backward")
 
 
 def register(
@@ -18,6 +23,7 @@ def register(
     initial_carry: Callable[[Any], Any],
     sizes: Callable[[Any], tuple[int, int]],
     project: Callable[[Any, Array], Any] | None = None,
+    forms: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Make params of your own type a cell, which runs wherever the built-in cells do.
 
@@ -27,12 +33,15 @@ def register(
     From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
     alone and beside other cells, with every option but compute_dtype. They run under `vmap` over
     data and params, and have derivatives of any order in both modes. The diagnostics that look at
-    states and their Jacobians take them too. The cell runs as `loop` over its step. `newton_scan`,
-    `gradient_norms` and `save` are for built-in cells.
+    states and their Jacobians take them too. With forms, so do `save`, `to_dict` and `jax.export`.
+    The cell runs as `loop` over its step. `newton_scan` and `gradient_norms` are for built-in
+    cells.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves, a
-            frozen dataclass that `jax.tree_util.register_dataclass` knows, say.
+            frozen dataclass that `jax.tree_util.register_dataclass` knows, say. With forms, a
+            dataclass that is no pytree yet, whose fields hold arrays; those that begin with b, for
+            biases, may be None.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
             carry keeps its structure, shapes and dtypes.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays.
@@ -40,10 +49,15 @@ def register(
         project: (params, xs `[T, I]`) -> what step gets in place of x, a tree of arrays `[T, ...]`:
             the products of the inputs with their weights, say, which then are one large product
             for all of time, and whose gradient is another.
+        forms: what the weights are called in files, and the static fields that go with each name:
+            `{"mgu": {}}`, or `{"gru": {"reset_after": False}, "gru_after": {"reset_after": True}}`.
+            Static fields have `metadata={"static": True}`. This makes params_type a pytree whose
+            leaves are called `mgu.w_hh` and so on.
 
     Raises:
         TypeError: an argument of a kind that does not fit, or a class that is registered. What a
             step gets wrong is told when it is first traced.
+        ValueError: a form whose name is taken, or which leaves a static field open.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxgru
@@ -85,8 +99,38 @@ def register(
     def check(caller: str, params: Any) -> None:
         _check(caller, params, initial_carry, sizes)
 
+    if forms is not None:
+        _name(params_type, forms)
     project = _as_they_are if project is None else project
     cell.register(params_type, StepCell(step, project, sizes, check, initial_carry))
+
+
+def _name(params_type: type, forms: Any) -> None:
+    """Make a dataclass of weights a pytree with these names in its paths."""
+    if not isinstance(forms, Mapping) or not forms:
+        fix = f'{{"{params_type.__name__.lower()}": {{}}}} is one.'
+        expected = "a mapping of names to static fields"
+        raise checks.error(TypeError, "register", "forms", expected, checks.describe(forms), fix)
+    if not dataclasses.is_dataclass(params_type):
+        got = params_type.__name__
+        raise checks.error(TypeError, "register", "params_type", "a dataclass, with forms", got)
+    fields = dataclasses.fields(params_type)
+    static = {field.name for field in fields if field.metadata.get("static")}
+    for name, options in forms.items():
+        if not (isinstance(name, str) and name.isidentifier()):
+            expected = "named like a variable"
+            raise checks.error(ValueError, "register", "forms", expected, checks.shown(name))
+        if name in TAKEN or name in FORMS:
+            raise checks.error(ValueError, "register", "forms", "of names that are free", name)
+        if not isinstance(options, dict) or set(options) != static:
+            expected = f"a dict of the static fields {sorted(static)} for {name!r}"
+            raise checks.error(ValueError, "register", "forms", expected, checks.shown(options))
+    try:
+        weights(**forms)(params_type)
+    except ValueError as error:  # of JAX, whose registry tells of a type twice
+        fix = "forms take the place of jax.tree_util.register_dataclass."
+        expected, got = "no pytree yet, with forms", params_type.__name__
+        raise checks.error(TypeError, "register", "params_type", expected, got, fix) from error
 
 
 def _as_they_are(params: Any, xs: Array) -> Array:

@@ -18,6 +18,7 @@ from cases import (
     STEPS,
     VALUE_TOL,
     assert_close,
+    assert_same,
     draw,
     draw_carry,
     draw_xs,
@@ -59,7 +60,6 @@ def projected_step(params, h, u):
     return h, h
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProjectedParams(OwnParams):
     pass
@@ -70,7 +70,8 @@ COMMON = {
     "sizes": lambda params: (params.w_ih.shape[0], params.w_hh.shape[0]),
 }
 jaxgru.register(OwnParams, step=plain_step, **COMMON)
-jaxgru.register(ProjectedParams, step=projected_step, project=project, **COMMON)
+FORMS: Any = {"own_gru": {}}
+jaxgru.register(ProjectedParams, step=projected_step, project=project, forms=FORMS, **COMMON)
 TYPES = (OwnParams, ProjectedParams)
 
 
@@ -174,6 +175,49 @@ def test_diagnostics(kind):
         assert_close(look(params, xs), look(built_in, xs), GRADS)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_save_load_and_export(bias, tmp_path):
+    params = own(networks()["mixed"], ProjectedParams)
+    if not bias:
+        last = dataclasses.replace(params.layers[1], b=None)
+        params = jaxgru.Stack((params.layers[0], last))
+    assert "layers.1.own_gru.w_hh" in jaxgru.to_dict(params)
+    jaxgru.save(tmp_path / "file", params)
+    loaded = jaxgru.load(tmp_path / "file")
+    assert_same(loaded, params)
+    assert type(loaded.layers[1]) is ProjectedParams
+    if bias:
+        program = jax.export.export(jax.jit(jaxgru.scan))(params, draw_xs())
+        again = jax.export.deserialize(program.serialize())
+        assert_close(again.call(params, draw_xs()), jaxgru.scan(params, draw_xs()), VALUES)
+
+
+def test_static_fields_are_saved(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Leaky:
+        w: Any
+        rate: float = dataclasses.field(metadata={"static": True})
+
+    def step(params, h, x):
+        h = (1 - params.rate) * h + params.rate * (x @ params.w)
+        return h, h
+
+    jaxgru.register(
+        Leaky,
+        step=step,
+        initial_carry=lambda params: jnp.zeros_like(params.w[0]),
+        sizes=lambda params: params.w.shape,
+        forms={"slow": {"rate": 0.125}, "fast": {"rate": 0.5}},
+    )
+    for rate in (0.125, 0.5):
+        params = Leaky(jnp.ones((INPUT, 2)), rate)
+        jaxgru.save(tmp_path / "file", params)
+        assert_same(jaxgru.load(tmp_path / "file"), params)
+        assert jaxgru.scan(params, draw_xs())[1].shape == (STEPS, 2)
+    with pytest.raises(ValueError, match="to_dict: "):
+        jaxgru.to_dict(Leaky(jnp.ones((INPUT, 2)), 0.25))
+
+
 def test_dropout_between_own_layers():
     params, key = own(networks()["stack"], OwnParams), jax.random.key(3)
     kept = jaxgru.scan(params, draw_xs(), dropout=0.5, key=key)
@@ -233,6 +277,17 @@ def of(step=plain_step, **changes):
 
 class Leaf:
     """No pytree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields(OwnParams):
+    kind: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Registered(OwnParams):
+    pass
 
 
 WRONG = {
@@ -323,6 +378,30 @@ WRONG = {
     ),
     "Newton's method": (
         lambda: jaxgru.newton_scan(of(), draw_xs()), TypeError, "params", "built-in cells",
+    ),
+    "a form whose name is taken": (
+        lambda: jaxgru.register(Fields, step=plain_step, forms={"gru": {}}, **COMMON),
+        ValueError, "forms", "names that are free, got gru",
+    ),
+    "a form that leaves a static field open": (
+        lambda: jaxgru.register(Fields, step=plain_step, forms={"fields": {}}, **COMMON),
+        ValueError, "forms", "static fields ['kind']",
+    ),
+    "a form with a dot in its name": (
+        lambda: jaxgru.register(Fields, step=plain_step, forms={"a.b": {"kind": 1}}, **COMMON),
+        ValueError, "forms", "like a variable",
+    ),
+    "a form that is a name alone": (
+        lambda: jaxgru.register(Fields, step=plain_step, forms="fields", **COMMON),
+        TypeError, "forms", "mapping of names",
+    ),
+    "forms of a class that is no dataclass": (
+        lambda: jaxgru.register(Leaf, step=plain_step, forms={"leaf": {}}, **COMMON),
+        TypeError, "params_type", "a dataclass",
+    ),
+    "forms of a pytree": (
+        lambda: jaxgru.register(Registered, step=plain_step, forms={"reg": {}}, **COMMON),
+        TypeError, "params_type", "no pytree yet",
     ),
     "saved": (lambda: jaxgru.to_dict(of()), TypeError, "params", "GRUParams"),
     "gradient norms": (
