@@ -230,11 +230,13 @@ def number(caller: str, name: str, value: Any, expected: str = "a Python number"
 
 
 def float_scalar(caller: str, name: str, value: Any) -> None:
-    """A scalar array of floats."""
+    """A Python number, or a scalar array of floats, which may be traced."""
     expected = "a Python number or a scalar array of floats"
-    if not jnp.issubdtype(dtype_of(value), jnp.floating):
+    if isinstance(value, float | int) or not is_array(value):
+        number(caller, name, value, expected)
+    elif not jnp.issubdtype(dtype_of(value), jnp.floating):
         raise error(TypeError, caller, name, expected, describe(value))
-    if value.shape != ():
+    elif value.shape != ():
         fix = "Several at once go through jax.vmap."
         raise error(ValueError, caller, name, expected, describe(value), fix)
 

@@ -175,12 +175,8 @@ def _run_cell(options, params, xs, carry, marks, reset_carry):
 
 def _rate(params: Params, dropout: Any, key: Array | None) -> Any:
     """Dropout's rate, checked: a number, an array, or None where it is known to be zero."""
+    checks.float_scalar("scan", "dropout", dropout)
     known = not isinstance(dropout, Tracer)
-    if isinstance(dropout, float | int) or not checks.is_array(dropout):
-        checks.number("scan", "dropout", dropout, "a Python number or a scalar array of floats")
-        dropout = float(dropout)
-    else:
-        checks.float_scalar("scan", "dropout", dropout)
     if known and not 0 <= float(dropout) < 1:
         raise checks.error(ValueError, "scan", "dropout", "in [0, 1)", f"{dropout}")
     if key is not None:
@@ -194,7 +190,7 @@ def _rate(params: Params, dropout: Any, key: Array | None) -> Any:
     if key is None:
         fix = "Pass key=jax.random.key(seed), a new one for every call."
         raise checks.error(ValueError, "scan", "key", "given with dropout", "None", fix)
-    return dropout
+    return dropout if checks.is_array(dropout) else float(dropout)
 
 
 def _has_stack(params: Params) -> bool:
