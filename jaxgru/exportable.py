@@ -25,5 +25,14 @@ def named_tuple(tuple_type: type[T]) -> type[T]:
     return tuple_type
 
 
+_names: set[str] = set()
+
+
 def _name(node_type: type) -> str:
-    return f"jaxgru.{node_type.__name__}"
+    """A name of its own, also for a class that a notebook defines once more."""
+    module = "jaxgru" if node_type.__module__.startswith("jaxgru.") else node_type.__module__
+    name = f"{module}.{node_type.__qualname__}"
+    while name in _names:
+        name += "'"
+    _names.add(name)
+    return name

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxgru
 import oracle
 import recipes
 from cases import HIDDEN, INPUT, STEPS, VALUE_TOL, assert_close, assert_same, draw, weigh
@@ -23,6 +24,23 @@ def normal(rng, *shape):
 def pick(key, logits):
     """The draw itself is JAX's; its logits are NumPy's."""
     return np.asarray(jax.random.categorical(key, jnp.asarray(logits)))
+
+
+# --- The rate network.
+
+
+def test_the_rate_network():
+    params = page["dale"]
+    assert page["ys"].shape == (20, 4)
+    xs = np.random.default_rng(2).standard_normal((STEPS, 3)).astype("float32")
+    w_in, w_rec, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(params))
+    sign = np.where(np.arange(10) < 8, 1, -1)[:, None]
+    v, expected = np.zeros(10), []
+    for x in xs:
+        v = 0.9 * v + 0.1 * (np.maximum(v, 0) @ (sign * abs(w_rec)) + x @ w_in + b)
+        expected.append(np.maximum(v, 0))
+    values = jaxgru.scan(params, jnp.asarray(xs))
+    assert_close(values, (v, np.stack(expected)), VALUE_TOL["float32"])
 
 
 # --- The decoder.

@@ -192,6 +192,27 @@ def test_save_load_and_export(bias, tmp_path):
         assert_close(again.call(params, draw_xs()), jaxgru.scan(params, draw_xs()), VALUES)
 
 
+def test_a_notebook_defines_its_class_again(tmp_path):
+    def define(scale):
+        @dataclasses.dataclass(frozen=True)
+        class InNotebook:
+            w: Any
+
+        jaxgru.register(
+            InNotebook,
+            step=lambda params, h, x: (h + scale * x @ params.w, h),
+            initial_carry=lambda params: jnp.zeros_like(params.w[0]),
+            sizes=lambda params: params.w.shape,
+            forms={"notebook": {}},
+        )
+        return InNotebook(jnp.ones((INPUT, 2)))
+
+    first, second = define(1.0), define(2.0)
+    assert_close(2 * jaxgru.scan(first, draw_xs())[0], jaxgru.scan(second, draw_xs())[0], VALUES)
+    jaxgru.save(tmp_path / "file", second)
+    assert_same(jaxgru.load(tmp_path / "file"), second)
+
+
 def test_static_fields_are_saved(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Leaky:
