@@ -414,14 +414,14 @@ CASES = {
         ValueError,
         "scan: dropout",
         "0",
-        "float32[]",
+        "float",
     ),
     "dropout for one cell, traced": Wrong(
         lambda: jax.jit(lambda rate: scan(dropout=rate, key=jax.random.key(KEY)))(0.0),
         ValueError,
         "scan: dropout",
         "0",
-        "float32[]",
+        "float",
     ),
     "dropout of everything, as an array": Wrong(
         lambda: scan(params_of("stack"), dropout=np.float32(1), key=jax.random.key(KEY)),
