@@ -10,6 +10,7 @@ import pytest
 
 import jaxgru
 import peers
+import recipes
 from cases import HIDDEN, INPUT, STEPS, assert_close, assert_same, draw, draw_like
 
 nnx = peers.peer("flax.nnx")
@@ -112,6 +113,24 @@ class Model(nnx.Module):
 
     def __call__(self, xs, **options):
         return self.head(self.rnn(xs, **options))
+
+
+def test_the_models_of_the_page():
+    """docs/interop.md"""
+    blocks = recipes.blocks("interop.md")
+    (block,) = (b for b in blocks if "class LinenModel" in b)
+    names: dict = {}
+    exec(compile(block, "interop.md", "exec"), names)
+    xs, done = data().astype("float32"), resets().astype("float32")
+    assert names["Model"](nnx.Rngs(0))(xs, LENGTHS, done).shape == (BATCH, STEPS, 1)
+    ys, variables = names["LinenModel"]().init_with_output(jax.random.key(0), xs, LENGTHS, done)
+    assert ys.shape == (BATCH, STEPS, 1)
+    (block,) = (b for b in blocks if "of a LinenRNN; inside" in b)
+    names |= {"unflatten_dict": unflatten_dict, "variables": {}}
+    names["variables"]["params"] = before = variables["params"]["LinenRNN_0"]
+    exec(compile(block, "interop.md", "exec"), names)
+    assert_same(names["variables"]["params"], before)
+    assert_same(names["params"], jaxgru.from_dict(before))
 
 
 def error(model, xs):
