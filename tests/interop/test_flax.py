@@ -253,6 +253,17 @@ def test_step_by_step(make, kind):
 
 
 @pytest.mark.parametrize("make", [of_nnx, of_linen])
+def test_a_step_computes_as_the_module_does(make):
+    params = draw("gru")
+    rnn = make(params, compute_dtype="bfloat16")
+    carry, x = draw_like(rnn.initialize_carry((BATCH,))), data()[:, 0]
+    run = functools.partial(jaxgru.step, compute_dtype="bfloat16")
+    ours, y = rnn.step(carry, x)
+    assert_close((ours, y), jax.vmap(run, (None, 0, 0))(params, carry, x), TOL)
+    assert abs(y - make(params).step(carry, x)[1]).max() > 1e-5  # 16 bits have 3 digits
+
+
+@pytest.mark.parametrize("make", [of_nnx, of_linen])
 @pytest.mark.parametrize("kind", ["lstm", "mixed"])
 def test_initialize_carry(make, kind):
     params = draw(kind)
