@@ -87,7 +87,7 @@ class RNN(nnx.Module):
         self.time_major = time_major
         self.return_carry = return_carry
         self.dropout = dropout
-        self.deterministic = deterministic
+        self.deterministic: bool = deterministic
         self.options: dict[str, Any] = {
             "reverse": reverse,
             "checkpoint": checkpoint,
