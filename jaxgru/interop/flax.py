@@ -2,36 +2,49 @@
 
 They stand where `nnx.RNN(nnx.GRUCell(...))` or `linen.RNN(linen.GRUCell(...))` stood, and run
 `jaxgru.scan`. What differs: outputs in the padding are zero, outputs stay in the order of the
-inputs when `reverse=True`, and an LSTM's carry is `LSTMCarry(h, c)`. Once this file is imported,
-`flax.serialization` knows all params types too.
+inputs when `reverse=True`, options are set where the module is made and not in a call, and an
+LSTM's carry is `LSTMCarry(h, c)`. Once this file is imported, `flax.serialization` knows all params
+types too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
+from flax.traverse_util import unflatten_dict
 from jax import Array
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
 from jaxgru.interop import flax_state
-from jaxgru.plain import leaves_by_name
-from jaxgru.scan import scan
+from jaxgru.interop.flax_batch import run, run_step
+from jaxgru.plain import from_dict, named
 
 flax_state.register()
+
+Partitioning = Mapping[str, tuple[Any, ...]]
 
 
 class RNN(nnx.Module):
     """A recurrent network as a module of flax.nnx.
 
-    Every array of params is an `nnx.Param` of its own in `weights`, named by its place and form.
+    Every array of params is an `nnx.Param` of its own in `weights`, nested by the names of
+    `jaxgru.to_dict`: `weights["layers"]["0"]["gru_after"]["w_ih"]`.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional or Stack of them.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
+            them.
+        time_major: whether time is the first axis, before those of the batch.
         return_carry: whether calls return (carry, outputs).
         reverse: from the last real step to the first; outputs stay in the order of the inputs.
-        checkpoint: as in `jaxgru.scan`.
+        dropout, checkpoint, compute_dtype: as in `jaxgru.scan`.
+        deterministic: whether to leave out dropout; `train()`, `eval()` and `nnx.view` set it.
+        rngs: whose stream "dropout" gives the keys of dropout.
+        partitioning: for each field of params that lies on several devices the names of its mesh
+            axes, as `nnx.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; see `jaxgru.scan`.
@@ -43,31 +56,53 @@ class RNN(nnx.Module):
         >>> rnn = RNN(jaxgru.gru_init(nnx.Rngs(0).params(), 3, 8))
         >>> rnn(jnp.ones((5, 20, 3), "float32"), seq_lengths=jnp.arange(5)).shape
         (5, 20, 8)
+        >>> carry, y = rnn.step(rnn.initialize_carry((5,)), jnp.ones((5, 3), "float32"))
+        >>> y.shape
+        (5, 8)
 
-    Source: the documentation of flax.nnx.RNN.
+    Source: the documentation of flax.nnx.RNN and flax.nnx.Dropout.
     """
 
     def __init__(
         self,
         params: Params,
         *,
+        time_major: bool = False,
         return_carry: bool = False,
         reverse: bool = False,
+        dropout: float = 0.0,
+        deterministic: bool = False,
         checkpoint: int | None = None,
+        compute_dtype: Any = None,
+        rngs: nnx.Rngs | None = None,
+        partitioning: Partitioning | None = None,
     ) -> None:
         """Take the weights of params."""
         layers.check("RNN", params)
-        named = {name.replace(".", "_"): leaf for name, leaf in leaves_by_name(params).items()}
+        leaves = _partitioned("RNN", nnx.with_partitioning, params, partitioning)
         self.structure: Any = jax.tree.structure(params)
-        self.names: tuple[str, ...] = tuple(named)
-        self.weights: Any = nnx.Dict({name: nnx.Param(leaf) for name, leaf in named.items()})
+        self.names: tuple[str, ...] = tuple(leaves)
+        parts = unflatten_dict({n: nnx.Param(leaf) for n, leaf in leaves.items()}, sep=".")
+        self.weights: Any = _modules(parts)
+        self.time_major = time_major
         self.return_carry = return_carry
-        self.options: dict[str, Any] = {"reverse": reverse, "checkpoint": checkpoint}
+        self.dropout = dropout
+        self.deterministic: bool = deterministic
+        self.options: dict[str, Any] = {
+            "reverse": reverse,
+            "checkpoint": checkpoint,
+            "compute_dtype": compute_dtype,
+        }
+        if dropout and rngs is None:
+            fix = "rngs=nnx.Rngs(seed) has the stream that it needs."
+            raise checks.error(ValueError, "RNN", "rngs", "given with dropout", "None", fix)
+        self.rngs: Any = nnx.data(rngs["dropout"].fork() if dropout and rngs else None)
 
     @property
     def params(self) -> Params:
         """The weights as jaxgru's params, as they are now."""
-        return jax.tree.unflatten(self.structure, [self.weights[name][...] for name in self.names])
+        leaves = [reduce(lambda a, b: a[b], n.split("."), self.weights)[...] for n in self.names]
+        return jax.tree.unflatten(self.structure, leaves)
 
     def __call__(
         self,
@@ -76,54 +111,121 @@ class RNN(nnx.Module):
         initial_carry: Carry | None = None,
         seq_lengths: Array | None = None,
         mask: Array | None = None,
-        reset: Array | None = None,
+        reset: Any = None,
+        reset_carry: Carry | None = None,
+        deterministic: bool | None = None,
     ) -> Any:
         """Run over sequences.
 
         Args:
-            inputs: `[..., T, I]`, with any number of batch axes.
+            inputs: `[..., T, I]`, with any number of batch axes; `[T, ..., I]` with time_major.
             initial_carry: a carry of params with the batch axes in front; zeros if None.
             seq_lengths: how many steps are real, integers `[...]`.
-            mask: bool `[..., T]`; False at t makes a hole of step t, as if it were not there.
-            reset: bool `[..., T]`; True at t starts a new segment at t.
+            mask: bool `[..., T]` (`[T, ...]` with time_major); False makes a hole of a step, as
+                if it were not there.
+            reset: `[..., T]` (`[T, ...]` with time_major) of bools, integers or floats; where it is
+                not zero, a new segment starts.
+            reset_carry: where segments start, a carry with the batch axes in front; zeros if None.
+            deterministic: whether to leave out dropout; None for what the module says.
 
         Returns:
-            outputs `[..., T, H]`, or (carry, outputs) with return_carry.
+            outputs `[..., T, H]` (`[T, ..., H]` with time_major), or (carry, outputs) with
+            return_carry.
 
         Raises:
             TypeError, ValueError: an argument does not fit.
         """
-        streams = (inputs, initial_carry, seq_lengths, mask, reset)
-        carry, outputs = _scan("RNN", self.params, streams, self.options)
+        deterministic = self.deterministic if deterministic is None else deterministic
+        drop = self.dropout if not deterministic else 0.0
+        carry, outputs = run(
+            "RNN",
+            self.params,
+            inputs,
+            initial_carry=initial_carry,
+            seq_lengths=seq_lengths,
+            mask=mask,
+            reset=reset,
+            reset_carry=reset_carry,
+            key=self.rngs() if drop else None,
+            time_major=self.time_major,
+            options=self.options | {"dropout": drop},
+        )
         return (carry, outputs) if self.return_carry else outputs
+
+    def step(
+        self, carry: Carry, x: Array, *, reset: Any = None, reset_carry: Carry | None = None
+    ) -> tuple[Carry, Array]:
+        """Run one step, with the same weights and without dropout: for acting and serving.
+
+        Args:
+            carry: as `initialize_carry` makes it, or the last step or call returned it.
+            x: `[..., I]`.
+            reset: `[...]` of bools, integers or floats; where it is not zero, a segment starts.
+            reset_carry: where segments start; zeros if None.
+
+        Returns:
+            (the next carry, outputs `[..., H]`).
+
+        Raises:
+            TypeError, ValueError: an argument does not fit, or the network runs backward in time.
+        """
+        starts: dict[str, Any] = {"reset": reset, "reset_carry": reset_carry}
+        return run_step("RNN.step", self.params, carry, x, **starts, options=self.options)
+
+    def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
+        """A carry of zeros, with these axes in front."""
+        return layers.initial_carry(self.params, batch_dims)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Take what `nnx.view` changes."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
 
 class LinenRNN(linen.Module):
-    """A recurrent network as a module of flax.linen; its one parameter, "rnn", is params.
+    """A recurrent network as a module of flax.linen, whose input size comes from the data.
+
+    Its parameters are arrays in nested dicts, with the names of `jaxgru.to_dict`:
+    `variables["params"]["gru"]["w_ih"]`. `jaxgru.from_dict(variables["params"])` makes params of
+    them, and `flax.traverse_util.unflatten_dict(jaxgru.to_dict(params), sep=".")` is the way back.
 
     Args:
-        init_params: key -> params, such as `partial(jaxgru.gru_init, input_size=3, hidden_size=8)`.
+        init_params: (key, input size) -> params, such as `partial(jaxgru.gru_init, hidden_size=8)`.
+        time_major: whether time is the first axis, before those of the batch.
         return_carry: whether calls return (carry, outputs).
         reverse: from the last real step to the first; outputs stay in the order of the inputs.
-        checkpoint: as in `jaxgru.scan`.
+        dropout, checkpoint, compute_dtype: as in `jaxgru.scan`. The keys of dropout come from the
+            stream "dropout".
+        deterministic: whether to leave out dropout; with dropout, here or in the call.
+        partitioning: for each field of params that lies on several devices the names of its mesh
+            axes, as `linen.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
 
     Example:
-        >>> import functools, jax, jax.numpy as jnp, jaxgru
+        >>> from functools import partial
+        >>> import jax, jax.numpy as jnp, jaxgru
         >>> from jaxgru.interop.flax import LinenRNN
-        >>> rnn = LinenRNN(functools.partial(jaxgru.gru_init, input_size=3, hidden_size=8))
-        >>> xs = jnp.ones((5, 20, 3), "float32")
-        >>> rnn.apply(rnn.init(jax.random.key(0), xs), xs).shape
-        (5, 20, 8)
+        >>> rnn = LinenRNN(partial(jaxgru.gru_init, hidden_size=8))
+        >>> variables = rnn.init(jax.random.key(0), jnp.ones((5, 20, 3), "float32"))
+        >>> jaxgru.from_dict(variables["params"]).w_ih.shape
+        (3, 3, 8)
+        >>> carry, x = rnn.initialize_carry((5,)), jnp.ones((5, 3), "float32")
+        >>> carry, y = rnn.apply(variables, carry, x, method="step")
+        >>> y.shape
+        (5, 8)
 
-    Source: the documentation of flax.linen.RNN.
+    Source: the documentation of flax.linen.RNN and flax.linen.Dropout.
     """
 
-    init_params: Callable[[Array], Params]
+    init_params: Callable[[Array, int], Params]
+    time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
+    dropout: float = 0.0
+    deterministic: bool | None = None
     checkpoint: int | None = None
+    compute_dtype: Any = None
+    partitioning: Partitioning | None = None
 
-    @linen.compact
     def __call__(
         self,
         inputs: Array,
@@ -131,35 +233,97 @@ class LinenRNN(linen.Module):
         initial_carry: Carry | None = None,
         seq_lengths: Array | None = None,
         mask: Array | None = None,
-        reset: Array | None = None,
+        reset: Any = None,
+        reset_carry: Carry | None = None,
+        deterministic: bool | None = None,
     ) -> Any:
         """Run over sequences; the arguments and the result are those of `RNN`."""
-        params = self.param("rnn", self.init_params)
-        options = {"reverse": self.reverse, "checkpoint": self.checkpoint}
-        streams = (inputs, initial_carry, seq_lengths, mask, reset)
-        carry, outputs = _scan("LinenRNN", params, streams, options)
+        drop = self.dropout
+        if drop and linen.merge_param("deterministic", self.deterministic, deterministic):
+            drop = 0.0
+        carry, outputs = run(
+            "LinenRNN",
+            self._params("inputs", inputs),
+            inputs,
+            initial_carry=initial_carry,
+            seq_lengths=seq_lengths,
+            mask=mask,
+            reset=reset,
+            reset_carry=reset_carry,
+            key=self.make_rng("dropout") if drop else None,
+            time_major=self.time_major,
+            options=self._options() | {"dropout": drop},
+        )
         return (carry, outputs) if self.return_carry else outputs
 
+    def step(
+        self, carry: Carry, x: Array, *, reset: Any = None, reset_carry: Carry | None = None
+    ) -> tuple[Carry, Array]:
+        """Run one step; the arguments and the result are those of `RNN.step`."""
+        params = self._params("x", x)
+        starts: dict[str, Any] = {"reset": reset, "reset_carry": reset_carry}
+        return run_step("LinenRNN.step", params, carry, x, **starts, options=self._options())
 
-def _scan(caller: str, params: Params, streams: tuple[Any, ...], options: Any) -> Any:
-    inputs, carry, seq_lengths, mask, reset = streams
-    if len(getattr(inputs, "shape", ())) < 2:
-        expected = "an array of shape [..., T, I]"
-        raise checks.error(ValueError, caller, "inputs", expected, checks.describe(inputs))
-    *batch, steps, _ = inputs.shape
-    if seq_lengths is not None:
-        checks.array(caller, "seq_lengths", seq_lengths, tuple(batch))
-    for name, flags in (("mask", mask), ("reset", reset)):
-        if flags is not None:
-            checks.array(caller, name, flags, (*batch, steps))
-    if carry is not None:
-        shape = layers.carry_shape(params)
-        carries = jax.tree.map(lambda s: jax.ShapeDtypeStruct((*batch, *s.shape), s.dtype), shape)
-        checks.carry(caller, "initial_carry", carry, carries)
+    @linen.nowrap
+    def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
+        """A carry of zeros, with these axes in front; it needs no variables."""
 
-    def run(inputs, carry, length, mask, reset):
-        return scan(params, inputs, carry, length=length, mask=mask, reset=reset, **options)
+        def make(key):  # no carry depends on the size of the inputs
+            return layers.initial_carry(self.init_params(key, 1), batch_dims)
 
-    for _ in batch:
-        run = jax.vmap(run)
-    return run(inputs, carry, seq_lengths, mask, reset)
+        shape = jax.eval_shape(make, jax.random.key(0))
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+
+    @linen.nowrap
+    def _options(self) -> dict[str, Any]:
+        return {
+            "reverse": self.reverse,
+            "checkpoint": self.checkpoint,
+            "compute_dtype": self.compute_dtype,
+        }
+
+    @linen.compact
+    def _params(self, name: str, inputs: Array) -> Params:
+        """The parameters as params. One method makes them, since Flax allows one to be compact."""
+        size = (checks.shape_of(inputs) or (0,))[-1]
+
+        def init(key):
+            params, axes = self.init_params(key, size), self.partitioning
+            leaves = _partitioned("LinenRNN", linen.with_partitioning, params, axes)
+            return unflatten_dict(leaves, sep=".")
+
+        shape = jax.eval_shape(lambda key: self.init_params(key, size), jax.random.key(0))
+        parts = unflatten_dict(named("LinenRNN", shape), sep=".")
+        # Flax adds a parameter at a time. Two directions are two, and each draws by its own key.
+        params = from_dict({n: self.param(n, lambda key, n=n: init(key)[n]) for n in parts})
+        if jax.tree.structure(params) != jax.tree.structure(shape):
+            expected = f"those of init_params, {', '.join(named('LinenRNN', shape))}"
+            got = ", ".join(named("LinenRNN", params))
+            raise checks.error(ValueError, "LinenRNN", "parameters", expected, got)
+        return params
+
+
+def _partitioned(
+    caller: str, with_partitioning: Any, params: Params, partitioning: Partitioning | None
+) -> dict[str, Any]:
+    """The leaves of params by name, each with the mesh axes of its field, if there are any."""
+    leaves, axes = named(caller, params), partitioning or {}
+    fields = {name: name.rpartition(".")[2] for name in leaves}
+    unknown = set(axes) - set(fields.values())
+    if unknown:
+        expected = f"axes of {', '.join(sorted(set(fields.values())))}"
+        got = ", ".join(sorted(unknown))
+        raise checks.error(ValueError, caller, "partitioning", expected, got)
+    return {
+        name: with_partitioning(lambda leaf=leaf: leaf, axes[fields[name]])()
+        if fields[name] in axes
+        else leaf
+        for name, leaf in leaves.items()
+    }
+
+
+def _modules(parts: Any) -> Any:
+    """Nested dicts of variables as modules of nnx."""
+    if isinstance(parts, dict):
+        return nnx.Dict({name: _modules(part) for name, part in parts.items()})
+    return parts

@@ -7,6 +7,7 @@ import pytest
 
 import jaxgru
 import peers
+import recipes
 from cases import assert_close, assert_same, draw
 from jaxgru.interop import from_equinox, to_equinox
 from peers import TOL
@@ -69,3 +70,44 @@ def test_wrong_modules():
 def test_params_without_a_counterpart(kind, message):
     with pytest.raises((TypeError, ValueError), match=f"^to_equinox: .*{message}"):
         to_equinox(draw(kind))
+
+
+@pytest.fixture
+def x32():
+    """As for users who switch nothing on."""
+    with jax.enable_x64(False):
+        yield
+
+
+def test_the_model_of_the_page(tmp_path, x32):
+    """docs/interop.md: params are a field of a model, which Equinox differentiates and saves."""
+    (block,) = (b for b in recipes.blocks("interop.md") if "import equinox as eqx" in b)
+    names = {"folder": tmp_path}
+    exec(compile(block, "interop.md", "exec"), names)
+    model, grads = names["model"], names["grads"]
+    drawn = names["Tagger"](jax.random.key(0))
+    assert jax.tree.structure(grads) == jax.tree.structure(drawn)
+    assert all(abs(g).max() > 0 for g in jax.tree.leaves(eqx.filter(grads.rnn, eqx.is_array)))
+    cleared = jnp.zeros_like(drawn.rnn.layers[0].b)
+    assert_same(model, eqx.tree_at(lambda m: m.rnn.layers[0].b, drawn, cleared))
+
+    def mean(rnn):
+        ys = jax.vmap(lambda xs, length: jaxgru.scan(rnn, xs, length=length)[1])(
+            jnp.ones((5, 20, 3)), jnp.arange(5)
+        )
+        return jnp.mean(jax.vmap(jax.vmap(drawn.head))(ys) ** 2)
+
+    assert_close(names["value"], mean(drawn.rnn), 1e-6)  # float32, sums of numbers below one
+    assert_close(grads.rnn, jax.grad(mean)(drawn.rnn), 1e-5)
+
+
+def test_the_form_of_a_cell_is_static():
+    """So that a filter that takes arrays apart keeps it, and another form is another program."""
+    params = draw("gru_after")
+    arrays, static = eqx.partition(params, eqx.is_array)
+    assert static.reset_after
+    assert_same(eqx.combine(arrays, static), params)
+    run = eqx.filter_jit(jaxgru.scan)
+    for kind in ("gru", "gru_after"):
+        params, xs = draw(kind, bias=False), jnp.ones((5, INPUT))
+        assert_close(run(params, xs), jaxgru.scan(params, xs), TOL)
