@@ -16,7 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 import jaxgru
 import oracle
 from cases import GRAD_TOL, VALUE_TOL, assert_close, draw, only, planned, slow, weigh
-from jaxgru.backends import TPU_KERNEL, tpu
+from jaxgru.backends import TPU_KERNEL, loop, tpu
+from jaxgru.cell import cell_of
 from kernels import HIDDEN, INPUT, KINDS, assert_equals_the_loop, both, problem
 
 PALLAS_CALL = pl.pallas_call
@@ -127,3 +128,18 @@ def test_what_fits_into_vmem():
 
 def test_a_long_sequence_of_a_prime_length_runs_step_by_step():
     assert tpu.Sizes(128, 100_000, 4, 4, 0).block(8, 997) == (8, tpu.STEPS, 1)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_products_are_as_precise_as_is_asked(exact):
+    """On a CPU all products of float32 are exact, so the program says it."""
+    primals, _ = problem("gru_after", "float32", marked=False)
+    cell = cell_of(primals[0])
+
+    def run(primals):
+        return loop.forward(plan(exact), cell, 0, False, primals, differentiated=False)
+
+    text = str(jax.make_jaxpr(run)(primals))
+    kernel = text[text.index("pallas_call") :]
+    assert ("Precision.HIGHEST" in kernel) == exact
+    assert ("bf16" in kernel) != exact
