@@ -33,42 +33,46 @@ def loop(
 
         carry_t, y_t = step(carry_{t-1}, x_t),    t = 0 .. T - 1
 
-    With a key it is step(carry_{t-1}, x_t, jax.random.fold_in(key, t)), in either direction. A
-    batch goes through `jax.vmap`.
+    With a key the step is called as step(carry_{t-1}, x_t, jax.random.fold_in(key, t)), in either
+    direction. `jax.vmap` runs a batch.
 
     The step also runs in the padding and at holes. There it gets the input and the key of the first
-    real step again, and the carry before that, and what it returns is dropped: its derivatives are
-    ones that a real step has as well. Where no step is real, it gets `carry` and inputs of 0.5, or
-    0 for integers. A step that has no derivative there must see to that itself.
+    real step, and the carry before that step. What it returns there is dropped. So its derivatives
+    there are finite if those of the first real step are. If no step is real, the step gets `carry`
+    and inputs of 0.5, or 0 for integers. A step that has no derivative at these must handle this
+    case itself.
 
     Args:
         step: a pure function (carry, x) -> (carry, y) of one time step. The carry keeps its
             structure, shapes and dtypes.
         carry: where to start, any tree of arrays.
-        xs: any tree of arrays `[T, ...]`, with at least one leaf. A step without inputs takes
-            `jnp.arange(T)`, the number of the step. Keys of your own are inputs like any other.
-        length: how many of the T steps are real, an integer scalar, may be traced. Every leaf of
-            the ys of the rest is zero or False, the returned carry is that after the last real
-            step, and whatever stands in the padding, NaN included, reaches neither values nor
-            gradients. A traced length outside [0, T] acts as if clipped.
-        mask: bool `[T]`; False at t makes a hole of step t, as if it were not there. With length, a
-            step is real where both say so.
-        reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
-            either direction. At a hole it starts the segment all the same. Ignored at and after
-            length.
-        reset_carry: where segments start, a tree like carry; zeros and False if None.
-        reverse: from the last real step to the first. The ys stay in the order of xs.
+        xs: any tree of arrays `[T, ...]`, with at least one leaf. For a step without inputs, pass
+            `jnp.arange(T)`, which gives it its number. Keys of your own are inputs like any other.
+        length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
+            steps after them, the padding, every leaf of ys is zero or False. The returned carry is
+            that after the last real step. The contents of the padding, NaN included, reach neither
+            values nor gradients. A traced length outside [0, T] is clipped.
+        mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. With
+            length, a step is real if it is real by both.
+        reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
+            either direction. A reset at a hole still starts its segment. Flags at and after
+            length are ignored.
+        reset_carry: where segments start, a tree like carry. None stands for zeros and False. With
+            reset it must be given if carry holds random keys.
+        reverse: whether to run from the last real step to the first. The ys stay in the order of
+            xs.
         key: a `jax.random.key`, from which every step gets a key of its own.
-        checkpoint: keep the carry only every so many steps and recompute the rest for the gradient.
+        checkpoint: k keeps the carry only every k steps. The gradient computes the others again.
+            None keeps what all steps need.
 
     Returns:
         (carry after the last step processed, the ys of all steps, leaves `[T, ...]`).
 
     Raises:
-        TypeError: a step that is no function, that returns no pair, or whose carry changes its
-            structure or a dtype; an argument of a kind that does not fit.
-        ValueError: a carry that changes a shape; a shape or value that does not fit, or an option
-            that could do nothing.
+        TypeError: the step is not a function, does not return a pair, or changes the structure or
+            a dtype of the carry; or an argument is of a kind that does not fit.
+        ValueError: the step changes a shape of the carry; a shape or value does not fit; or an
+            option would have no effect.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

@@ -18,18 +18,19 @@ def to_dict(params: Params) -> dict[str, Array]:
 
         gru.w_ih    gru_after.b_hn    forward.lstm.w_hh    layers.0.elman.b
 
-    A name has the form of the cell in it, so the names alone tell which params they belong to. They
-    are also the names of the paths of `jax.tree_util`, which checkpoints use.
+    A name contains the form of the cell, so the names alone tell which params they belong to. The
+    paths of `jax.tree_util`, which checkpoints use, contain the same names.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them. Leading axes, of many networks at once, stay as they are.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type registered with
+            forms, or a Bidirectional or Stack of them. Leading axes, of many networks at once, stay
+            as they are.
 
     Returns:
-        The arrays of params themselves. What is None is left out.
+        A dict of the arrays of params, which are not copied. Weights that are None are left out.
 
     Raises:
-        TypeError, ValueError: something that `from_dict` could not read.
+        TypeError, ValueError: params are something that `from_dict` could not read.
 
     Example:
         >>> import jax, jaxgru

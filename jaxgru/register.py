@@ -31,35 +31,37 @@ def register(
         carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
 
     From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
-    alone and beside other cells, with every option but compute_dtype. They run under `vmap` over
-    data and params, and have derivatives of any order in both modes. The diagnostics that look at
-    states and their Jacobians take them too. With forms, so do `save`, `to_dict` and `jax.export`.
-    The cell runs as `loop` over its step. `newton_scan` and `gradient_norms` are for built-in
-    cells.
+    alone and beside other cells, with every option but compute_dtype. The params run under `vmap`
+    over data and params, and have derivatives of any order in both modes. The diagnostics of states
+    and of their Jacobians take the params too. With forms, so do `save`, `to_dict` and the
+    programs of `jax.export`. The cell runs as `loop` over its step. `newton_scan` and
+    `gradient_norms` take built-in cells only.
 
     Args:
-        params_type: a class whose instances are pytrees with arrays of one float dtype as leaves, a
-            frozen dataclass that `jax.tree_util.register_dataclass` knows, say. With forms, a
-            dataclass that is no pytree yet, whose fields hold arrays; those that begin with b, for
-            biases, may be None.
+        params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
+            such as a frozen dataclass with `jax.tree_util.register_dataclass`. With forms, it must
+            be a dataclass that is not a pytree yet. Its fields hold arrays. Fields whose names
+            begin with b, for biases, may be None.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
-            carry keeps its structure, shapes and dtypes.
-        initial_carry: params -> the carry where a sequence starts, a tree of arrays.
-        sizes: params -> (I, H), from the shapes of their leaves.
-        project: (params, xs `[T, I]`) -> what step gets in place of x, a tree of arrays `[T, ...]`:
-            the products of the inputs with their weights, say, which then are one large product
-            for all of time, and whose gradient is another. On two CPU cores a step that takes x
-            was faster at most sizes that we tried.
-        forms: what the weights are called in files, and the static fields that go with each name:
+            carry keeps its structure, shapes and dtypes, and y has the dtype of params.
+        initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
+            zeros. Segments start from it too, unless reset_carry is given.
+        sizes: params -> (I, H), from the shapes of the leaves.
+        project: (params, xs `[T, I]`) -> a tree of arrays `[T, ...]`. The step then gets the part
+            of this tree at t in place of x. Use it, for instance, for the products of the inputs
+            with their weights. They are then one large product for all of time, and so is their
+            gradient. On two CPU cores a step that takes x was faster at most sizes that we tried.
+        forms: the names of the weights in files, and the static fields that belong to each name:
             `{"mgu": {}}`, or `{"gru": {"reset_after": False}, "gru_after": {"reset_after": True}}`.
-            Static fields have `metadata={"static": True}`. This makes params_type a pytree whose
-            leaves are called `mgu.w_hh` and so on. A class that is defined once more, as in a
-            notebook, takes over its names.
+            Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
+            a pytree, whose leaves are called `mgu.w_hh` and so on. If you define the class again,
+            as in a notebook, the new class takes over the names.
 
     Raises:
-        TypeError: an argument of a kind that does not fit, or a class that is registered. What a
-            step gets wrong is told when it is first traced.
-        ValueError: a form whose name is taken, or which leaves a static field open.
+        TypeError: an argument is of a kind that does not fit, or the class is registered already.
+            With forms, the class is not a dataclass, or it is a pytree already. Errors in a step
+            are raised when it is first traced.
+        ValueError: a form has a name that is taken, or does not set every static field.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxgru

@@ -29,17 +29,19 @@ BLANK = "0" * 64  # stands for the digest while it is computed
 def save(path: str | os.PathLike[str], params: Params) -> None:
     """Write params to one file.
 
-    The file appears whole or not at all: it is written beside the path, then renamed. It is of the
-    format safetensors, so other programs can read its arrays by the names of `to_dict`.
+    The file appears whole or not at all: `save` writes it under another name in the same folder,
+    and then renames it. It has the format safetensors, so other programs can read its arrays by the
+    names of `to_dict`.
 
     Args:
-        path: the file; one that is there is replaced.
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them, of any supported dtype.
+        path: the file. An existing file is replaced. The folder must exist.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type registered with
+            forms, or a Bidirectional or Stack of them. Their leaves are float16, bfloat16, float32
+            or float64.
 
     Raises:
-        TypeError: params, or leaves of theirs, that are something else; tracers.
-        ValueError: a path that cannot be a file; arrays of which other processes hold a part.
+        TypeError: params or their leaves are something else, or tracers, as inside `jax.jit`.
+        ValueError: the path cannot be a file, or other processes hold a part of an array.
         OSError: the file cannot be written.
 
     Example:
@@ -64,15 +66,15 @@ def load(path: str | os.PathLike[str]) -> Params:
     """Read params from a file that `save` wrote.
 
     Args:
-        path: the file.
+        path: the file. If it holds params of your own type, `register` the type first.
 
     Returns:
         The params that were saved: the same class, form, dtype and bits.
 
     Raises:
-        TypeError: a path of another type.
-        ValueError: a file that `save` has not written, or not like this: each bit of it counts.
-            float64 params while 64-bit types are off.
+        TypeError: the path is neither a str nor a path.
+        ValueError: `save` did not write the file, or even one bit of it was changed since; or the
+            file holds float64 params while 64-bit types are off.
         OSError: the file cannot be read.
 
     Example:

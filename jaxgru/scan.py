@@ -33,46 +33,47 @@ def scan(
 
         carry_t = step(params, carry_{t-1}, x_t),    y_t = h_t,    t = 1 .. T
 
-    A batch goes through `jax.vmap`, over xs, params, or any other argument.
+    `jax.vmap` runs a batch. It may map over xs, params, or any other argument.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type that `register`
+            knows, or a Bidirectional or Stack of them.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
-        length: how many of the T steps are real, an integer scalar, may be traced. The outputs of
-            the rest are zero, the returned carry is that after the last real step, and whatever
-            stands in the padding, NaN included, reaches neither values nor gradients. A traced
-            length outside [0, T] acts as if clipped.
-        mask: bool `[T]`; False at t makes a hole of step t, as if it were not there: its output is
-            zero, the carry passes through, and its input, NaN included, reaches neither values nor
-            gradients. For missing steps and for padding on the left. With length, a step is real
-            where both say so.
-        reset: bool `[T]`; True at t starts a new segment at t. Segments do not see each other, in
-            either direction. At a hole it starts the segment all the same, from its next real step
-            on. Ignored at and after length.
-        reset_carry: where segments start, a carry; zeros if None.
-        reverse: from the last real step to the first. Outputs stay in the order of xs.
+        carry: where to start. None stands for `initial_carry(params)`: zeros for built-in cells.
+        length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
+            steps after them, the padding, the outputs are zero. The returned carry is that after
+            the last real step. The contents of the padding, NaN included, reach neither values nor
+            gradients. A traced length outside [0, T] is clipped.
+        mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. Its
+            output is zero, the carry passes through, and its input, NaN included, reaches neither
+            values nor gradients. Use it for missing steps and for padding on the left. With length,
+            a step is real if it is real by both.
+        reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
+            either direction. A reset at a hole still starts its segment, at the next real step.
+            Flags at and after length are ignored.
+        reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
+        reverse: whether to run from the last real step to the first. Outputs stay in the order of
+            xs.
         dropout: the probability of dropping an output between two layers of a Stack, drawn anew
-            for every step; what is kept is scaled by 1 / (1 - dropout). A Stack of one layer has
-            nothing to drop. A number is part of the program. A scalar array of floats is data, for
-            schedules and populations; a traced one outside [0, 1] acts as if clipped.
+            for every step. What is kept is scaled by 1 / (1 - dropout). A Stack of one layer has
+            nothing to drop. A Python number is part of the program. A scalar array of floats is
+            data, for schedules and populations. A traced one outside [0, 1] is clipped.
         key: a `jax.random.key` for dropout. A batch takes one key for each example: map over
             `jax.random.split(key, B)` too. With one key for all, all examples drop the same units
             at the same steps.
-        checkpoint: keep the state only every so many steps and recompute the rest for the
-            gradient: memory falls from T to T / checkpoint + checkpoint states.
+        checkpoint: k keeps the state only every k steps. The gradient computes the others again.
+            Memory falls from T to T / k + k states. None keeps what all steps need.
         compute_dtype: the dtype to which the operands of products with weights are rounded, such as
-            `"bfloat16"` for float32 params; None for that of params. The products accumulate in at
-            least float32, and states, gates and the gradients of weights stay as precise as params.
+            `"bfloat16"` for float32 params. None stands for the dtype of params. States, gates and
+            the gradients of weights stay as precise as params. Built-in cells only.
 
     Returns:
         (carry after the last step processed, outputs `[T, H]`), of the dtype of params.
         Products accumulate in at least float32.
 
     Raises:
-        TypeError: params, carry, dtype or option of a kind that does not fit.
-        ValueError: a shape or value that does not fit, or an option that could do nothing.
+        TypeError: params, a carry, a dtype or an option is of a kind that does not fit.
+        ValueError: a shape or value does not fit, or an option would have no effect.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

@@ -20,28 +20,31 @@ def step(
     reset_carry: Carry | None = None,
     compute_dtype: Any = None,
 ) -> tuple[Carry, Array]:
-    """One time step of `scan`, for any network that runs forward in time, `Stack` included.
+    """Run one time step of `scan`, for any network that runs forward in time, `Stack` included.
 
         start = reset_carry if reset else carry
-        carry' = gru_step(params, start, x),    y = h'        and so on, by the type of params
+        carry' = gru_step(params, start, x),    y = h'        or another cell's, by type of params
 
-    Many streams at once go through `jax.vmap`, over the carry, x, reset, or params too.
+    `jax.vmap` runs many streams at once. It maps over the carry and x, and may map over reset or
+    params too.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Stack of them.
-        carry: as `initial_carry(params)` makes it.
+        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type that `register`
+            knows, or a Stack of them.
+        carry: the carry before this step. `initial_carry(params)` makes the first one.
         x: input `[I]`, of the dtype of params.
-        reset: a bool, may be traced; True starts a new segment with this step.
-        reset_carry: where a segment starts, a carry; zeros if None.
+        reset: a bool, which may be traced. True starts a new segment with this step.
+        reset_carry: where a segment starts, a carry. None stands for `initial_carry(params)`.
         compute_dtype: the dtype to which the operands of products with weights are rounded, as in
-            `scan`; None for that of params.
+            `scan`. None stands for the dtype of params.
 
     Returns:
-        (the next carry, output `[H]`): what `scan` over this one step returns.
+        (the next carry, output `[H]`), as `scan` over this one step returns them, but without the
+        axis of time.
 
     Raises:
-        TypeError: a Bidirectional, which needs the whole sequence; a structure or dtype that does
-            not fit.
+        TypeError: params with a Bidirectional in them, which needs the whole sequence; or a
+            structure or dtype that does not fit.
         ValueError: a shape that does not fit, or reset_carry without reset.
 
     Example:

@@ -40,20 +40,22 @@ class Model(NamedTuple):
 def onnx_nodes(source: Any) -> list[str]:
     """List the recurrent nodes of an ONNX model, in the order of the file.
 
-    Each name is what `from_onnx(source, node)` takes. A node of the main graph goes by its own
-    name, or by its first output where it has none. A node of a branch or a loop has the path to it
-    in front: `if_node/then_branch/gru`. Names that several nodes would share are numbered: `gru#1`,
-    `gru#2`. Calls of the model's own functions are replaced by what the functions hold.
+    `from_onnx(source, node)` takes each of these names as node. A node of the main graph has its
+    own name here, or that of its first output if it has none. The name of a node in a branch or a
+    loop begins with the path to it: `if_node/then_branch/gru`. If several nodes would share a name,
+    their names are numbered: `gru#1`, `gru#2`. If the model calls functions of its own, the nodes
+    inside them are listed, once for each call.
 
     Args:
         source: the path of a model, its bytes, or an `onnx.ModelProto`.
 
     Returns:
-        The names of all GRU, LSTM, RNN and DynamicQuantizeLSTM nodes, those that `from_onnx` has no
-        counterpart for included.
+        The names of all GRU, LSTM, RNN and DynamicQuantizeLSTM nodes. They include nodes that
+        `from_onnx` refuses, since they have no counterpart here.
 
     Raises:
-        TypeError, ValueError: not a model, or one that is cut off.
+        TypeError, ValueError: source is not a model, or is cut off.
+        OSError: the file cannot be read.
 
     Example:
         >>> import jax, jaxgru, onnx, pathlib, tempfile

@@ -30,31 +30,35 @@ def to_onnx(
 
         outputs, *last = session.run(None, {"xs": xs, "length": length, "carry": carry})
 
-    is a `jaxgru.scan` vmapped over axis 1 of xs and outputs. A cell is one node, GRU, LSTM or RNN,
-    and so is a Bidirectional of two cells of one kind and size; a Stack is a chain.
+    does what `jaxgru.scan` does, vmapped over axis 1 of xs and outputs. A cell becomes one node,
+    GRU, LSTM or RNN. A Bidirectional of two cells of one kind and size also becomes one node. A
+    Stack becomes a chain of nodes.
 
     | value | shape | |
     | --- | --- | --- |
-    | xs | `[T, N, I]` | any T and N; onnxruntime survives no N = 0, and T = 0 from 1.26 on |
-    | length | int32 `[N]`, or `[1]` for all | an input where asked for, else T. Clipped to [0, T] |
-    | carry | `[N, H]`, or `[1, H]` for all | an input where asked for, else zeros |
+    | xs | `[T, N, I]` | any T and N > 0; T = 0 only in onnxruntime 1.26 or later |
+    | length | int32 `[N]`, or `[1]` for all | an input with length=True, else T; kept in [0, T] |
+    | carry | `[N, H]`, or `[1, H]` for all | an input with carry=True, else zeros |
     | outputs | `[T, N, H]` | zeros in the padding |
     | last | `[N, H]` | the carry after the last real step; the given one at length 0 |
 
-    carry and last are named by their places in the carry of params: carry of a GRU; carry_h and
-    carry_c of an LSTM; carry_1_h of an LSTM that is layer 1 of a Stack; carry_0 and carry_1 of a
-    Bidirectional. The nodes are named likewise, GRU or LSTM_1.
+    N = 0 crashes onnxruntime, and so does T = 0 in older releases.
+
+    The names of carry and last tell their places in the carry of params. A GRU has carry, and an
+    LSTM has carry_h and carry_c. An LSTM that is layer 1 of a Stack has carry_1_h and carry_1_c. A
+    Bidirectional has carry_0 and carry_1. The nodes are named in the same way, GRU or LSTM_1.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or any Bidirectional or Stack of them, of
             float32 or float16.
         path: the file to write.
-        reverse: as for `scan`: from the last real step to the first.
-        length: whether the model has the input length, which every call must then give.
-        carry: whether the model has the inputs carry, which every call must then give.
+        reverse: whether to run from the last real step to the first, as in `scan`.
+        length: whether the model has the input length. Every call must then give it.
+        carry: whether the model has the inputs carry. Every call must then give them.
 
     Raises:
-        TypeError, ValueError: params of another kind, or of a dtype that onnxruntime does not run.
+        TypeError, ValueError: params are of another kind, such as MinGRUParams, or of a dtype that
+            onnxruntime does not run.
 
     Example:
         >>> import jax, jaxgru, numpy as np, onnxruntime, pathlib, tempfile
@@ -100,19 +104,21 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
 
         y, *carry = session.run(None, {"x": x, "carry": carry})
 
-    is a `jaxgru.step` vmapped over x `[N, I]` and the carry, any N but 0, which onnxruntime does
-    not survive. The carry is an input, zeros at the start, and an output, which the next call gets.
-    y `[N, H]` is the h of the last layer. The parts of the carry are named as those of `to_onnx`,
-    with next in place of last: `carry_0_h` goes in and `next_0_h` comes out. Inputs and outputs
-    have them in the same order.
+    does what `jaxgru.step` does, vmapped over x `[N, I]` and the carry. N may be any size but 0,
+    which crashes onnxruntime. The carry is an input, which is zeros at the start. The next carry is
+    an output, to be passed to the next call. y `[N, H]` is the h of the last layer. The parts of
+    the carry have the same names as in `to_onnx`, with next in place of last: `carry_0_h` is an
+    input and `next_0_h` the output. They have the same order in inputs and outputs.
+
+    In this model a carry always has all N rows. `[1, H]` for all is not accepted.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or any Stack of them, of float32 or float16.
         path: the file to write.
 
     Raises:
-        TypeError, ValueError: params of another kind, a Bidirectional, which needs the whole
-            sequence, or a dtype that onnxruntime does not run.
+        TypeError, ValueError: params are of another kind, contain a Bidirectional, which needs the
+            whole sequence, or have a dtype that onnxruntime does not run.
 
     Example:
         >>> import jax, jaxgru, numpy as np, onnxruntime, pathlib, tempfile
