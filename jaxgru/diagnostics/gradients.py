@@ -44,7 +44,7 @@ def gradient_norms(
             once for each function object, so pass the same one again.
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
         `[T + 1]`, the Euclidean norm over the whole state: h; [h, c] of an LSTM; all layers of a
@@ -112,7 +112,7 @@ def memory_gradient(
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        carry: where to start. None stands for `initial_carry(params)`.
         probes: estimate the gain from so many random directions; None for the exact one.
         key: a `jax.random.key` for the probes.
         singular_values: whether to return those of every product, which needs all rows.

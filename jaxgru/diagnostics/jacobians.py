@@ -51,7 +51,7 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
         `[T, S, S]`. The state s is h, S = H, for a GRU and a plain RNN; [h, c], S = 2 H, for an

@@ -47,7 +47,7 @@ def lyapunov_spectrum(
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start, as `initial_carry(params)` makes it; zeros if None.
+        carry: where to start. None stands for `initial_carry(params)`.
         k: how many exponents, the largest first; None for all S.
         warm_up: steps that come first and do not count, for the state to forget its start and Q to
             turn into the directions that grow; T // 10 if None.

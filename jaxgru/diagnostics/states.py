@@ -75,7 +75,7 @@ def pulled(states: States, state: Array, x: Array, rows: Array) -> Array:
 
 
 def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
-    """Check the arguments; the carry to start from, zeros if None."""
+    """Check the arguments. Returns the carry to start from, by default the initial one."""
     check_params(caller, params)
     checks.inputs(caller, "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
     if carry is not None:

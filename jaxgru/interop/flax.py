@@ -119,13 +119,15 @@ class RNN(nnx.Module):
 
         Args:
             inputs: `[..., T, I]`, with any number of batch axes; `[T, ..., I]` with time_major.
-            initial_carry: a carry of params with the batch axes in front; zeros if None.
+            initial_carry: a carry of params with the batch axes in front. None stands
+                for that of `jaxgru.initial_carry`.
             seq_lengths: how many steps are real, integers `[...]`.
             mask: bool `[..., T]` (`[T, ...]` with time_major); False makes a hole of a step, as
                 if it were not there.
             reset: `[..., T]` (`[T, ...]` with time_major) of bools, integers or floats; where it is
                 not zero, a new segment starts.
-            reset_carry: where segments start, a carry with the batch axes in front; zeros if None.
+            reset_carry: where segments start, a carry with the batch axes in front. None stands
+                for that of `jaxgru.initial_carry`.
             deterministic: whether to leave out dropout; None for what the module says.
 
         Returns:
@@ -161,7 +163,7 @@ class RNN(nnx.Module):
             carry: as `initialize_carry` makes it, or the last step or call returned it.
             x: `[..., I]`.
             reset: `[...]` of bools, integers or floats; where it is not zero, a segment starts.
-            reset_carry: where segments start; zeros if None.
+            reset_carry: where segments start. None stands for that of `jaxgru.initial_carry`.
 
         Returns:
             (the next carry, outputs `[..., H]`).
@@ -173,7 +175,7 @@ class RNN(nnx.Module):
         return run_step("RNN.step", self.params, carry, x, **starts, options=self.options)
 
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
-        """A carry of zeros, with these axes in front."""
+        """The carry that a sequence starts from, with these axes in front."""
         return layers.initial_carry(self.params, batch_dims)
 
     def set_view(self, deterministic: bool | None = None) -> None:
@@ -266,7 +268,11 @@ class LinenRNN(linen.Module):
 
     @linen.nowrap
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
-        """A carry of zeros, with these axes in front; it needs no variables."""
+        """A carry of zeros, with these axes in front; it needs no variables.
+
+        A cell of your own may start from something else, which may depend on its params. Then leave
+        out the carry, or use `jaxgru.initial_carry`.
+        """
 
         def make(key):  # no carry depends on the size of the inputs
             return layers.initial_carry(self.init_params(key, 1), batch_dims)
