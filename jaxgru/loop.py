@@ -53,7 +53,7 @@ def loop(
             that after the last real step. The contents of the padding, NaN included, reach neither
             values nor gradients. A traced length outside [0, T] is clipped.
         mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. With
-            length, a step is real if it is real by both.
+            length, a step is real if the mask is True there and the step is not in the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
             either direction. A reset at a hole still starts its segment. Flags at and after
             length are ignored.

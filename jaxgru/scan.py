@@ -47,7 +47,7 @@ def scan(
         mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. Its
             output is zero, the carry passes through, and its input, NaN included, reaches neither
             values nor gradients. Use it for missing steps and for padding on the left. With length,
-            a step is real if it is real by both.
+            a step is real if the mask is True there and the step is not in the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
             either direction. A reset at a hole still starts its segment, at the next real step.
             Flags at and after length are ignored.
