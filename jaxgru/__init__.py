@@ -1,4 +1,4 @@
-"""A GRU as pure functions in JAX, with LSTM, plain RNN and minimal GRU beside it.
+"""A GRU as pure functions in JAX, with LSTM, plain RNN and other cells beside it.
 
 One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it, and every
 derivative of JAX differentiates it.
@@ -10,6 +10,7 @@ from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.loop import loop
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
+from jaxgru.mgu import MGUParams, mgu_init, mgu_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
 from jaxgru.newton import newton_scan
 from jaxgru.plain import from_dict, to_dict
@@ -25,6 +26,7 @@ __all__ = [
     "GRUParams",
     "LSTMCarry",
     "LSTMParams",
+    "MGUParams",
     "MinGRUParams",
     "NewtonInfo",
     "Stack",
@@ -40,6 +42,8 @@ __all__ = [
     "loop",
     "lstm_init",
     "lstm_step",
+    "mgu_init",
+    "mgu_step",
     "min_gru_init",
     "min_gru_step",
     "newton_scan",

@@ -1,4 +1,4 @@
-"""Cells of the user's own, of which the step alone is known: they run as `jaxgru.loop` does."""
+"""Cells that `register` knows by their step alone: they run as `jaxgru.loop` does."""
 
 from typing import Any
 

@@ -22,8 +22,9 @@ def to_dict(params: Params) -> dict[str, Array]:
     are also the names of the paths of `jax.tree_util`, which checkpoints use.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them. Leading axes, of many networks at once, stay as they are.
+        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
+            where `register` was given its forms. Leading axes, of many networks at once, stay as
+            they are.
 
     Returns:
         The arrays of params themselves. What is None is left out.

@@ -1,4 +1,4 @@
-"""Cells of your own, by their equations alone."""
+"""Cells by their equations alone: those of your own, and some of this library."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,8 +24,9 @@ def register(
     sizes: Callable[[Any], tuple[int, int]],
     project: Callable[[Any, Array], Any] | None = None,
     forms: Mapping[str, dict[str, Any]] | None = None,
+    check: Callable[[str, Any], None] | None = None,
 ) -> None:
-    """Make params of your own type a cell, which runs wherever the built-in cells do.
+    """Make params of your own type a cell, which runs wherever the others do.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)
         carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
@@ -34,8 +35,8 @@ def register(
     alone and beside other cells, with every option but compute_dtype. They run under `vmap` over
     data and params, and have derivatives of any order in both modes. The diagnostics that look at
     states and their Jacobians take them too. With forms, so do `save`, `to_dict` and `jax.export`.
-    The cell runs as `loop` over its step. `newton_scan` and `gradient_norms` are for built-in
-    cells.
+    The cell runs as `loop` over its step. `newton_scan` and `gradient_norms` are for the GRU, the
+    LSTM, the plain RNN and the minimal GRU. `jaxgru/mgu.py` is a cell that is made like this.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves, a
@@ -49,10 +50,13 @@ def register(
         project: (params, xs `[T, I]`) -> what step gets in place of x, a tree of arrays `[T, ...]`:
             the products of the inputs with their weights, say, which then are one large product
             for all of time, and whose gradient is another.
-        forms: what the weights are called in files, and the static fields that go with each name:
-            `{"mgu": {}}`, or `{"gru": {"reset_after": False}, "gru_after": {"reset_after": True}}`.
+        forms: what the weights are called in files, and the static fields that go with each name,
+            `{"mine": {}}` or `{"gru": {"reset_after": False}, "gru_after": {"reset_after": True}}`.
             Static fields have `metadata={"static": True}`. This makes params_type a pytree whose
-            leaves are called `mgu.w_hh` and so on.
+            leaves are called `mine.w_hh` and so on.
+        check: (caller, params) -> None, which raises where the shapes of params do not fit
+            together. The caller is the function that was called, "scan" say, to begin the message
+            with. It is asked first, before sizes.
 
     Raises:
         TypeError: an argument of a kind that does not fit, or a class that is registered. What a
@@ -90,19 +94,23 @@ def register(
             TypeError, "register", "params_type", expected, params_type.__name__, fix
         )
     functions = {"step": step, "initial_carry": initial_carry, "sizes": sizes}
-    functions |= {} if project is None else {"project": project}
+    optional = {"project": project, "check": check}
+    functions |= {name: given for name, given in optional.items() if given is not None}
     for name, function in functions.items():
         if not callable(function):
             got = checks.describe(function)
             raise checks.error(TypeError, "register", name, "a function", got)
 
-    def check(caller: str, params: Any) -> None:
-        _check(caller, params, initial_carry, sizes)
+    def check_all(caller: str, params: Any) -> None:
+        if check is not None:
+            check(caller, params)
+        _check_leaves(caller, params)
+        _check_sizes(caller, params, sizes)
 
     if forms is not None:
         _name(params_type, forms)
     project = _as_they_are if project is None else project
-    cell.register(params_type, StepCell(step, project, sizes, check, initial_carry))
+    cell.register(params_type, StepCell(step, project, sizes, check_all, initial_carry))
 
 
 def _name(params_type: type, forms: Any) -> None:
@@ -138,7 +146,7 @@ def _as_they_are(params: Any, xs: Array) -> Array:
     return xs
 
 
-def _check(caller, params, initial_carry, sizes):
+def _check_leaves(caller, params):
     name = type(params).__name__
     structure = jax.tree.structure(params)
     if jax.tree_util.treedef_is_leaf(structure):
@@ -148,10 +156,13 @@ def _check(caller, params, initial_carry, sizes):
         raise checks.error(ValueError, caller, name, "a pytree with arrays in it", "no leaf")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = name + jax.tree_util.keystr(path)
-        if checks.dtype_of(leaf).name not in checks.DTYPES:
+        if not (checks.is_array(leaf) and checks.dtype_of(leaf).name in checks.DTYPES):
             expected = f"an array of one of {', '.join(checks.DTYPES)}"
             raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
-    found = sizes(params)
+
+
+def _check_sizes(caller, params, sizes):
+    name, found = type(params).__name__, sizes(params)
     if not (isinstance(found, tuple) and len(found) == 2):
         expected = "(I, H), two sizes"
         raise checks.error(TypeError, caller, f"sizes of {name}", expected, checks.describe(found))

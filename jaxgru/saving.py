@@ -34,8 +34,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Args:
         path: the file; one that is there is replaced.
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them, of any supported dtype.
+        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
+            where `register` was given its forms. Any supported dtype.
 
     Raises:
         TypeError: params, or leaves of theirs, that are something else; tracers.

@@ -36,8 +36,7 @@ def scan(
     A batch goes through `jax.vmap`, over xs, params, or any other argument.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them.
+        params: of any cell, or a Bidirectional or Stack of them.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start, as `initial_carry(params)` makes it; zeros if None.
         length: how many of the T steps are real, an integer scalar, may be traced. The outputs of
@@ -92,7 +91,7 @@ def scan(
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("scan", params, "with compute_dtype")
+        layers.check_built_in("scan", params, " with compute_dtype")
     data = (params, xs, carry, length, mask, reset, reset_carry, key)
     if checks.is_array(rate):
         return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)

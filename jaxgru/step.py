@@ -28,7 +28,7 @@ def step(
     Many streams at once go through `jax.vmap`, over the carry, x, reset, or params too.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Stack of them.
+        params: of any cell, or a Stack of them.
         carry: as `initial_carry(params)` makes it.
         x: input `[I]`, of the dtype of params.
         reset: a bool, may be traced; True starts a new segment with this step.
@@ -67,7 +67,7 @@ def step(
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("step", params, "with compute_dtype")
+        layers.check_built_in("step", params, " with compute_dtype")
     return _step(params, carry, x, compute)
 
 

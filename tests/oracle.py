@@ -59,22 +59,28 @@ def min_gru_step(params, h, x):
     return (1.0 - z) * h + z * n
 
 
-def _is_cell(params):
-    cells = (jaxgru.GRUParams, jaxgru.LSTMParams, jaxgru.ElmanParams, jaxgru.MinGRUParams)
-    return isinstance(params, cells)
+def mgu_step(params, h, x):
+    w_ih, w_hh = f64(params.w_ih), f64(params.w_hh)
+    h, x = f64(h), f64(x)
+    b = _bias(params.b, w_ih.shape[1:])
+    f = sigmoid(x @ w_ih[:, 0] + h @ w_hh[:, 0] + b[0])
+    n = np.tanh(x @ w_ih[:, 1] + (f * h) @ w_hh[:, 1] + b[1])
+    return (1.0 - f) * h + f * n
+
+
+CELLS = {
+    jaxgru.GRUParams: gru_step,
+    jaxgru.LSTMParams: lstm_step,
+    jaxgru.ElmanParams: elman_step,
+    jaxgru.MinGRUParams: min_gru_step,
+    jaxgru.MGUParams: mgu_step,
+}
 
 
 def _cell_step(params, carry, x):
     """One step of one cell: the new carry and the output."""
-    if isinstance(params, jaxgru.GRUParams):
-        h = gru_step(params, carry, x)
-        return h, h
-    if isinstance(params, jaxgru.LSTMParams):
-        h, c = lstm_step(params, carry, x)
-        return (h, c), h
-    step = min_gru_step if isinstance(params, jaxgru.MinGRUParams) else elman_step
-    h = step(params, carry, x)
-    return h, h
+    carry = CELLS[type(params)](params, carry, x)
+    return carry, carry[0] if isinstance(params, jaxgru.LSTMParams) else carry
 
 
 def initial_carry(params):
@@ -139,7 +145,7 @@ def scan(
             **options,
         )
         return (ahead, back), np.concatenate([hs, gs], axis=1)
-    assert _is_cell(params)
+    assert type(params) in CELLS
     steps = np.shape(xs)[0]
     length = steps if length is None else int(length)
     starts = np.zeros(steps, bool) if reset is None else np.asarray(reset)

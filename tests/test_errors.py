@@ -834,7 +834,7 @@ def diagnose(function, *rest, **options):
     return getattr(jaxgru.diagnostics, function)(params_of(), *rest, **options)
 
 
-INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init")
+INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init", "mgu_init")
 #: (public function, a call of it, its static options with a value that fits): all that are no data,
 #: but those whose values no tracer can stand for: names, dtypes and functions.
 STATIC = {

@@ -233,7 +233,7 @@ def test_arguments_of_step(carry, x, kind):
 
 
 INIT = ("key", "input_size", "hidden_size", "bias", "init", "chrono", "dtype")
-INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": INIT,
+INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": INIT, "mgu_init": INIT,
          "elman_init": tuple(name for name in INIT if name != "chrono")}  # fmt: skip
 
 
