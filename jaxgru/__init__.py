@@ -7,6 +7,7 @@ derivative of JAX differentiates it.
 from jaxgru import diagnostics, interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
+from jaxgru.layer_norm_gru import LayerNormGRUParams, layer_norm_gru_init, layer_norm_gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
 from jaxgru.loop import loop
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
@@ -26,6 +27,7 @@ __all__ = [
     "GRUParams",
     "LSTMCarry",
     "LSTMParams",
+    "LayerNormGRUParams",
     "MGUParams",
     "MinGRUParams",
     "NewtonInfo",
@@ -38,6 +40,8 @@ __all__ = [
     "gru_step",
     "initial_carry",
     "interop",
+    "layer_norm_gru_init",
+    "layer_norm_gru_step",
     "load",
     "loop",
     "lstm_init",

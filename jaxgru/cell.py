@@ -1,7 +1,6 @@
 """What a cell tells the loops over time about itself.
 
-A cell file (`gru.py`, `lstm.py`, `elman.py`, `min_gru.py`) registers one `Cell` for its params, or a
-`StepCell` by way of `jaxgru.register` (`mgu.py`).
+A cell file registers one `Cell` for its params, or its step alone by way of `jaxgru.register`.
 `scan`, `newton_scan`, `step` and the derivative are written once, against this table.
 """
 

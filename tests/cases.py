@@ -1,6 +1,7 @@
 """What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
 
 import contextlib
+import functools
 import itertools
 from typing import Any
 
@@ -29,6 +30,11 @@ CELLS = ("gru", "gru_after", "lstm", "elman", "min_gru")
 #: all of them. They are no part of CELLS, whose tests look at derivatives that are written out.
 OWN: dict[str, Any] = {
     "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
+    "layer_norm_gru": (jaxgru.layer_norm_gru_init, jaxgru.layer_norm_gru_step),
+    "layer_norm_gru_separate": (
+        functools.partial(jaxgru.layer_norm_gru_init, separate=True),
+        jaxgru.layer_norm_gru_step,
+    ),
 }
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS

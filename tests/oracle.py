@@ -68,12 +68,43 @@ def mgu_step(params, h, x):
     return (1.0 - f) * h + f * n
 
 
+def _layer_norm(a, gain, b, eps):
+    a = (a - np.mean(a)) / np.sqrt(np.var(a) + eps)
+    return f64(gain).reshape(-1) * a + _bias(b, gain.shape).reshape(-1)
+
+
+def layer_norm_gru_step(params, h, x):
+    """Order of the gates in the publications: reset, candidate, update in the first form, update,
+    reset in the second, where the axis here is reset, update, candidate."""
+    w, u, h, x = f64(params.w_ih), f64(params.w_hh), f64(h), f64(x)
+    gain, hidden = f64(params.gain), np.shape(params.w_hh)[0]
+    b = _bias(params.b, gain.shape)
+    if not params.separate:
+        order = [0, 2, 1]
+        w, u = (np.concatenate([a[:, k] for k in order], axis=1) for a in (w, u))
+        both = np.concatenate([x, h]) @ np.concatenate([w, u])
+        parts = _layer_norm(both, gain[order], b[order], 1e-3)
+        reset, cand, update = np.split(parts, 3)
+        cand = np.tanh(sigmoid(reset) * cand)
+        update = sigmoid(update - 1.0)
+        return update * cand + (1.0 - update) * h
+    order = [1, 0]
+    w_x, w_h = (np.concatenate([a[:, k] for k in order], axis=1) for a in (w, u))
+    gates = _layer_norm(h @ w_h, gain[1, order], b[1, order], 1e-5)
+    gates = gates + _layer_norm(x @ w_x, gain[0, order], b[0, order], 1e-5)
+    z, r = gates[:hidden], gates[hidden:]
+    n = _layer_norm(x @ w[:, 2], gain[0, 2], b[0, 2], 1e-5)
+    n = np.tanh(n + sigmoid(r) * _layer_norm(h @ u[:, 2], gain[1, 2], b[1, 2], 1e-5))
+    return (1.0 - sigmoid(z)) * h + sigmoid(z) * n
+
+
 CELLS = {
     jaxgru.GRUParams: gru_step,
     jaxgru.LSTMParams: lstm_step,
     jaxgru.ElmanParams: elman_step,
     jaxgru.MinGRUParams: min_gru_step,
     jaxgru.MGUParams: mgu_step,
+    jaxgru.LayerNormGRUParams: layer_norm_gru_step,
 }
 
 

@@ -857,6 +857,10 @@ STATIC = {
         )
         for name in INITS
     },
+    "layer_norm_gru_init": (
+        functools.partial(init, "layer_norm_gru_init"),
+        {"input_size": 3, "hidden_size": 4, "bias": True, "separate": True},
+    ),
     "memory_gradient": (
         lambda **options: diagnose("memory_gradient", xs_of(), **options),
         {"probes": 2, "singular_values": True},
