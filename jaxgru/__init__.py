@@ -9,6 +9,7 @@ from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layer_norm_gru import LayerNormGRUParams, layer_norm_gru_init, layer_norm_gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
+from jaxgru.leaky import LeakyParams, leaky_init, leaky_step
 from jaxgru.loop import loop
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
 from jaxgru.mgu import MGUParams, mgu_init, mgu_step
@@ -28,6 +29,7 @@ __all__ = [
     "LSTMCarry",
     "LSTMParams",
     "LayerNormGRUParams",
+    "LeakyParams",
     "MGUParams",
     "MinGRUParams",
     "NewtonInfo",
@@ -42,6 +44,8 @@ __all__ = [
     "interop",
     "layer_norm_gru_init",
     "layer_norm_gru_step",
+    "leaky_init",
+    "leaky_step",
     "load",
     "loop",
     "lstm_init",

@@ -70,8 +70,8 @@ def stack_init(
         input_size: I of the first layer.
         hidden_size: H of every layer, and of each direction.
         num_layers: how many.
-        cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init` or
-            `layer_norm_gru_init`.
+        cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init`,
+            `layer_norm_gru_init` or `leaky_init`.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
         **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after and the like.
 

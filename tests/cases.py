@@ -35,6 +35,10 @@ OWN: dict[str, Any] = {
         functools.partial(jaxgru.layer_norm_gru_init, separate=True),
         jaxgru.layer_norm_gru_step,
     ),
+    "leaky_rate_softplus": (
+        functools.partial(jaxgru.leaky_init, nonlinearity="softplus", alpha=0.6),
+        jaxgru.leaky_step,
+    ),
 }
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS
@@ -69,7 +73,7 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
 
     if kind in OWN:
         like = OWN[kind][0](jax.random.key(0), inputs, hidden, bias=bias, dtype=dtype)
-        return jax.tree.map(lambda leaf: normal(*leaf.shape), like)
+        return jax.tree.map(lambda leaf: normal(*leaf.shape) if leaf.ndim else leaf, like)
     if kind in ("gru", "gru_after"):
         after = kind == "gru_after"
         return jaxgru.GRUParams(

@@ -98,6 +98,21 @@ def layer_norm_gru_step(params, h, x):
     return (1.0 - sigmoid(z)) * h + sigmoid(z) * n
 
 
+RATES = {
+    "relu": lambda h: np.where(h > 0, h, 0.0),
+    "tanh": np.tanh,
+    "softplus": lambda h: np.logaddexp(0.0, h),
+    "sigmoid": sigmoid,
+}
+
+
+def leaky_step(params, h, x):
+    w_in, w_rec, h, x = f64(params.w_ih), f64(params.w_hh), f64(h), f64(x)
+    alpha, rates = f64(params.alpha), RATES[params.nonlinearity](h)
+    drive = w_rec.T @ rates + w_in.T @ x + _bias(params.b, h.shape)
+    return (1.0 - alpha) * h + alpha * drive
+
+
 CELLS = {
     jaxgru.GRUParams: gru_step,
     jaxgru.LSTMParams: lstm_step,
@@ -105,12 +120,15 @@ CELLS = {
     jaxgru.MinGRUParams: min_gru_step,
     jaxgru.MGUParams: mgu_step,
     jaxgru.LayerNormGRUParams: layer_norm_gru_step,
+    jaxgru.LeakyParams: leaky_step,
 }
 
 
 def _cell_step(params, carry, x):
     """One step of one cell: the new carry and the output."""
     carry = CELLS[type(params)](params, carry, x)
+    if isinstance(params, jaxgru.LeakyParams):
+        return carry, RATES[params.nonlinearity](carry)
     return carry, carry[0] if isinstance(params, jaxgru.LSTMParams) else carry
 
 

@@ -236,7 +236,8 @@ INIT = ("key", "input_size", "hidden_size", "bias", "init", "chrono", "dtype")
 WITHOUT = tuple(name for name in INIT if name != "chrono")
 INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": INIT,
          "mgu_init": INIT, "elman_init": WITHOUT,
-         "layer_norm_gru_init": (*WITHOUT, "separate")}  # fmt: skip
+         "layer_norm_gru_init": (*WITHOUT, "separate"),
+         "leaky_init": (*WITHOUT, "alpha", "nonlinearity")}  # fmt: skip
 
 
 @pytest.mark.slow
