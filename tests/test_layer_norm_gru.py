@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgru
-from cases import VALUE_TOL, assert_close, draw, draw_xs, weigh
+from cases import HIDDEN, VALUE_TOL, assert_close, draw, draw_xs, weigh
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
@@ -45,10 +45,8 @@ def test_where_there_is_nothing_to_normalize(separate):
 def test_a_fresh_cell_keeps_more_than_it_takes_in():
     """z is sigmoid(-1) on average in the form of DreamerV2, and a half in the other."""
     for separate, expected in ((False, 1 / (1 + np.e)), (True, 0.5)):
-        params = jaxgru.layer_norm_gru_init(
-            jax.random.key(0), 8, 256, separate=separate, dtype="float64"
-        )
+        params = draw("layer_norm_gru_separate" if separate else "layer_norm_gru", bias=False)
         # Without gains all pre-activations are zero, and so is the candidate: h' = (1 - z) h.
         zero = dataclasses.replace(params, gain=jnp.zeros_like(params.gain))
-        h = jaxgru.layer_norm_gru_step(zero, jnp.ones(256), jnp.zeros(8))
-        assert_close(h, np.full(256, 1 - expected), TOL)
+        h = jax.jit(jaxgru.layer_norm_gru_step)(zero, jnp.ones(HIDDEN), draw_xs()[0])
+        assert_close(h, np.full(HIDDEN, 1 - expected), TOL)

@@ -27,7 +27,7 @@ def of(nonlinearity, alpha=None):
 def test_each_nonlinearity_with_a_time_constant_for_each_unit(nonlinearity, tmp_path):
     params = of(nonlinearity, ALPHAS.astype("float64"))
     xs, carry = draw_xs(), draw_carry(of(nonlinearity))
-    assert_close(jaxgru.scan(params, xs, carry), oracle.scan(params, xs, carry), TOL)
+    assert_close(jax.jit(jaxgru.scan)(params, xs, carry), oracle.scan(params, xs, carry), TOL)
     jaxgru.save(tmp_path / "file", params)
     assert_same(jaxgru.load(tmp_path / "file"), params)
 

@@ -52,15 +52,16 @@ def network(kind, name, dtype="float64", bias=True):
     return jaxgru.Stack((two, draw(kind, 2 * HIDDEN, HIDDEN + 1, dtype, seed=4, bias=bias)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("hidden", [1, HIDDEN])
+@pytest.mark.parametrize(
+    ("hidden", "bias"), [(HIDDEN, True), (1, False), slow(1, True), slow(HIDDEN, False)]
+)
 @pytest.mark.parametrize("kind", OWN)
 def test_step_is_the_equations(kind, hidden, bias):
     params = draw(kind, hidden=hidden, bias=bias)
     h, x = draw_carry(params), draw_xs()[0]
     after, y = oracle.step(params, h, x)
-    assert_close(OWN[kind][1](params, h, x), after, VALUES)
-    assert_close(jaxgru.step(params, h, x), (after, y), VALUES)
+    both = jax.jit(lambda *arguments: (OWN[kind][1](*arguments), jaxgru.step(*arguments)))
+    assert_close(both(params, h, x), (after, (after, y)), VALUES)
 
 
 @pytest.mark.parametrize("reverse", [False, slow(True)])
@@ -68,7 +69,7 @@ def test_step_is_the_equations(kind, hidden, bias):
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 @pytest.mark.parametrize("kind", OWN)
 def test_scan_is_the_equations(kind, name, options, reverse):
-    """Whatever stands where no step is real, and with the carries of every checkpoint."""
+    """Whatever stands where no step is real."""
     params, chosen = network(kind, name), OPTIONS[options]
     real = np.arange(STEPS) < chosen.get("length", STEPS)
     real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
@@ -76,11 +77,11 @@ def test_scan_is_the_equations(kind, name, options, reverse):
     starts = {"reset_carry": draw_carry(params, seed=9)} if "reset" in chosen else {}
     expected = oracle.scan(params, xs, carry, reverse=reverse, **starts, **chosen)
     xs = jnp.where(real[:, None], xs, jnp.nan)
-    for checkpoint in (None, 2):
-        found = jaxgru.scan(
-            params, xs, carry, reverse=reverse, checkpoint=checkpoint, **starts, **chosen
-        )
-        assert_close(found, expected, VALUES)
+    checkpoint = 2 if options == "all" else None
+    found = jaxgru.scan(
+        params, xs, carry, reverse=reverse, checkpoint=checkpoint, **starts, **chosen
+    )
+    assert_close(found, expected, VALUES)
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -139,6 +140,23 @@ def test_the_narrow_dtypes(kind, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves((found, grads))} == {dtype}
 
 
+@pytest.mark.parametrize("kind", OWN)
+def test_gradients_of_narrow_weights_are_added_up_in_float32(kind):
+    """2,000 terms that are nearly equal. In bfloat16 their sum sticks at 256 of them, an eighth. A
+    state that is rounded to bfloat16 makes a few percent of difference."""
+    params = draw(kind, dtype="bfloat16")
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+
+    @jax.jit
+    def grad(params):
+        xs = jnp.ones((2000, INPUT), params.w_hh.dtype)
+        loss = lambda params: jnp.sum(jaxgru.scan(params, xs)[1].astype("float32"))  # noqa: E731
+        return jax.grad(loss)(params).w_hh
+
+    expected = grad(wide)
+    assert_close(grad(params), expected, 0.1 * np.max(np.abs(expected)))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", OWN)
 def test_save_and_load(kind, bias, tmp_path):
@@ -195,23 +213,19 @@ def test_init(kind):
     """Orthogonal blocks, each drawn on its own, in the dtype that was asked for."""
     init, inputs, hidden = OWN[kind][0], 5, 8
     params = init(jax.random.key(0), inputs, hidden, dtype="float64")
-    assert jaxgru.scan(params, draw_xs(inputs=inputs))[1].shape == (STEPS, hidden)
     blocks = np.asarray(params.w_hh).reshape(hidden, -1, hidden).swapaxes(0, 1)
     for block in blocks:
         # Ten float64 ulp of a sum of eight products.
         np.testing.assert_allclose(block @ block.T, np.eye(hidden), rtol=0, atol=2e-15)
     assert len({block.tobytes() for block in blocks}) == len(blocks)
     # LeCun normal: variance 1 / I. Of n entries, five standard errors.
-    many = np.asarray(init(jax.random.key(1), 50, 64).w_ih)
+    many = np.asarray(init(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
     np.testing.assert_allclose(np.std(many) * np.sqrt(50), 1, atol=5 / np.sqrt(2 * many.size))
-    assert_same(init(jax.random.key(0), inputs, hidden, dtype="float64"), params)
-    other = init(jax.random.key(2), inputs, hidden, dtype="float64")
-    assert np.max(np.abs(other.w_hh - params.w_hh)) > 1e-2
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(init(jax.random.key(0), 3, 4))} == {
-        "float32"
-    }
-    assert init(jax.random.key(0), 3, 4, bias=False).b is None
     assert not np.any(params.b)
+    for bias in (True, False):
+        drawn = jax.eval_shape(lambda key, bias=bias: init(key, 3, 4, bias=bias), jax.random.key(0))
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(drawn)} == {"float32"}
+        assert (drawn.b is None) is not bias
 
 
 @pytest.mark.parametrize("kind", OWN)
