@@ -1,4 +1,4 @@
-"""A GRU as pure functions in JAX, with LSTM, plain RNN and minimal GRU beside it.
+"""A GRU as pure functions in JAX, with LSTM, plain RNN and other cells beside it.
 
 One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it, and every
 derivative of JAX differentiates it.
@@ -7,9 +7,12 @@ derivative of JAX differentiates it.
 from jaxgru import diagnostics, interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
 from jaxgru.gru import GRUParams, gru_init, gru_step
+from jaxgru.layer_norm_gru import LayerNormGRUParams, layer_norm_gru_init, layer_norm_gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
+from jaxgru.leaky import LeakyParams, leaky_init, leaky_step
 from jaxgru.loop import loop
 from jaxgru.lstm import LSTMCarry, LSTMParams, lstm_init, lstm_step
+from jaxgru.mgu import MGUParams, mgu_init, mgu_step
 from jaxgru.min_gru import MinGRUParams, min_gru_init, min_gru_step
 from jaxgru.newton import newton_scan
 from jaxgru.plain import from_dict, to_dict
@@ -25,6 +28,9 @@ __all__ = [
     "GRUParams",
     "LSTMCarry",
     "LSTMParams",
+    "LayerNormGRUParams",
+    "LeakyParams",
+    "MGUParams",
     "MinGRUParams",
     "NewtonInfo",
     "Stack",
@@ -36,10 +42,16 @@ __all__ = [
     "gru_step",
     "initial_carry",
     "interop",
+    "layer_norm_gru_init",
+    "layer_norm_gru_step",
+    "leaky_init",
+    "leaky_step",
     "load",
     "loop",
     "lstm_init",
     "lstm_step",
+    "mgu_init",
+    "mgu_step",
     "min_gru_init",
     "min_gru_step",
     "newton_scan",

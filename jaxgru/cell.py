@@ -1,6 +1,6 @@
 """What a cell tells the loops over time about itself.
 
-A cell file (`gru.py`, `lstm.py`, `elman.py`, `min_gru.py`) registers one `Cell` for its params.
+A cell file registers one `Cell` for its params, or its step alone by way of `jaxgru.register`.
 `scan`, `newton_scan`, `step` and the derivative are written once, against this table.
 """
 
@@ -76,7 +76,7 @@ class Cell(NamedTuple):
 
 
 class StepCell(NamedTuple):
-    """A cell of which its step alone is known: one that `jaxgru.register` has made."""
+    """A cell of which the step alone is known: one that `jaxgru.register` has made."""
 
     step: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
     """(params, carry, what `project` made of x) -> (next carry, output)."""
@@ -88,6 +88,10 @@ class StepCell(NamedTuple):
     """As of a Cell."""
     initial_carry: Callable[[Params], Carry]
     """params -> the carry that a sequence starts from."""
+
+    def carry_shape(self, params: Params) -> Carry:
+        """As of a Cell."""
+        return jax.eval_shape(self.initial_carry, params)
 
 
 _cells: dict[type, Cell | StepCell] = {}

@@ -70,9 +70,10 @@ def stack_init(
         input_size: I of the first layer.
         hidden_size: H of every layer, and of each direction.
         num_layers: how many.
-        cell: `gru_init`, `lstm_init`, `elman_init` or `min_gru_init`.
+        cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init`,
+            `layer_norm_gru_init` or `leaky_init`.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
-        **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after.
+        **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after and the like.
 
     Returns:
         A Stack, also for one layer.
@@ -124,10 +125,7 @@ def carry_shape(params: Params) -> Carry:
         return tuple(carry_shape(layer) for layer in params.layers)
     if isinstance(params, Bidirectional):
         return carry_shape(params.forward), carry_shape(params.backward)
-    cell = cell_of(params)
-    if isinstance(cell, StepCell):
-        return jax.eval_shape(cell.initial_carry, params)
-    return cell.carry_shape(params)
+    return cell_of(params).carry_shape(params)
 
 
 def start(params: Params) -> Carry:
@@ -214,7 +212,7 @@ def check_forward(caller: str, params: Params, fix: str) -> None:
 
 
 def check_built_in(caller: str, params: Params, what: str) -> None:
-    """Raises where params, or a layer of theirs, are of a type of the user's own."""
+    """Raises where params, or a layer of theirs, are of a type that is known by its step alone."""
     if isinstance(params, Stack):
         for layer in params.layers:
             check_built_in(caller, layer, what)
@@ -222,8 +220,8 @@ def check_built_in(caller: str, params: Params, what: str) -> None:
         check_built_in(caller, params.forward, what)
         check_built_in(caller, params.backward, what)
     elif isinstance(cell_of(params), StepCell):
-        expected, got = f"of built-in cells {what}", type(params).__name__
-        raise checks.error(TypeError, caller, "params", expected, got)
+        expected = f"GRUs, LSTMs, plain RNNs or minimal GRUs{what}"
+        raise checks.error(TypeError, caller, "params", expected, type(params).__name__)
 
 
 def _check_stack(caller: str, params: Stack) -> None:

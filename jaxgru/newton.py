@@ -110,7 +110,7 @@ def newton_scan(
     trust regions), arXiv:2407.19115.
     """
     sequence.check("newton_scan", params, xs, carry, length, reset, reset_carry, reverse, mask)
-    layers.check_built_in("newton_scan", params, "whose derivative it knows")
+    layers.check_built_in("newton_scan", params, ", whose derivatives it knows")
     steps, dtype = xs.shape[0], layers.dtype(params)
     if dtype not in (jnp.float32, jnp.float64):
         fix = "Rounding in 16 bits leaves Newton's method nothing to converge to: use scan."

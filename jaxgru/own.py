@@ -1,4 +1,4 @@
-"""Cells of the user's own, of which the step alone is known: they run as `jaxgru.loop` does."""
+"""Cells that `register` knows by their step alone: they run as `jaxgru.loop` does."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from jaxgru import checks, sequence
-from jaxgru.cell import Carry, Params, StepCell, cell_of
+from jaxgru.cell import Carry, Params, StepCell, accumulator, cell_of
 from jaxgru.loop import checked
 from jaxgru.loop import run as run_loop
 
@@ -28,8 +28,13 @@ def run(
             expected = f"an array of shape [{xs.shape[0]}, ...]"
             raise checks.error(TypeError, "scan", name, expected, checks.describe(leaf))
 
+    # The gradient of params is a sum over time, in the dtype of what the loop closes over. A sum in
+    # 16 bits stops growing after some hundred steps, so the loop closes over wide copies.
+    wide = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)), params)
+
     def step(carry: Carry, inputs: Any) -> tuple[Carry, Array]:
-        return advance("scan", params, carry, inputs)
+        same = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), wide, params)
+        return advance("scan", same, carry, inputs)
 
     return run_loop("scan", step, carry, (inputs,), marks, reset_carry, reverse, checkpoint)
 

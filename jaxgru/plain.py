@@ -22,9 +22,9 @@ def to_dict(params: Params) -> dict[str, Array]:
     paths of `jax.tree_util`, which checkpoints use, contain the same names.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type registered with
-            forms, or a Bidirectional or Stack of them. Leading axes, of many networks at once, stay
-            as they are.
+        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
+            where `register` was given its forms. Leading axes, of many networks at once, stay as
+            they are.
 
     Returns:
         A dict of the arrays of params, which are not copied. Weights that are None are left out.

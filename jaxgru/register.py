@@ -1,4 +1,4 @@
-"""Cells of your own, by their equations alone."""
+"""Cells by their equations alone: those of your own, and some of this library."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,8 +24,9 @@ def register(
     sizes: Callable[[Any], tuple[int, int]],
     project: Callable[[Any, Array], Any] | None = None,
     forms: Mapping[str, dict[str, Any]] | None = None,
+    check: Callable[[str, Any], None] | None = None,
 ) -> None:
-    """Make params of your own type a cell, which runs wherever the built-in cells do.
+    """Make params of your own type a cell, which runs wherever the others do.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)
         carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
@@ -35,7 +36,8 @@ def register(
     over data and params, and have derivatives of any order in both modes. The diagnostics of states
     and of their Jacobians take the params too. With forms, so do `save`, `to_dict` and the
     programs of `jax.export`. The cell runs as `loop` over its step. `newton_scan` and
-    `gradient_norms` take built-in cells only.
+    `gradient_norms` are for the GRU, the LSTM, the plain RNN and the minimal GRU. The cell in
+    `jaxgru/mgu.py` is made like this.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
@@ -52,10 +54,13 @@ def register(
             with their weights. They are then one large product for all of time, and so is their
             gradient. On two CPU cores a step that takes x was faster at most sizes that we tried.
         forms: the names of the weights in files, and the static fields that belong to each name:
-            `{"mgu": {}}`, or `{"gru": {"reset_after": False}, "gru_after": {"reset_after": True}}`.
+            `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`.
             Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
-            a pytree, whose leaves are called `mgu.w_hh` and so on. If you define the class again,
+            a pytree, whose leaves are called `mine.w_hh` and so on. If you define the class again,
             as in a notebook, the new class takes over the names.
+        check: (caller, params) -> None, which raises where the shapes of params do not fit
+            together. The caller is the function that was called, "scan" say, to begin the message
+            with. It is asked first, before sizes.
 
     Raises:
         TypeError: an argument is of a kind that does not fit, or the class is registered already.
@@ -94,19 +99,23 @@ def register(
             TypeError, "register", "params_type", expected, params_type.__name__, fix
         )
     functions = {"step": step, "initial_carry": initial_carry, "sizes": sizes}
-    functions |= {} if project is None else {"project": project}
+    optional = {"project": project, "check": check}
+    functions |= {name: given for name, given in optional.items() if given is not None}
     for name, function in functions.items():
         if not callable(function):
             got = checks.describe(function)
             raise checks.error(TypeError, "register", name, "a function", got)
 
-    def check(caller: str, params: Any) -> None:
-        _check(caller, params, initial_carry, sizes)
+    def check_all(caller: str, params: Any) -> None:
+        if check is not None:
+            check(caller, params)
+        _check_leaves(caller, params)
+        _check_sizes(caller, params, sizes)
 
     if forms is not None:
         _name(params_type, forms)
     project = _as_they_are if project is None else project
-    cell.register(params_type, StepCell(step, project, sizes, check, initial_carry))
+    cell.register(params_type, StepCell(step, project, sizes, check_all, initial_carry))
 
 
 def _name(params_type: type, forms: Any) -> None:
@@ -147,7 +156,7 @@ def _as_they_are(params: Any, xs: Array) -> Array:
     return xs
 
 
-def _check(caller, params, initial_carry, sizes):
+def _check_leaves(caller, params):
     name = type(params).__name__
     structure = jax.tree.structure(params)
     if jax.tree_util.treedef_is_leaf(structure):
@@ -157,10 +166,13 @@ def _check(caller, params, initial_carry, sizes):
         raise checks.error(ValueError, caller, name, "a pytree with arrays in it", "no leaf")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = name + jax.tree_util.keystr(path)
-        if checks.dtype_of(leaf).name not in checks.DTYPES:
+        if not (checks.is_array(leaf) and checks.dtype_of(leaf).name in checks.DTYPES):
             expected = f"an array of one of {', '.join(checks.DTYPES)}"
             raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
-    found = sizes(params)
+
+
+def _check_sizes(caller, params, sizes):
+    name, found = type(params).__name__, sizes(params)
     if not (isinstance(found, tuple) and len(found) == 2):
         expected = "(I, H), two sizes"
         raise checks.error(TypeError, caller, f"sizes of {name}", expected, checks.describe(found))

@@ -35,9 +35,9 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Args:
         path: the file. An existing file is replaced. The folder must exist.
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type registered with
-            forms, or a Bidirectional or Stack of them. Their leaves are float16, bfloat16, float32
-            or float64.
+        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
+            where `register` was given its forms. Their leaves are float16, bfloat16, float32 or
+            float64.
 
     Raises:
         TypeError: params or their leaves are something else, or tracers, as inside `jax.jit`.

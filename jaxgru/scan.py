@@ -36,8 +36,7 @@ def scan(
     `jax.vmap` runs a batch. It may map over xs, params, or any other argument.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type that `register`
-            knows, or a Bidirectional or Stack of them.
+        params: of any cell, or a Bidirectional or Stack of them.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`: zeros for built-in cells.
         length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
@@ -93,7 +92,7 @@ def scan(
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("scan", params, "with compute_dtype")
+        layers.check_built_in("scan", params, " with compute_dtype")
     data = (params, xs, carry, length, mask, reset, reset_carry, key)
     if checks.is_array(rate):
         return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)

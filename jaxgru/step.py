@@ -29,8 +29,7 @@ def step(
     params too.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, params of a type that `register`
-            knows, or a Stack of them.
+        params: of any cell, or a Stack of them.
         carry: the carry before this step. `initial_carry(params)` makes the first one.
         x: input `[I]`, of the dtype of params.
         reset: a bool, which may be traced. True starts a new segment with this step.
@@ -70,7 +69,7 @@ def step(
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("step", params, "with compute_dtype")
+        layers.check_built_in("step", params, " with compute_dtype")
     return _step(params, carry, x, compute)
 
 

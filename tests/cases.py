@@ -1,6 +1,7 @@
 """What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
 
 import contextlib
+import functools
 import itertools
 from typing import Any
 
@@ -25,6 +26,20 @@ VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
 GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
 CELLS = ("gru", "gru_after", "lstm", "elman", "min_gru")
+#: The cells that are registered by their step alone: (init, step). tests/test_own_cells.py is about
+#: all of them. They are no part of CELLS, whose tests look at derivatives that are written out.
+OWN: dict[str, Any] = {
+    "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
+    "layer_norm_gru": (jaxgru.layer_norm_gru_init, jaxgru.layer_norm_gru_step),
+    "layer_norm_gru_separate": (
+        functools.partial(jaxgru.layer_norm_gru_init, separate=True),
+        jaxgru.layer_norm_gru_step,
+    ),
+    "leaky_rate_softplus": (
+        functools.partial(jaxgru.leaky_init, nonlinearity="softplus", alpha=0.6),
+        jaxgru.leaky_step,
+    ),
+}
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = CELLS + LAYERS
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
@@ -56,6 +71,9 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
     def normal(*shape):
         return jnp.asarray(0.6 * rng.standard_normal(shape), dtype)
 
+    if kind in OWN:
+        like = OWN[kind][0](jax.random.key(0), inputs, hidden, bias=bias, dtype=dtype)
+        return jax.tree.map(lambda leaf: normal(*leaf.shape) if leaf.ndim else leaf, like)
     if kind in ("gru", "gru_after"):
         after = kind == "gru_after"
         return jaxgru.GRUParams(

@@ -59,22 +59,77 @@ def min_gru_step(params, h, x):
     return (1.0 - z) * h + z * n
 
 
-def _is_cell(params):
-    cells = (jaxgru.GRUParams, jaxgru.LSTMParams, jaxgru.ElmanParams, jaxgru.MinGRUParams)
-    return isinstance(params, cells)
+def mgu_step(params, h, x):
+    w_ih, w_hh = f64(params.w_ih), f64(params.w_hh)
+    h, x = f64(h), f64(x)
+    b = _bias(params.b, w_ih.shape[1:])
+    f = sigmoid(x @ w_ih[:, 0] + h @ w_hh[:, 0] + b[0])
+    n = np.tanh(x @ w_ih[:, 1] + (f * h) @ w_hh[:, 1] + b[1])
+    return (1.0 - f) * h + f * n
+
+
+def _layer_norm(a, gain, b, eps):
+    a = (a - np.mean(a)) / np.sqrt(np.var(a) + eps)
+    return f64(gain).reshape(-1) * a + _bias(b, gain.shape).reshape(-1)
+
+
+def layer_norm_gru_step(params, h, x):
+    """Order of the gates in the publications: reset, candidate, update in the first form, update,
+    reset in the second, where the axis here is reset, update, candidate."""
+    w, u, h, x = f64(params.w_ih), f64(params.w_hh), f64(h), f64(x)
+    gain, hidden = f64(params.gain), np.shape(params.w_hh)[0]
+    b = _bias(params.b, gain.shape)
+    if not params.separate:
+        order = [0, 2, 1]
+        w, u = (np.concatenate([a[:, k] for k in order], axis=1) for a in (w, u))
+        both = np.concatenate([x, h]) @ np.concatenate([w, u])
+        parts = _layer_norm(both, gain[order], b[order], 1e-3)
+        reset, cand, update = np.split(parts, 3)
+        cand = np.tanh(sigmoid(reset) * cand)
+        update = sigmoid(update - 1.0)
+        return update * cand + (1.0 - update) * h
+    order = [1, 0]
+    w_x, w_h = (np.concatenate([a[:, k] for k in order], axis=1) for a in (w, u))
+    gates = _layer_norm(h @ w_h, gain[1, order], b[1, order], 1e-5)
+    gates = gates + _layer_norm(x @ w_x, gain[0, order], b[0, order], 1e-5)
+    z, r = gates[:hidden], gates[hidden:]
+    n = _layer_norm(x @ w[:, 2], gain[0, 2], b[0, 2], 1e-5)
+    n = np.tanh(n + sigmoid(r) * _layer_norm(h @ u[:, 2], gain[1, 2], b[1, 2], 1e-5))
+    return (1.0 - sigmoid(z)) * h + sigmoid(z) * n
+
+
+RATES = {
+    "relu": lambda h: np.where(h > 0, h, 0.0),
+    "tanh": np.tanh,
+    "softplus": lambda h: np.logaddexp(0.0, h),
+    "sigmoid": sigmoid,
+}
+
+
+def leaky_step(params, h, x):
+    w_in, w_rec, h, x = f64(params.w_ih), f64(params.w_hh), f64(h), f64(x)
+    alpha, rates = f64(params.alpha), RATES[params.nonlinearity](h)
+    drive = w_rec.T @ rates + w_in.T @ x + _bias(params.b, h.shape)
+    return (1.0 - alpha) * h + alpha * drive
+
+
+CELLS = {
+    jaxgru.GRUParams: gru_step,
+    jaxgru.LSTMParams: lstm_step,
+    jaxgru.ElmanParams: elman_step,
+    jaxgru.MinGRUParams: min_gru_step,
+    jaxgru.MGUParams: mgu_step,
+    jaxgru.LayerNormGRUParams: layer_norm_gru_step,
+    jaxgru.LeakyParams: leaky_step,
+}
 
 
 def _cell_step(params, carry, x):
     """One step of one cell: the new carry and the output."""
-    if isinstance(params, jaxgru.GRUParams):
-        h = gru_step(params, carry, x)
-        return h, h
-    if isinstance(params, jaxgru.LSTMParams):
-        h, c = lstm_step(params, carry, x)
-        return (h, c), h
-    step = min_gru_step if isinstance(params, jaxgru.MinGRUParams) else elman_step
-    h = step(params, carry, x)
-    return h, h
+    carry = CELLS[type(params)](params, carry, x)
+    if isinstance(params, jaxgru.LeakyParams):
+        return carry, RATES[params.nonlinearity](carry)
+    return carry, carry[0] if isinstance(params, jaxgru.LSTMParams) else carry
 
 
 def initial_carry(params):
@@ -139,7 +194,7 @@ def scan(
             **options,
         )
         return (ahead, back), np.concatenate([hs, gs], axis=1)
-    assert _is_cell(params)
+    assert type(params) in CELLS
     steps = np.shape(xs)[0]
     length = steps if length is None else int(length)
     starts = np.zeros(steps, bool) if reset is None else np.asarray(reset)

@@ -834,7 +834,7 @@ def diagnose(function, *rest, **options):
     return getattr(jaxgru.diagnostics, function)(params_of(), *rest, **options)
 
 
-INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init")
+INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init", "mgu_init")
 #: (public function, a call of it, its static options with a value that fits): all that are no data,
 #: but those whose values no tracer can stand for: names, dtypes and functions.
 STATIC = {
@@ -857,6 +857,14 @@ STATIC = {
         )
         for name in INITS
     },
+    "layer_norm_gru_init": (
+        functools.partial(init, "layer_norm_gru_init"),
+        {"input_size": 3, "hidden_size": 4, "bias": True, "separate": True},
+    ),
+    "leaky_init": (
+        functools.partial(init, "leaky_init"),
+        {"input_size": 3, "hidden_size": 4, "bias": True, "alpha": 0.5},
+    ),
     "memory_gradient": (
         lambda **options: diagnose("memory_gradient", xs_of(), **options),
         {"probes": 2, "singular_values": True},
@@ -894,7 +902,7 @@ def test_a_traced_option_is_told_how_to_be_static(function, option):
 def test_the_table_of_static_options_is_complete():
     """Of the functions in it, whatever has a default is static, is data, or is no tracer's."""
     data = {"carry", "length", "mask", "reset", "reset_carry", "dropout", "key", "guess", "states"}
-    named = {"jacobian", "fallback", "cell", "init", "dtype", "compute_dtype"}
+    named = {"jacobian", "fallback", "cell", "init", "dtype", "compute_dtype", "nonlinearity"}
     for name, (_, options) in STATIC.items():
         function = getattr(jaxgru, name, None) or getattr(jaxgru.diagnostics, name)
         parameters = inspect.signature(function).parameters.values()

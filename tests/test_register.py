@@ -334,6 +334,7 @@ WRONG = {
         lambda: of(initial_carry=jnp.zeros(4)), TypeError, "initial_carry", "a function",
     ),
     "a projection that is no function": (lambda: of(project=3), TypeError, "project", "a function"),
+    "a check that is no function": (lambda: of(check=3), TypeError, "check", "a function"),
     "a step that returns the carry alone": (
         lambda: run(of(step=lambda p, h, x: h)), TypeError, "what step returns", "(carry, y)",
     ),
@@ -377,6 +378,9 @@ WRONG = {
         lambda: run(dataclasses.replace(of(), b=jnp.zeros((3, 4), "int32"))),
         TypeError, "Fresh.b", "float",
     ),
+    "a leaf that is no array": (
+        lambda: run(dataclasses.replace(of(), b=3.0)), TypeError, "Fresh.b", "an array",
+    ),
     "a leaf of another dtype": (
         lambda: run(dataclasses.replace(of(), b=jnp.zeros((3, 4), "float32"))),
         TypeError, "params", "one dtype",
@@ -395,10 +399,11 @@ WRONG = {
     ),
     "compute_dtype": (
         lambda: jaxgru.scan(of(), draw_xs(), compute_dtype="bfloat16"),
-        TypeError, "params", "built-in cells with compute_dtype",
+        TypeError, "params", "minimal GRUs with compute_dtype",
     ),
     "Newton's method": (
-        lambda: jaxgru.newton_scan(of(), draw_xs()), TypeError, "params", "built-in cells",
+        lambda: jaxgru.newton_scan(of(), draw_xs()),
+        TypeError, "params", "minimal GRUs, whose derivatives",
     ),
     "a form whose name is taken": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"gru": {}}, **COMMON),
@@ -427,7 +432,7 @@ WRONG = {
     "saved": (lambda: jaxgru.to_dict(of()), TypeError, "params", "GRUParams"),
     "gradient norms": (
         lambda: jaxgru.diagnostics.gradient_norms(jnp.sum, of(), draw_xs()),
-        TypeError, "params", "built-in cells",
+        TypeError, "params", "minimal GRUs, whose output",
     ),
 }  # fmt: skip
 
@@ -444,6 +449,19 @@ def test_wrong(case):
     message = str(raised.value)
     assert f": {name}" in message, message
     assert expected in message, message
+
+
+def test_a_check_of_its_own_comes_first():
+    """Before sizes, which would fail where a leaf is missing."""
+
+    def check(caller, params):
+        if params.w_ih is None:
+            raise ValueError(f"{caller}: give w_ih.")
+
+    params = of(check=check)
+    assert run(params)[1].shape == (STEPS, HIDDEN)
+    with pytest.raises(ValueError, match=r"^scan: give w_ih\.$"):
+        run(jaxgru.Stack((dataclasses.replace(params, w_ih=None),)))
 
 
 def test_no_pytree():

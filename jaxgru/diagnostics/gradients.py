@@ -64,7 +64,7 @@ def gradient_norms(
     Source: Bengio, Simard & Frasconi 1994.
     """
     carry = check("gradient_norms", params, xs, carry)
-    layers.check_built_in("gradient_norms", params, "whose output is a part of the carry")
+    layers.check_built_in("gradient_norms", params, ", whose output is a part of the carry")
     _check_loss(loss, jax.ShapeDtypeStruct((xs.shape[0], layers.sizes(params)[1]), xs.dtype))
     return _gradient_norms(loss, params, xs, carry)
 

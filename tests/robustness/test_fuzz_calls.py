@@ -233,8 +233,11 @@ def test_arguments_of_step(carry, x, kind):
 
 
 INIT = ("key", "input_size", "hidden_size", "bias", "init", "chrono", "dtype")
+WITHOUT = tuple(name for name in INIT if name != "chrono")
 INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": INIT,
-         "elman_init": tuple(name for name in INIT if name != "chrono")}  # fmt: skip
+         "mgu_init": INIT, "elman_init": WITHOUT,
+         "layer_norm_gru_init": (*WITHOUT, "separate"),
+         "leaky_init": (*WITHOUT, "alpha", "nonlinearity")}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -253,7 +256,7 @@ def test_an_argument_of_init(function, name, value):
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
         if size:
             assert _whole(value, range(1, 8)), f"{value!r} was taken for {name}"
-        if name in ("bias", "reset_after"):
+        if name in ("bias", "reset_after", "separate"):
             assert isinstance(value, bool)
         jaxgru.initial_carry(params)
 
