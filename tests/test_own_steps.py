@@ -31,7 +31,7 @@ def pick(key, logits):
 
 def test_the_rate_network():
     params = page["dale"]
-    assert page["ys"].shape == (20, 4)
+    assert page["outputs"].shape == (20, 4)
     xs = np.random.default_rng(2).standard_normal((STEPS, 3)).astype("float32")
     w_in, w_rec, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(params))
     sign = np.where(np.arange(10) < 8, 1, -1)[:, None]
