@@ -143,9 +143,9 @@ def start(params: Params) -> Carry:
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     """The carry that a sequence starts from.
 
-    It is zeros: `[H]` for a GRU, a minimal GRU or a plain RNN, LSTMCarry(h `[H]`, c `[H]`) for an
-    LSTM, a tuple of two for a Bidirectional, a tuple with one per layer for a Stack. For params of
-    your own type it is what `register` was told. With batch every array has these axes in front.
+    It is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, `[H]` for every other cell, a tuple of two
+    for a Bidirectional, a tuple with one per layer for a Stack. For params of your own type it is
+    what `register` was told. With batch every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.

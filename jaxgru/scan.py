@@ -31,7 +31,7 @@ def scan(
 ) -> tuple[Carry, Array]:
     """Run a network over one sequence.
 
-        carry_t = step(params, carry_{t-1}, x_t),    y_t = h_t,    t = 1 .. T
+        carry_t, y_t = step(params, carry_{t-1}, x_t),    t = 1 .. T
 
     `jax.vmap` runs a batch. It may map over xs, params, or any other argument.
 

@@ -36,7 +36,7 @@ OWN: dict[str, Any] = {
         jaxgru.layer_norm_gru_step,
     ),
     "leaky_rate_softplus": (
-        functools.partial(jaxgru.leaky_init, nonlinearity="softplus", alpha=0.6),
+        functools.partial(jaxgru.leaky_init, nonlinearity="softplus"),
         jaxgru.leaky_step,
     ),
 }
@@ -72,8 +72,12 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
         return jnp.asarray(0.6 * rng.standard_normal(shape), dtype)
 
     if kind in OWN:
-        like = OWN[kind][0](jax.random.key(0), inputs, hidden, bias=bias, dtype=dtype)
-        return jax.tree.map(lambda leaf: normal(*leaf.shape) if leaf.ndim else leaf, like)
+        init = functools.partial(OWN[kind][0], bias=bias, dtype=dtype)
+        like = jax.eval_shape(lambda key: init(key, inputs, hidden), jax.random.key(0))
+        # The scalars are rates, between 0 and 1.
+        return jax.tree.map(
+            lambda leaf: normal(*leaf.shape) if leaf.shape else jnp.asarray(0.6, dtype), like
+        )
     if kind in ("gru", "gru_after"):
         after = kind == "gru_after"
         return jaxgru.GRUParams(

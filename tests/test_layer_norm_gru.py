@@ -36,7 +36,7 @@ def test_what_the_norms_cancel():
 @pytest.mark.parametrize("separate", [False, True])
 def test_where_there_is_nothing_to_normalize(separate):
     """At a state and an input of zero the variance is zero, and its root has no derivative."""
-    params = jaxgru.layer_norm_gru_init(jax.random.key(0), 3, 4, separate=separate, dtype="float64")
+    params = draw("layer_norm_gru_separate" if separate else "layer_norm_gru", bias=False)
     loss = lambda *arguments: weigh(jaxgru.scan(*arguments))  # noqa: E731
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, jnp.zeros((5, 3)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

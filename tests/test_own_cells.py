@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mask": {"mask": ~FLAGS[1]},
     "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1]},
 }
+#: One whose output is its carry and one whose is not, for tests of what cells have in common.
+SHORT = ("mgu", "leaky_rate_softplus")
 NETWORKS = ("cell", "mixed")
 
 
@@ -104,7 +106,7 @@ def test_second_derivatives(kind):
     check_grads(jaxgru.scan, (params, draw_xs(), draw_carry(params)), 2, ("fwd", "rev"))
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_batches_of_data_and_of_params(kind):
     one, other = draw(kind), draw(kind, seed=8)
     xs = jnp.stack([draw_xs(), draw_xs(seed=5)])
@@ -114,7 +116,7 @@ def test_batches_of_data_and_of_params(kind):
     assert_close(found, tuple(map(np.stack, zip(*expected, strict=True))), VALUES)
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_steps_streamed_are_the_scan(kind):
     params = jaxgru.Stack((draw(kind), draw("gru", HIDDEN, 2)))
     xs, carry = draw_xs(), draw_carry(params)
@@ -126,7 +128,7 @@ def test_steps_streamed_are_the_scan(kind):
     assert_close((carry, jnp.stack(outputs)), (last, ys), VALUES)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", slow("float16")])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float16"), slow("float32")])
 @pytest.mark.parametrize("kind", OWN)
 def test_the_narrow_dtypes(kind, dtype):
     """Each step rounds the carry to half an ulp of 1, and the next ones multiply it by less than 2
@@ -140,7 +142,7 @@ def test_the_narrow_dtypes(kind, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves((found, grads))} == {dtype}
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(["mgu"], OWN))
 def test_gradients_of_narrow_weights_are_added_up_in_float32(kind):
     """2,000 terms that are nearly equal. In bfloat16 their sum sticks at 256 of them, an eighth. A
     state that is rounded to bfloat16 makes a few percent of difference."""
@@ -157,7 +159,7 @@ def test_gradients_of_narrow_weights_are_added_up_in_float32(kind):
     assert_close(grad(params), expected, 0.1 * np.max(np.abs(expected)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [False, slow(True)])
 @pytest.mark.parametrize("kind", OWN)
 def test_save_and_load(kind, bias, tmp_path):
     params = network(kind, "mixed", bias=bias)
@@ -208,7 +210,7 @@ def test_params_that_do_not_fit_together(kind):
         step(params, draw_carry(params)[:2], xs[0])
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_init(kind):
     """Orthogonal blocks, each drawn on its own, in the dtype that was asked for."""
     init, inputs, hidden = OWN[kind][0], 5, 8
@@ -243,7 +245,11 @@ def test_init_takes_no_wrong_argument(kind):
             init(**right, bias=False, chrono=10)
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_stack_init(kind):
-    params = jaxgru.stack_init(jax.random.key(0), 3, 4, 2, cell=OWN[kind][0], bidirectional=True)
-    assert jaxgru.scan(params, draw_xs(dtype="float32"))[1].shape == (STEPS, 8)
+    def run(key, xs):
+        params = jaxgru.stack_init(key, 3, 4, 2, cell=OWN[kind][0], bidirectional=True)
+        return jaxgru.scan(params, xs)[1]
+
+    outputs = jax.eval_shape(run, jax.random.key(0), draw_xs(dtype="float32"))
+    assert outputs.shape == (STEPS, 8)
