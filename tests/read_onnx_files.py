@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxgru.interop import from_onnx, onnx_nodes
 
 #: Above what the process has when it starts. Files have a few KB, of which 64 MiB may be made.
-SPARE = 2**30
+SPARE = 2**29
 
 
 def outcome(path):
