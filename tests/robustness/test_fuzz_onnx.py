@@ -213,7 +213,7 @@ def damaged(model, rng):
 def read_all(folder):
     """What came of each file, by name; everything else that the child says is a fault."""
     command = [sys.executable, str(ROOT / "tests/read_onnx_files.py"), str(folder)]
-    # The allocator reserves 64 MiB of addresses for each thread, which is not memory that files take.
+    # The allocator reserves 64 MiB of addresses for each thread: not memory that files take.
     env = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
     lines = [json.loads(line) for line in child.stdout.splitlines()]
