@@ -16,6 +16,7 @@ from cases import (
     assert_same,
     draw,
     draw_xs,
+    slow,
     weigh,
 )
 
@@ -43,7 +44,7 @@ def mask_of(layers, rate, key, steps=LONG, **options):
     return hs, ys, look(ys) / hs
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("rate", [slow(0.1), 0.5])
 def test_rate_scale_and_freshness(rate):
     layers = (draw("gru", hidden=WIDTH), lens())
     _, _, mask = mask_of(layers, rate, jax.random.key(0))
@@ -104,8 +105,8 @@ def test_no_dropout_is_no_dropout(key):
     assert_same(jaxgru.scan(params, xs, dropout=0.0, key=key), jaxgru.scan(params, xs))
 
 
-@pytest.mark.parametrize("kind", ["stack", "mixed"])
-@pytest.mark.parametrize("rate", [0.25, 0.5])
+@pytest.mark.parametrize("kind", [slow("stack"), "mixed"])
+@pytest.mark.parametrize("rate", [0.25, slow(0.5)])
 def test_a_rate_that_is_data_drops_as_a_number_does(kind, rate):
     params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
 

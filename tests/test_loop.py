@@ -137,8 +137,8 @@ def test_values(reverse):
     assert_matches(actual, numpy_loop(nested(np, WEIGHTS), carry, xs, reverse=reverse))
 
 
-@pytest.mark.parametrize("checkpoint", [None, 1, 4, slow(STEPS + 1)])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("checkpoint", [None, slow(1), 4, slow(STEPS + 1)])
+@pytest.mark.parametrize("reverse", [False, slow(True)])
 def test_values_with_every_option_at_once(reverse, checkpoint):
     carry, xs, restart = nested_carry(2), nested_inputs(), nested_carry(3)
     for length in LENGTHS:
@@ -170,8 +170,8 @@ def test_a_traced_length_out_of_range_is_clipped(given, acts_as):
     assert_same(run(given, *rest), run(acts_as, *rest))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("checkpoint", [None, 4])
+@pytest.mark.parametrize("reverse", [slow(False), True])
+@pytest.mark.parametrize("checkpoint", [slow(None), 4])
 def test_no_steps(reverse, checkpoint):
     """T = 0: the carry comes back, and ys of the right types."""
     carry, xs = jax.tree.map(jnp.asarray, (nested_carry(2), nested_inputs(0)))
@@ -186,7 +186,7 @@ def test_no_steps(reverse, checkpoint):
     assert draws.shape == (0,)
 
 
-@pytest.mark.parametrize("checkpoint", [None, 2])
+@pytest.mark.parametrize("checkpoint", [slow(None), 2])
 @pytest.mark.parametrize("length", [None, 3])
 def test_weak_types(length, checkpoint):
     """An array made of a Python number counts by its dtype, where it starts and where it is put."""
@@ -265,7 +265,7 @@ def test_a_cell_equals_scan(kind, names, reverse):
     assert_close(grads, expected_grads, GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 def test_check_grads(reverse):
     params, xs = draw("gru"), draw_xs()
     carry = draw_carry(params)
@@ -373,8 +373,8 @@ def countdown(w, carry, x):
 PARTIAL = {f.__name__: f for f in (normalize, logarithm, countdown)}
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("batched", [slow(False), True])
+@pytest.mark.parametrize("reverse", [False, slow(True)])
 @pytest.mark.parametrize("name", PARTIAL)
 def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
     """Values and all gradients, that of what the step closes over included, are those of the real
@@ -552,7 +552,7 @@ def test_keys_among_the_inputs_are_the_way_for_pieces():
     assert_close((last, join(first, second)), expected, TOL)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 def test_keys_in_the_carry_and_in_the_outputs(reverse):
     """A key in the padding is one of zeros, as other integers are."""
 

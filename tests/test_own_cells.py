@@ -86,7 +86,7 @@ def test_scan_is_the_equations(kind, name, options, reverse):
     assert_close(found, expected, VALUES)
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_derivatives(kind):
     """In both modes, of params, inputs and carry; and the padding has none."""
     params, length = draw(kind), 4
@@ -100,7 +100,7 @@ def test_derivatives(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_second_derivatives(kind):
     params = draw(kind)
     check_grads(jaxgru.scan, (params, draw_xs(), draw_carry(params)), 2, ("fwd", "rev"))
@@ -169,7 +169,7 @@ def test_save_and_load(kind, bias, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_export_of_any_batch_and_time(kind):
     params, xs = network(kind, "mixed"), jnp.stack([draw_xs(), draw_xs(seed=5)])
     batch, steps = jax.export.symbolic_shape("batch, steps")

@@ -23,6 +23,7 @@ from cases import (
     draw_carry,
     draw_xs,
     only,
+    slow,
     weigh,
 )
 
@@ -106,7 +107,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 @pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
@@ -156,7 +157,7 @@ def test_batches_of_data_and_of_params(kind):
     assert_close(jax.tree.map(lambda a: a[1], found), one, VALUES)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
 def test_derivatives(kind):
     params = own(draw("gru"), kind)
     run = lambda *arguments: jaxgru.scan(*arguments, length=4)  # noqa: E731

@@ -44,7 +44,10 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(tpu.pl, "pallas_call", partial(pl.pallas_call, interpret=True))
 
 
-@pytest.mark.parametrize(("dtype", "exact"), [*list(TOL)[:2], slow(*list(TOL)[2])])
+@pytest.mark.parametrize(
+    ("dtype", "exact"),
+    [("float32", False), slow("float32", True), slow("bfloat16", False)],
+)
 @pytest.mark.parametrize("marked", only([True], [False, True]))
 @pytest.mark.parametrize("reverse", only([True], [False, True]))
 @pytest.mark.parametrize("kind", only(["gru_after"], KINDS))
