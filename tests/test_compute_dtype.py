@@ -96,7 +96,7 @@ def test_a_state_keeps_what_16_bits_would_lose():
     params = jaxgru.GRUParams(
         w_ih=jnp.asarray(rng.standard_normal((3, 3, size)) * 0.1, "float32"),
         w_hh=jnp.asarray(rng.standard_normal((size, 3, size)) * 0.1, "float32"),
-        b=jnp.zeros((3, size), "float32").at[1].set(-np.log(2.0**12)),
+        b=jnp.zeros((3, size), "float32").at[1].set(-float(np.log(2.0**12))),
         b_hn=None,
         reset_after=False,
     )
