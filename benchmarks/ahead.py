@@ -327,6 +327,7 @@ def _device(kind: str, dump: str) -> Any:
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
         where = {"target_config": TARGET.read_text(), "topology": "1x1x1"}
         return topologies.get_topology_desc(platform="cuda", **where).devices[0]
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
