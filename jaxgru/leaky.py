@@ -1,6 +1,7 @@
 """The leaky rate network of neuroscience: a network in continuous time, by steps of Euler."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxgru import checks, initializers
 from jaxgru.cell import matmul, total
 from jaxgru.register import register
 
-NONLINEARITIES = {
+NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
     "softplus": jax.nn.softplus,
