@@ -29,7 +29,7 @@ def check(
     reset: Any,
     reset_carry: Any,
     reverse: Any,
-    mask: Any = None,
+    mask: Any,
 ) -> None:
     """The arguments of a run over a sequence fit together."""
     layers.check(caller, params)
@@ -60,7 +60,7 @@ def starts(
     return carry, reset_carry
 
 
-def marks(length: Any, reset: Array | None, steps: int, mask: Array | None = None) -> Marks:
+def marks(length: Any, reset: Array | None, steps: int, mask: Array | None) -> Marks:
     """Of a sequence whose real steps are those before `length` at which the mask is True."""
     if length is None:
         return Marks(mask, reset)

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Literal
 
+from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
 from jaxgru.mesh import varying
 
@@ -81,15 +82,15 @@ def scan(
         Declined: the weights are float64, or do not fit into shared memory; or it is in a
             `jax.shard_map` that checks what varies, since Pallas does not say that of its buffers.
     """
-    leaves, tree = jax.tree.flatten(xs)
+    leaves = jax.tree.leaves(xs)
     if weights[0].dtype == jnp.float64 or varying(leaves[0]):
         raise Declined
     marked = [leaf.dtype == bool for leaf in leaves]
     batch, size = jax.tree.leaves(carry)[0].shape
-    rows, columns = _padded(size, UNITS), _padded(batch, TILE)
+    rows, columns = pl.cdiv(size, UNITS) * UNITS, pl.cdiv(batch, TILE) * TILE
     products: Any = tuple(w.shape[:2] for w in weights)
-    structures = _structures(step, products, constants, carry, tree, marked)
-    count_fixed, count_carry, count_y = (structure.num_leaves for structure in structures)
+    flat = flatten(step, products, constants, carry, xs, BLOCK.shape)
+    count_carry, count_y = flat.carry.num_leaves, flat.y.num_leaves
     sizes = Sizes(
         rows,
         products,
@@ -121,29 +122,11 @@ def scan(
     fixed = units_first(jax.tree.leaves((constants, carry)))
     matrices = [_matrices(w, rows, sizes.parts) for w in weights]
 
-    def run(products, start, state, x):
-        trees = (structures[0], structures[1], tree)
-        state, y = step(products, *map(jax.tree.unflatten, trees, (start, state, x)))
-        return jax.tree.leaves(state), jax.tree.leaves(y)
-
-    body = partial(_body, run, sizes, marked, ahead, leaves[0].shape[0], count_fixed, reverse)
-    shapes = [(leaves[0].shape[0], count_y, rows, columns), (count_carry, rows, columns)]
+    steps = leaves[0].shape[0]
+    body = partial(_body, flat.run, sizes, marked, ahead, steps, flat.constants.num_leaves, reverse)
+    shapes = [(steps, count_y, rows, columns), (count_carry, rows, columns)]
     ys, last = _kernel(body, sizes, ahead, shapes, columns)(streams, marks, fixed, matrices)
-    return rows_first(last, structures[1]), rows_first(ys, structures[2])
-
-
-def _structures(step, products, constants, carry, tree, marked):
-    """How constants, carry and y are built."""
-
-    def fake(to, *_):
-        return tuple(jnp.zeros(BLOCK.shape, BLOCK.dtype) for _ in range(to))
-
-    fakes = tuple(partial(fake, to) for to, _ in products)
-    flag = jax.ShapeDtypeStruct(BLOCK.shape, bool)
-    x = jax.tree.unflatten(tree, [flag if mark else BLOCK for mark in marked])
-    blocks = jax.tree.map(lambda _: BLOCK, (constants, carry))
-    _, y = jax.eval_shape(partial(step, fakes), *blocks, x)
-    return [jax.tree.structure(value) for value in (constants, carry, y)]
+    return rows_first(last, flat.carry), rows_first(ys, flat.y)
 
 
 def _kernel(body, sizes, ahead, shapes, columns):
@@ -349,8 +332,3 @@ def _split(x: Array, parts: int) -> list[Array]:
     """A float32 as one or two 16-bit numbers of its own range, whose sum it nearly is."""
     high = x.astype(_HALF)
     return [high] if parts == 1 else [high, (x - high.astype(jnp.float32)).astype(_HALF)]
-
-
-def _padded(size: int, to: int) -> int:
-    """The next multiple."""
-    return -(-size // to) * to

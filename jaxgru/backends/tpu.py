@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
 
 VMEM = 12 * 2**20  # bytes for what is listed in `Sizes`, of the 16 MiB that a kernel may use
@@ -44,10 +45,11 @@ class Sizes(NamedTuple):
         The number of examples is the batch or a multiple of SUBLANES. The number of unrolled steps
         divides that of a block and that of the sequence.
         """
-        for parts in range(1, -(-batch // SUBLANES) + 1):
-            examples = batch if parts == 1 else _padded(-(-batch // parts), SUBLANES)
-            row = 4 * _padded(examples, SUBLANES) * LANES
-            wide = row * (_padded(self.units, LANES) // LANES)
+        for parts in range(1, pl.cdiv(batch, SUBLANES) + 1):
+            padded = pl.cdiv(pl.cdiv(batch, parts), SUBLANES) * SUBLANES
+            examples = batch if parts == 1 else padded
+            row = 4 * padded * LANES
+            wide = row * pl.cdiv(self.units, LANES)
             # All but the weights is there twice, one block being copied while one is worked on.
             left = VMEM - self.weights - 2 * self.fixed * wide
             most = min(left // (2 * (self.moving * wide + self.marks * row)), STEPS, steps)
@@ -79,23 +81,16 @@ def scan(
     """
     if weights[0].dtype == jnp.float64:
         raise Declined
-    leaves, tree = jax.tree.flatten(xs)
+    leaves = jax.tree.leaves(xs)
     marked = [leaf.dtype == bool for leaf in leaves]
     streams = [_readable(a[..., None] if a.dtype == bool else a) for a in leaves]
     steps, (batch, size) = leaves[0].shape[0], jax.tree.leaves(carry)[0].shape
     kind = jnp.float32 if exact or weights[0].dtype == jnp.float16 else jnp.bfloat16
     matrices = [w.swapaxes(-1, -2).astype(kind) for w in weights]
     products: Any = tuple(w.shape[:2] for w in weights)
-
-    def run(products, start, state, x):
-        constants, carry = jax.tree.unflatten(known, (*start, *state))
-        state, y = step(products, constants, carry, jax.tree.unflatten(tree, x))
-        return jax.tree.leaves(state), jax.tree.leaves(y)
-
-    fixed, known = jax.tree.flatten(jax.tree.map(_readable, (constants, carry)))
-    count_carry = len(jax.tree.leaves(carry))
-    types = _types(step, products, (constants, carry), tree, marked)
-    count_y = types.num_leaves
+    flat = flatten(step, products, constants, carry, xs, (SUBLANES, size))
+    count_carry, count_y = flat.carry.num_leaves, flat.y.num_leaves
+    fixed = list(map(_readable, jax.tree.leaves((constants, carry))))
     sizes = Sizes(
         size,
         sum(w.size * w.dtype.itemsize for w in matrices),
@@ -107,7 +102,7 @@ def scan(
     if block is None:
         raise Declined
     examples, stretch, unrolled = block
-    parts, count = -(-batch // examples), -(-steps // stretch)
+    parts, count = pl.cdiv(batch, examples), pl.cdiv(steps, stretch)
 
     def place(t):
         return count - 1 - t if reverse else t
@@ -127,7 +122,7 @@ def scan(
         return [jnp.broadcast_to(a, (steps, *a.shape))] * count_y, [a] * count_carry
 
     ys, last = jax.eval_shape(types_of, fixed[-1])
-    body = partial(_body, run, marked, (steps, stretch, unrolled), count_carry, reverse)
+    body = partial(_body, flat.run, marked, (steps, stretch, unrolled), count_carry, reverse)
     inputs = (streams, fixed, matrices)
     found_ys, found_last = pl.pallas_call(
         body,
@@ -140,9 +135,7 @@ def scan(
         out_shape=[ys, last],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
     )(*inputs)
-    return jax.tree.unflatten(jax.tree.structure(carry), found_last), jax.tree.unflatten(
-        types, found_ys
-    )
+    return jax.tree.unflatten(flat.carry, found_last), jax.tree.unflatten(flat.y, found_ys)
 
 
 def _body(run, marked, sizes, count_carry, reverse, streams, fixed, matrices, ys, last):
@@ -196,26 +189,6 @@ def _product(matrices, *values):
     return tuple(sum(multiply(o, j) for j in range(of)) for o in range(to))
 
 
-def _types(step, products, still, tree, marked):
-    """How y is built."""
-
-    def fake(to, *values):
-        return values[:1] * to
-
-    fakes = tuple(partial(fake, to) for to, _ in products)
-    size = jax.tree.leaves(still)[0].shape[-1]
-    block = jax.ShapeDtypeStruct((8, size), jnp.float32)
-    flag = jax.ShapeDtypeStruct((8, size), bool)
-    x = jax.tree.unflatten(tree, [flag if mark else block for mark in marked])
-    constants, carry = jax.tree.map(lambda _: block, still)
-    return jax.tree.structure(jax.eval_shape(partial(step, fakes), constants, carry, x)[1])
-
-
 def _readable(a: Array) -> Array:
     """In a dtype that a kernel for TPUs can load."""
     return a if a.dtype in (jnp.float32, jnp.bfloat16) else a.astype(jnp.float32)
-
-
-def _padded(size: int, to: int) -> int:
-    """The next multiple."""
-    return -(-size // to) * to

@@ -1,0 +1,46 @@
+"""The step of a kernel for a whole sequence, which knows arrays and no trees."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class FlatStep(NamedTuple):
+    """A step(products, constants, carry, x) -> (carry, y) on lists of leaves."""
+
+    run: Callable[..., tuple[list[Any], list[Any]]]
+    """(products, leaves of constants, of carry, of x) -> (leaves of carry, of y)."""
+    constants: Any
+    """How constants are built; so for the next two."""
+    carry: Any
+    y: Any
+
+
+def flatten(
+    step: Callable[..., tuple[Any, Any]],
+    products: tuple[tuple[int, int], ...],
+    constants: Any,
+    carry: Any,
+    xs: Any,
+    shape: tuple[int, int],
+) -> FlatStep:
+    """The step, for blocks of a shape; products has (to, from) of each."""
+    block, flag = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool)
+
+    def fake(to, *_):
+        return tuple(jnp.zeros(shape, jnp.float32) for _ in range(to))
+
+    fakes = tuple(partial(fake, to) for to, _ in products)
+    x = jax.tree.map(lambda a: flag if a.dtype == bool else block, xs)
+    still = jax.tree.map(lambda _: block, (constants, carry))
+    _, y = jax.eval_shape(partial(step, fakes), *still, x)
+    known, state, moving = map(jax.tree.structure, (constants, carry, xs))
+
+    def run(products, *leaves):
+        after, y = step(products, *map(jax.tree.unflatten, (known, state, moving), leaves))
+        return jax.tree.leaves(after), jax.tree.leaves(y)
+
+    return FlatStep(run, known, state, jax.tree.structure(y))
