@@ -11,9 +11,9 @@ from cases import only
 from jaxgru.backends import GPU, hopper
 from kernels import KINDS, assert_equals_the_loop, both, problem
 
-#: Relative to the largest number. Products of float32 split in two bfloat16 parts are off by 2**-16
-#: a term. With 16-bit params there is one part, 2**-9, and the loop rounds every state to it too.
-TOL = {"float32": 1e-4, "bfloat16": 3e-2}
+#: Relative to the largest number. Operands of products are float16, off by 2**-11 each, which six steps
+#: of a network with large weights enlarge. With bfloat16 params the loop rounds every state to 2**-9.
+TOL = {"float32": 5e-3, "bfloat16": 3e-2}
 
 
 @pytest.mark.parametrize("dtype", TOL)

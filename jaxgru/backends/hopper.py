@@ -5,10 +5,14 @@ step, and the transpose of its tangent. The weights lie in shared memory for the
 over the units of a cluster of CTAs. A CTA has 64 units, the rows of a product on the tensor cores,
 and 16 examples, its columns. Before a product every CTA writes its rows of the operand to the
 shared memory of all CTAs of the cluster, and a barrier over the cluster ends the exchange.
+
+Operands of products are float16, which has the mantissa of TF32, but not its range. So every CTA
+divides its rows of a column by a power of two, which it sends with them, and each block of 64 rows
+has a sum of its own in the product. Nothing overflows, and a column of tiny numbers keeps its bits.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -29,9 +33,12 @@ CLUSTER = 8  # CTAs of a cluster, at most
 SHARED = 232_448  # bytes of shared memory that a CTA may have
 AHEAD = (3, 2)  # of how many steps the inputs are on their way
 BLOCK = jax.ShapeDtypeStruct((UNITS, TILE), jnp.float32)
+_SCRATCH = 4 * 2 * 128  # bytes: two numbers of each thread, for the warps of a CTA to agree
 
 _LAYOUT = pgpu.Layout.WGMMA
-_HALF = jnp.bfloat16
+_HALF = jnp.float16
+_EXPONENT = 0xFF << 23  # its bits in a float32
+_LARGE = 2.0**14  # numbers are scaled to up to twice this, in float16
 #: The index of a load, which newer releases of jax do not take.
 _WHOLE = ((),) if jax.__version_info__ < (0, 12) else ()
 
@@ -43,8 +50,6 @@ class Sizes(NamedTuple):
     """H, a multiple of UNITS."""
     products: tuple[tuple[int, int], ...]
     """(how many matrices lead to, and from, something) of each product."""
-    parts: int
-    """In how many 16-bit numbers a float32 is split."""
     streams: int
     """Arrays that are read at every step."""
     marks: int
@@ -55,9 +60,10 @@ class Sizes(NamedTuple):
     def ahead(self) -> int:
         """Of how many steps the inputs fit into shared memory; 0 if the kernel does not fit."""
         block = 4 * UNITS * TILE
-        weights = sum(to * of for to, of in self.products) * 2 * self.parts * UNITS * self.rows
-        operands = sum(of for _, of in self.products) * 2 * 2 * self.parts * self.rows * TILE
-        fixed = weights + operands + 2 * self.outputs * block + 1024  # barriers
+        weights = sum(to * of for to, of in self.products) * 2 * UNITS * self.rows
+        operands = sum(of for _, of in self.products) * 2 * 2 * self.rows * TILE
+        powers = len(self.products) * 2 * 4 * TILE * (self.rows // UNITS) + _SCRATCH
+        fixed = weights + operands + powers + 2 * self.outputs * block + 1024  # barriers
         step = self.streams * block + self.marks * 4 * TILE
         fits = (k for k in AHEAD if fixed + k * step <= SHARED)
         return next(fits, 0) if self.rows <= CLUSTER * UNITS else 0
@@ -75,8 +81,7 @@ def scan(
 
     weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
     arrays as the matrix has from, and returns as many as it has to. constants and carries are
-    `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`. The operands of products
-    are float32 numbers split in two of bfloat16, or bfloat16 where the weights have 16 bits.
+    `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`.
 
     Raises:
         Declined: the weights are float64, or do not fit into shared memory; or it is in a
@@ -94,7 +99,6 @@ def scan(
     sizes = Sizes(
         rows,
         products,
-        2 if weights[0].dtype == jnp.float32 else 1,
         len(marked) - sum(marked),
         sum(marked),
         max(count_y, count_carry),
@@ -120,17 +124,19 @@ def scan(
     ]
     marks = [jnp.stack(flags, axis=1)] if flags else []
     fixed = units_first(jax.tree.leaves((constants, carry)))
-    matrices = [_matrices(w, rows, sizes.parts) for w in weights]
+    matrices, powers = zip(*(_matrices(w, rows) for w in weights), strict=True)
 
     steps = leaves[0].shape[0]
     body = partial(_body, flat.run, sizes, marked, ahead, steps, flat.constants.num_leaves, reverse)
     shapes = [(steps, count_y, rows, columns), (count_carry, rows, columns)]
-    ys, last = _kernel(body, sizes, ahead, shapes, columns)(streams, marks, fixed, matrices)
+    ys, last = _kernel(body, sizes, ahead, shapes, columns)(
+        streams, marks, fixed, matrices, jnp.stack(powers)
+    )
     return rows_first(last, flat.carry), rows_first(ys, flat.y)
 
 
 def _kernel(body, sizes, ahead, shapes, columns):
-    """The body as a function of (streams, marks, fixed, matrices), a list of arrays or an array."""
+    """The body as a function of (streams, marks, fixed, matrices, powers)."""
     count = sizes.rows // UNITS
     swizzle = pgpu.find_swizzle(TILE * 16)
     form = (pgpu.TilingTransform((8, swizzle // 2)), pgpu.SwizzleTransform(swizzle))
@@ -140,21 +146,20 @@ def _kernel(body, sizes, ahead, shapes, columns):
         cluster = {"cluster": (count,), "cluster_names": ("c",)}
         meet = partial(pgpu.ClusterBarrier, collective_axes=("c",))
     some = [None] * bool(sizes.marks)
-    parts, products = sizes.parts, sizes.products
+    products = sizes.products
     scratch = {
         "ring": pgpu.SMEM((ahead, sizes.streams, UNITS, TILE), jnp.float32),
         "ring_marks": [pgpu.SMEM((ahead, sizes.marks, TILE), jnp.float32) for _ in some],
         "ready": pgpu.Barrier(num_arrivals=1 + len(some), num_barriers=ahead),
         "buffer": pgpu.SMEM((2, sizes.outputs, UNITS, TILE), jnp.float32),
         "held": [
-            pgpu.SMEM((parts * to * of, UNITS, sizes.rows), _HALF, transforms=form)
-            for to, of in products
+            pgpu.SMEM((to * of, UNITS, sizes.rows), _HALF, transforms=form) for to, of in products
         ],
         "loaded": pgpu.Barrier(num_arrivals=len(products)),
         "operands": [
-            pgpu.SMEM((2, parts, of * sizes.rows, TILE), _HALF, transforms=form)
-            for _, of in products
+            pgpu.SMEM((2, of * sizes.rows, TILE), _HALF, transforms=form) for _, of in products
         ],
+        "powers": [pgpu.SMEM((2, count, TILE), jnp.float32) for _ in products],
         "arrived": [meet(num_barriers=2) for _ in products],
         "ends": meet(),
     }
@@ -183,7 +188,9 @@ def _kernel(body, sizes, ahead, shapes, columns):
             thread_name="warpgroup",
             scratch_types=leaves,
             compiler_params=pgpu.CompilerParams(
-                approx_math=True, lowering_semantics=pgpu.LoweringSemantics.Lane
+                approx_math=True,
+                lowering_semantics=pgpu.LoweringSemantics.Lane,
+                reduction_scratch_bytes=_SCRATCH,
             ),
         )(*given)
 
@@ -192,9 +199,9 @@ def _kernel(body, sizes, ahead, shapes, columns):
 
 def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, scratch):
     """What a CTA does: its units of its examples, through all of time."""
-    (streams, marks, fixed, matrices), (ys, last) = inputs, outs
+    (streams, marks, fixed, matrices, powers), (ys, last) = inputs, outs
     ring, ready, buffer = scratch["ring"], scratch["ready"], scratch["buffer"]
-    count = sizes.rows // UNITS
+    count, count_y = sizes.rows // UNITS, ys.shape[1]
     cta = lax.axis_index("c") if count > 1 else 0
     mine, tile = pl.ds(cta * UNITS, UNITS), pl.ds(lax.axis_index("b") * TILE, TILE)
 
@@ -211,12 +218,12 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
         for ref, place in zip(marks, scratch["ring_marks"], strict=True):
             pgpu.copy_gmem_to_smem(ref.at[at(t), :, tile], place.at[k], ready.at[k])
 
-    def write(values, slot, ref):
-        pgpu.wait_smem_to_gmem(1, wait_read_only=True)
+    def keep(values, slot):
         for j, value in enumerate(values):
             buffer[slot, j] = value
-        pgpu.commit_smem()
-        pgpu.copy_smem_to_gmem(buffer.at[slot, pl.ds(0, len(values))], ref)
+
+    def write(count, slot, ref):
+        pgpu.copy_smem_to_gmem(buffer.at[slot, pl.ds(0, count)], ref)
 
     def turn(t, state):
         slot, k = lax.rem(t, 2), lax.rem(t, ahead)
@@ -224,14 +231,20 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
         blocks = iter([_block(ring.at[k, j]) for j in range(sizes.streams)])
         flags = iter([_flags(scratch["ring_marks"][0].at[k, j]) for j in range(sizes.marks)])
         x = [next(flags) if mark else next(blocks) for mark in marked]
-        refs = (scratch[name] for name in ("held", "operands", "arrived"))
+
+        def meanwhile():
+            pl.when(t > 0)(lambda: write(count_y, 1 - slot, ys.at[at(t - 1), :, mine, tile]))
+            pgpu.wait_smem_to_gmem(1, wait_read_only=True)
+            pl.when(t + ahead < steps)(lambda: fetch(t + ahead, k))
+
+        waiting = [meanwhile]
+        refs = (scratch[name] for name in ("held", "operands", "powers", "arrived"))
         products = tuple(
-            partial(_product, sizes, cta, slot, *of)
-            for of in zip(sizes.products, *refs, strict=True)
+            partial(_product, cta, count, slot, waiting, *of)
+            for of in zip(sizes.products, scales, *refs, strict=True)
         )
         state, y = _simplified(partial(run, products))(start, state, x)
-        write(y, slot, ys.at[at(t), :, mine, tile])
-        pl.when(t + ahead < steps)(lambda: fetch(t + ahead, k))
+        keep(y, slot)
         return tuple(state)
 
     for w, place in zip(matrices, scratch["held"], strict=True):
@@ -241,41 +254,72 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     pgpu.barrier_wait(scratch["loaded"])
     known = [_block(fixed.at[j, mine, tile]) for j in range(fixed.shape[0])]
     start, state = known[:count_fixed], known[count_fixed:]
+    scales = [powers[j] for j in range(len(sizes.products))]
     meet()  # nobody writes to a CTA that has not begun
     state = lax.fori_loop(0, steps, turn, tuple(state))
+    pgpu.commit_smem()
+    write(count_y, (steps - 1) % 2, ys.at[at(steps - 1), :, mine, tile])
     pgpu.wait_smem_to_gmem(0)
-    write(state, 0, last.at[:, mine, tile])
+    keep(state, 0)
+    pgpu.commit_smem()
+    write(len(state), 0, last.at[:, mine, tile])
     pgpu.wait_smem_to_gmem(0)
     meet()  # nor to one that has ended
 
 
-def _product(sizes, cta, slot, shape, held, operands, arrived, *values):
-    """The products of the held matrices with values, a block of each from every CTA."""
+def _product(cta, count, slot, waiting, shape, scale, held, operands, powers, arrived, *values):
+    """The products of the held matrices with values, a block of each from every CTA.
+
+    What is in waiting is done, once, while the blocks are on their way.
+    """
     to, of = shape
-    rows, count = sizes.rows, sizes.rows // UNITS
+
+    def everywhere(ref):
+        return [pgpu.cluster_ref(ref, {"c": c}) for c in range(count)] if count > 1 else [ref]
+
+    power, inverse = _powers(values)
+    for ref in everywhere(powers.at[slot, cta]):
+        ref[...] = power
+    inverse = _column(inverse)
     for j, value in enumerate(values):
-        for p, piece in enumerate(_split(value, sizes.parts)):
-            place = operands.at[slot, p, pl.ds(j * rows + cta * UNITS, UNITS)]
-            others = (
-                [pgpu.cluster_ref(place, {"c": c}) for c in range(count)] if count > 1 else [place]
-            )
-            for ref in others:
-                ref[...] = piece
+        piece = (value * inverse * _LARGE).astype(_HALF)
+        for ref in everywhere(operands.at[slot, pl.ds((j * count + cta) * UNITS, UNITS)]):
+            ref[...] = piece
     pgpu.commit_smem()
     pgpu.barrier_arrive(arrived.at[slot])
+    while waiting:
+        waiting.pop()()
     pgpu.barrier_wait(arrived.at[slot])
     pgpu.commit_smem()
-    pairs = [(0, 0)] if sizes.parts == 1 else [(0, 0), (0, 1), (1, 0)]
 
     def multiply(*sums):
-        for o, total in enumerate(sums):
+        for o, c in pairs:
             for j in range(of):
-                for p, q in pairs:
-                    w = held.at[(p * to + o) * of + j]
-                    pgpu.wgmma(total, w, operands.at[slot, q, pl.ds(j * rows, rows)])
+                w = held.at[o * of + j, :, pl.ds(c * UNITS, UNITS)]
+                x = operands.at[slot, pl.ds((j * count + c) * UNITS, UNITS)]
+                pgpu.wgmma(sums[o * count + c], w, x)
         return tuple(total[...] for total in sums)
 
-    return pl.run_scoped(multiply, *[pgpu.ACC(BLOCK.shape, jnp.float32)] * to)
+    pairs = [(o, c) for o in range(to) for c in range(count)]
+    sums = pl.run_scoped(multiply, *[pgpu.ACC(BLOCK.shape, jnp.float32)] * len(pairs))
+    found: list[Any] = [None] * to
+    factors = [_column(_row(powers.at[slot, c])) for c in range(count)]
+    for (o, c), total in zip(pairs, sums, strict=True):
+        part = total * scale * factors[c]
+        found[o] = part if found[o] is None else found[o] + part
+    return tuple(found)
+
+
+def _powers(values):
+    """The power of two below the largest number of each column of the values, and its inverse."""
+    bits = [lax.bitcast_convert_type(value, jnp.int32) & _EXPONENT for value in values]
+    most = jnp.max(reduce(jnp.maximum, bits), axis=0)
+    return _power_and_inverse(most)
+
+
+def _power_and_inverse(bits):
+    bits = jnp.minimum(jnp.maximum(bits, 1 << 23), 253 << 23)
+    return tuple(lax.bitcast_convert_type(b, jnp.float32) for b in (bits, (254 << 23) - bits))
 
 
 def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -316,19 +360,22 @@ def _block(ref):
     return pgpu.load(ref, *_WHOLE, layout=_LAYOUT, optimized=False)
 
 
+def _row(ref):
+    return pgpu.load(ref, *_WHOLE, layout=_LAYOUT.reduce(0), optimized=False)
+
+
+def _column(row):
+    return lax.broadcast_in_dim(row, BLOCK.shape, (1,))
+
+
 def _flags(ref):
-    row = pgpu.load(ref, *_WHOLE, layout=_LAYOUT.reduce(0), optimized=False)
-    return lax.broadcast_in_dim(row, BLOCK.shape, (1,)) > 0
+    return _column(_row(ref)) > 0
 
 
-def _matrices(w: Array, rows: int, parts: int) -> Array:
-    """`[to, from, H, H]` -> `[parts * to * from, rows, rows]`, 16 bits."""
+def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
+    """`[to, from, H, H]` -> `[to * from, rows, rows]` in float16, and what their sums are times."""
     end = (0, rows - w.shape[-1])
-    w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end])
-    return jnp.concatenate(_split(w.reshape(-1, rows, rows), parts))
-
-
-def _split(x: Array, parts: int) -> list[Array]:
-    """A float32 as one or two 16-bit numbers of its own range, whose sum it nearly is."""
-    high = x.astype(_HALF)
-    return [high] if parts == 1 else [high, (x - high.astype(jnp.float32)).astype(_HALF)]
+    w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
+    bits = lax.bitcast_convert_type(w, jnp.int32) & _EXPONENT
+    power, inverse = _power_and_inverse(jnp.max(bits))
+    return (w * inverse * _LARGE).astype(_HALF), power / _LARGE**2
