@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Literal
 
+from jaxgru.backends import cluster
 from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
 from jaxgru.mesh import varying
@@ -33,7 +34,9 @@ CLUSTER = 8  # CTAs of a cluster, at most
 SHARED = 232_448  # bytes of shared memory that a CTA may have
 AHEAD = (3, 2)  # of how many steps the inputs are on their way
 BLOCK = jax.ShapeDtypeStruct((UNITS, TILE), jnp.float32)
-_SCRATCH = 4 * 2 * 128  # bytes: two numbers of each thread, for the warps of a CTA to agree
+_AGREE = 4 * TILE  # words with which the four warps of a CTA agree on something
+_SCRATCH = 1024  # bytes that Pallas needs for the same
+_BARRIERS = 8 * 6  # bytes of those that Pallas makes
 
 _LAYOUT = pgpu.Layout.WGMMA
 _HALF = jnp.float16
@@ -57,15 +60,20 @@ class Sizes(NamedTuple):
     outputs: int
     """Arrays that are written at once."""
 
+    def words(self) -> int:
+        """Numbers of 32 bits: barriers, room to agree, and the powers of two of all operands."""
+        products = len(self.products)
+        return 4 * products + _AGREE + products * 2 * TILE * (self.rows // UNITS)
+
     def ahead(self) -> int:
         """Of how many steps the inputs fit into shared memory; 0 if the kernel does not fit."""
         block = 4 * UNITS * TILE
         weights = sum(to * of for to, of in self.products) * 2 * UNITS * self.rows
         operands = sum(of for _, of in self.products) * 2 * 2 * self.rows * TILE
-        powers = len(self.products) * 2 * 4 * TILE * (self.rows // UNITS) + _SCRATCH
-        fixed = weights + operands + powers + 2 * self.outputs * block + 1024  # barriers
-        step = self.streams * block + self.marks * 4 * TILE
-        fits = (k for k in AHEAD if fixed + k * step <= SHARED)
+        fixed = weights + operands + 2 * self.outputs * block + _aligned(4 * self.words())
+        fixed += _SCRATCH if self.rows == UNITS else 0
+        sizes = ((k, k * self.streams * block + _aligned(k * self.marks * 4 * TILE)) for k in AHEAD)
+        fits = (k for k, size in sizes if fixed + size + _BARRIERS <= SHARED)
         return next(fits, 0) if self.rows <= CLUSTER * UNITS else 0
 
 
@@ -138,14 +146,13 @@ def scan(
 def _kernel(body, sizes, ahead, shapes, columns):
     """The body as a function of (streams, marks, fixed, matrices, powers)."""
     count = sizes.rows // UNITS
-    swizzle = pgpu.find_swizzle(TILE * 16)
-    form = (pgpu.TilingTransform((8, swizzle // 2)), pgpu.SwizzleTransform(swizzle))
-    cluster: dict[str, Any] = {}
+    together: dict[str, Any] = {}
     meet = pgpu.Barrier
     if count > 1:
-        cluster = {"cluster": (count,), "cluster_names": ("c",)}
+        together = {"cluster": (count,), "cluster_names": ("c",)}
         meet = partial(pgpu.ClusterBarrier, collective_axes=("c",))
     some = [None] * bool(sizes.marks)
+    form = _form()
     products = sizes.products
     scratch = {
         "ring": pgpu.SMEM((ahead, sizes.streams, UNITS, TILE), jnp.float32),
@@ -159,8 +166,7 @@ def _kernel(body, sizes, ahead, shapes, columns):
         "operands": [
             pgpu.SMEM((2, of * sizes.rows, TILE), _HALF, transforms=form) for _, of in products
         ],
-        "powers": [pgpu.SMEM((2, count, TILE), jnp.float32) for _ in products],
-        "arrived": [meet(num_barriers=2) for _ in products],
+        "words": pgpu.SMEM((sizes.words(),), jnp.int32),
         "ends": meet(),
     }
     leaves, tree = jax.tree.flatten(
@@ -183,14 +189,15 @@ def _kernel(body, sizes, ahead, shapes, columns):
             out_type=tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
             grid=(columns // TILE,),
             grid_names=("b",),
-            **cluster,
+            **together,
             num_threads=1,
             thread_name="warpgroup",
             scratch_types=leaves,
             compiler_params=pgpu.CompilerParams(
                 approx_math=True,
                 lowering_semantics=pgpu.LoweringSemantics.Lane,
-                reduction_scratch_bytes=_SCRATCH,
+                reduction_scratch_bytes=_SCRATCH if count == 1 else 0,
+                unsafe_no_auto_barriers=True,
             ),
         )(*given)
 
@@ -238,10 +245,10 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
             pl.when(t + ahead < steps)(lambda: fetch(t + ahead, k))
 
         waiting = [meanwhile]
-        refs = (scratch[name] for name in ("held", "operands", "powers", "arrived"))
+        refs = (scratch[name] for name in ("held", "operands"))
         products = tuple(
-            partial(_product, cta, count, slot, waiting, *of)
-            for of in zip(sizes.products, scales, *refs, strict=True)
+            partial(_product, cta, count, t, waiting, scratch["words"], *of)
+            for of in zip(range(len(scales)), sizes.products, scales, *refs, strict=True)
         )
         state, y = _simplified(partial(run, products))(start, state, x)
         keep(y, slot)
@@ -255,6 +262,8 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     known = [_block(fixed.at[j, mine, tile]) for j in range(fixed.shape[0])]
     start, state = known[:count_fixed], known[count_fixed:]
     scales = [powers[j] for j in range(len(sizes.products))]
+    if count > 1:
+        cluster.start(scratch["words"], 2 * len(scales))
     meet()  # nobody writes to a CTA that has not begun
     state = lax.fori_loop(0, steps, turn, tuple(state))
     pgpu.commit_smem()
@@ -267,30 +276,39 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     meet()  # nor to one that has ended
 
 
-def _product(cta, count, slot, waiting, shape, scale, held, operands, powers, arrived, *values):
+def _product(cta, count, t, waiting, words, index, shape, scale, held, operands, *values):
     """The products of the held matrices with values, a block of each from every CTA.
 
     What is in waiting is done, once, while the blocks are on their way.
     """
     to, of = shape
+    slot = lax.rem(t, 2)
+    bell = 2 * index + slot
 
-    def everywhere(ref):
-        return [pgpu.cluster_ref(ref, {"c": c}) for c in range(count)] if count > 1 else [ref]
+    def power(c):
+        return words.at[pl.ds(_powers_at(words, count) + (bell * count + c) * TILE, TILE)]
 
-    power, inverse = _powers(values)
-    for ref in everywhere(powers.at[slot, cta]):
-        ref[...] = power
+    bits = reduce(jnp.maximum, [_exponent(value) for value in values])
+    if count > 1:
+        most = cluster.largest(bits, words.at[pl.ds(_powers_at(words, count) - _AGREE, _AGREE)])
+    else:
+        most = jnp.max(bits, axis=0)
+    most, inverse = _within(most)
     inverse = _column(inverse)
-    for j, value in enumerate(values):
-        piece = (value * inverse * _LARGE).astype(_HALF)
-        for ref in everywhere(operands.at[slot, pl.ds((j * count + cta) * UNITS, UNITS)]):
-            ref[...] = piece
+    pieces = [(value * inverse * _LARGE).astype(_HALF) for value in values]
+    places = [operands.at[slot, pl.ds((j * count + cta) * UNITS, UNITS)] for j in range(of)]
+    blocks = list(zip(pieces, places, strict=True))
+    if count > 1:
+        cluster.send(words, bell, count, (most, power(cta)), blocks, _form())
+    else:
+        for value, ref in [(most, power(cta)), *blocks]:
+            ref[...] = value
     pgpu.commit_smem()
-    pgpu.barrier_arrive(arrived.at[slot])
     while waiting:
         waiting.pop()()
-    pgpu.barrier_wait(arrived.at[slot])
-    pgpu.commit_smem()
+    if count > 1:
+        cluster.wait(words, bell, t // 2)
+        pgpu.commit_smem()
 
     def multiply(*sums):
         for o, c in pairs:
@@ -303,23 +321,36 @@ def _product(cta, count, slot, waiting, shape, scale, held, operands, powers, ar
     pairs = [(o, c) for o in range(to) for c in range(count)]
     sums = pl.run_scoped(multiply, *[pgpu.ACC(BLOCK.shape, jnp.float32)] * len(pairs))
     found: list[Any] = [None] * to
-    factors = [_column(_row(powers.at[slot, c])) for c in range(count)]
+    factors = [_column(_float(_row(power(c)))) for c in range(count)]
     for (o, c), total in zip(pairs, sums, strict=True):
         part = total * scale * factors[c]
         found[o] = part if found[o] is None else found[o] + part
     return tuple(found)
 
 
-def _powers(values):
-    """The power of two below the largest number of each column of the values, and its inverse."""
-    bits = [lax.bitcast_convert_type(value, jnp.int32) & _EXPONENT for value in values]
-    most = jnp.max(reduce(jnp.maximum, bits), axis=0)
-    return _power_and_inverse(most)
+def _powers_at(words, count):
+    """Where the powers of two begin: behind the barriers and the room to agree."""
+    products = (words.shape[0] - _AGREE) // (4 + 2 * TILE * count)
+    return 4 * products + _AGREE
 
 
-def _power_and_inverse(bits):
+def _exponent(value):
+    """The bits of the power of two below it, without the sign."""
+    return lax.bitcast_convert_type(value, jnp.int32) & _EXPONENT
+
+
+def _within(bits):
+    """The bits of a power of two, where both it and its inverse are numbers; and the inverse."""
     bits = jnp.minimum(jnp.maximum(bits, 1 << 23), 253 << 23)
-    return tuple(lax.bitcast_convert_type(b, jnp.float32) for b in (bits, (254 << 23) - bits))
+    return bits, _float((254 << 23) - bits)
+
+
+def _float(bits):
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _aligned(size):
+    return pl.cdiv(size, 1024) * 1024
 
 
 def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -356,6 +387,12 @@ def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _form():
+    """How operands lie in shared memory."""
+    swizzle = pgpu.find_swizzle(TILE * 16)
+    return (pgpu.TilingTransform((8, swizzle // 2)), pgpu.SwizzleTransform(swizzle))
+
+
 def _block(ref):
     return pgpu.load(ref, *_WHOLE, layout=_LAYOUT, optimized=False)
 
@@ -376,6 +413,5 @@ def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
     """`[to, from, H, H]` -> `[to * from, rows, rows]` in float16, and what their sums are times."""
     end = (0, rows - w.shape[-1])
     w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
-    bits = lax.bitcast_convert_type(w, jnp.int32) & _EXPONENT
-    power, inverse = _power_and_inverse(jnp.max(bits))
-    return (w * inverse * _LARGE).astype(_HALF), power / _LARGE**2
+    bits, inverse = _within(jnp.max(_exponent(w)))
+    return (w * inverse * _LARGE).astype(_HALF), _float(bits) / _LARGE**2
