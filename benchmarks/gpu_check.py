@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -40,17 +43,15 @@ NUMBERS = (16, 257, 24, 96)
 class Config:
     """Compare jaxgru on this machine's accelerator with float64, then time it beside its peers.
 
-    The first part runs every cell with lengths, resets and carries, in both directions, with
-    checkpoints and in each dtype. It compares outputs and gradients with a plain loop in float64 on
-    the processor. A plain loop on the accelerator has an error too: that of jaxgru may be twice as
-    large, and no larger. The second part times those libraries that are installed. The exit code is
-    1 if a number is wrong.
+    Both parts run the loop, and the kernel for Hopper GPUs where it fits. The first part runs every
+    cell with lengths, resets and carries, in both directions, with checkpoints and in each dtype.
+    It compares outputs and gradients with a plain loop in float64 on the processor. A plain loop on
+    the accelerator has an error too: that of jaxgru may be twice as large, and no larger. The
+    second part times those libraries that are installed. The exit code is 1 if a number is wrong.
     """
 
     tiny: bool = False
     """Small sizes and one cell, to try the command on a CPU."""
-    kernel: bool = False
-    """With the kernel for Hopper GPUs where it fits, not with the loop alone."""
     rounds: int = 7
     """Turns that every contestant gets."""
     seconds: float = 330.0
@@ -71,60 +72,77 @@ def plain(params: Any, xs: jax.Array, carry: Any, length: Any, reset: Any, *, re
     return lax.scan(body, carry, (xs, starts, real), reverse=reverse)[1]
 
 
-CELLS: dict[str, Callable[..., Any]] = {
-    "GRU, reset after": functools.partial(jaxgru.gru_init, reset_after=True),
-    "LSTM": jaxgru.lstm_init,
-    "GRU": jaxgru.gru_init,
-    "Elman": jaxgru.elman_init,
-    "minimal GRU": jaxgru.min_gru_init,
-}
-
-
-def numbers(
-    sizes: tuple[int, int, int, int], cells: dict[str, Callable[..., Any]]
-) -> Iterator[tuple[str, float, float]]:
-    """(case, error of jaxgru, what it may be).
-
-    An error is the largest over the outputs and all gradients, each over the largest number there.
-    """
-    batch, steps, inputs, hidden = sizes
-    keys = jax.random.split(jax.random.key(0), 5)
-    xs = jax.random.normal(keys[0], (batch, steps, inputs))
-    lengths = jax.random.randint(keys[1], (batch,), 0, steps + 1).at[0].set(steps)
-    resets = jax.random.bernoulli(keys[2], 0.05, (batch, steps))
-    for cell, init in cells.items():
-        for dtype in ("float32", "bfloat16", "float16"):
-            params = init(keys[3], inputs, hidden, dtype=dtype)
-            carry = jax.tree.map(
-                lambda a: 0.5 * jax.random.normal(keys[4], (batch, *a.shape), a.dtype),
-                jaxgru.initial_carry(params),
-            )
-            data = (xs.astype(dtype), carry, lengths, resets)
-            for name, options in _OPTIONS.items() if dtype == "float32" else _PLAIN.items():
-                simple = functools.partial(plain, reverse=options.reverse)
-                ours = functools.partial(_ours, options.reverse, options.checkpoint)
-                wide = _on_cpu((params, data), "float64")
-                exact = _gradients(simple, wide[0], wide[1], "highest")
-                found, expected = (
-                    _error(_gradients(run, params, data, options.precision), exact)
-                    for run in (ours, simple)
-                )
-                allowed = 2 * expected + float(jnp.finfo(dtype).eps)
-                yield f"{cell}, {dtype}, {name}", found, allowed
-
-
 class Options(NamedTuple):
     reverse: bool = False
     checkpoint: int | None = None
     precision: str | None = None
+    dtype: str = "float32"
+    sizes: tuple[int, int, int, int] = NUMBERS
 
 
-_PLAIN = {"forward in time": Options()}
-_OPTIONS = _PLAIN | {
-    "reverse": Options(reverse=True),
-    "checkpoint": Options(checkpoint=50),
-    "highest precision": Options(precision="highest"),
+BRIEF = {"float32": Options(), "float32, reverse": Options(reverse=True)}
+OPTIONS = BRIEF | {
+    "float32, checkpoint": Options(checkpoint=50),
+    "float32, highest precision": Options(precision="highest"),
+    "bfloat16": Options(dtype="bfloat16"),
+    "float16": Options(dtype="float16"),
 }
+#: Four CTAs of a cluster work on this.
+WIDE = {"float32, wide": Options(sizes=(20, 65, 24, 200))}
+CELLS: dict[str, tuple[Callable[..., Any], dict[str, Options]]] = {
+    "GRU, reset after": (functools.partial(jaxgru.gru_init, reset_after=True), OPTIONS | WIDE),
+    "LSTM": (jaxgru.lstm_init, BRIEF),
+    "GRU": (jaxgru.gru_init, OPTIONS | WIDE),
+    "Elman": (jaxgru.elman_init, BRIEF),
+    "minimal GRU": (jaxgru.min_gru_init, BRIEF),
+}
+PLANS = {"loop": backends.GPU, "kernel": backends.HOPPER}
+
+
+class Found(NamedTuple):
+    """An error is the largest over outputs and gradients, each over the largest number there."""
+
+    case: str
+    errors: dict[str, float]
+    """Of each plan."""
+    allowed: float
+
+
+def numbers(config: Config) -> Iterator[Found]:
+    """Every cell with all of its options. Their programs are compiled side by side."""
+    cells = list(CELLS.items())[: 1 if config.tiny else None]
+    cases = [
+        (f"{cell}, {name}", init, options._replace(sizes=TINY[0]) if config.tiny else options)
+        for cell, (init, every) in cells
+        for name, options in every.items()
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda case: _number(*case), cases)
+
+
+def _number(case, init, options):
+    batch, steps, inputs, hidden = options.sizes
+    dtype = options.dtype
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 5)
+        xs = jax.random.normal(keys[0], (batch, steps, inputs))
+        lengths = jax.random.randint(keys[1], (batch,), 0, steps + 1).at[0].set(steps)
+        resets = jax.random.bernoulli(keys[2], 0.05, (batch, steps))
+        params = init(keys[3], inputs, hidden, dtype=dtype)
+        carry = jax.tree.map(
+            lambda a: 0.5 * jax.random.normal(keys[4], (batch, *a.shape), a.dtype),
+            jaxgru.initial_carry(params),
+        )
+        data = (xs.astype(dtype), carry, lengths, resets)
+        simple = functools.partial(plain, reverse=options.reverse)
+        ours = functools.partial(_ours, options.reverse, options.checkpoint)
+        exact = _gradients(None, simple, *_on_cpu((params, data), "float64"), "highest")
+        errors = {
+            name: _error(_gradients(plan, ours, params, data, options.precision), exact)
+            for name, plan in PLANS.items()
+        }
+        rounded = _error(_gradients(None, simple, params, data, options.precision), exact)
+    return Found(case, errors, 2 * rounded + float(jnp.finfo(dtype).eps))
 
 
 def _ours(reverse, checkpoint, params, xs, carry, length, reset):
@@ -132,7 +150,7 @@ def _ours(reverse, checkpoint, params, xs, carry, length, reset):
     return jaxgru.scan(params, xs, carry, **options)[1]
 
 
-def _gradients(run, params, data, precision):
+def _gradients(plan, run, params, data, precision):
     """The outputs, and the gradients of params, inputs and carries."""
     xs, carry, lengths, resets = data
 
@@ -146,7 +164,22 @@ def _gradients(run, params, data, precision):
         return ys, grads
 
     with jax.default_matmul_precision(precision):
-        return jax.device_get(jax.jit(both)(params, xs, carry))
+        compiled = lowered(plan, both, params, xs, carry).compile()
+    return jax.device_get(compiled(params, xs, carry))
+
+
+_LOWERING = threading.Lock()
+
+
+def lowered(plan: backends.Plan | None, run: Callable[..., Any], *args: Any) -> Any:
+    """The program by a plan for GPUs, which is chosen while it is lowered."""
+    with _LOWERING:
+        before = backends.PLANS["cuda"]
+        backends.PLANS["cuda"] = plan or before
+        try:
+            return jax.jit(run).lower(*args)
+        finally:
+            backends.PLANS["cuda"] = before
 
 
 def _on_cpu(tree, dtype):
@@ -174,20 +207,46 @@ def times(config: Config) -> Iterator[Row]:
         if time.perf_counter() - start > config.seconds:
             print("the rest is left out: no time is left", file=sys.stderr)
             return
+        forward, both = {}, {}
+        for name, (run, pull) in contestants(sizes).items():
+            forward[name], both[name] = run, pull
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # which compiles side by side
+            list(pool.map(lambda call: call(), [*forward.values(), *both.values()]))
         problem = peers.problem("gru_after", *sizes)
-        models = {}
-        for name in ("jaxgru", "jaxgru time-major", "flax.nnx", "flax.linen", "equinox"):
-            try:
-                models[name] = peers.build(name, problem)
-            except ImportError as error:
-                print(f"left out: {error}", file=sys.stderr)
-        forward = {name: model.forward for name, model in models.items()}
-        both = {name: model.gradient for name, model in models.items() if model.gradient}
         for name, (run, pull) in _cudnn(problem).items():
             forward[name], both[name] = run, pull
         case = "B={} T={} I={} H={}".format(*sizes)
         yield Row("accelerator", case, FORWARD, "s", interleave(forward, config.rounds))
         yield Row("accelerator", case, BOTH, "s", interleave(both, config.rounds))
+
+
+def contestants(sizes: tuple[int, int, int, int]) -> dict[str, tuple[Any, Any]]:
+    """(forward, forward and backward) by name; haiku has a form of its own, as has jaxgru then."""
+    after, before = (peers.problem(kind, *sizes) for kind in ("gru_after", "gru_before"))
+    found = {}
+    for form, problem in (("", after), (", reset before", before)):
+        xs = jnp.asarray(problem.xs.swapaxes(0, 1))
+        cotangent = jnp.asarray(problem.cotangent.swapaxes(0, 1))
+        for plan in PLANS:
+            name = ("jaxgru" if plan == "kernel" else "jaxgru, loop") + form
+            found[name] = _compiled(PLANS[plan], problem.params, xs, cotangent)
+    for name in ("flax.linen", "flax.nnx", "equinox", "haiku"):
+        try:
+            model = peers.build(name, before if name == "haiku" else after)
+        except ImportError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        found[name] = (model.forward, model.gradient)
+    return found
+
+
+def _compiled(plan, params, xs, cotangent):
+    apply = functools.partial(peers.batched, time_major=True)
+    calls = []
+    for run, args in ((apply, (params, xs)), (peers.pullback(apply), (params, xs, cotangent))):
+        program = functools.cache(lambda run=run, args=args: lowered(plan, run, *args).compile())
+        calls.append(lambda program=program, args=args: wait(program(), *args))
+    return tuple(calls)
 
 
 def _cudnn(problem):
@@ -224,26 +283,20 @@ def _cudnn(problem):
 
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.gpu_check")
-    if config.kernel:
-        backends.PLANS["cuda"] = backends.HOPPER
-    kind = "the kernel" if config.kernel else "the loop"
-    print(f"{machine()}; {versions()}; {jax.devices()[0].device_kind}; {kind}")
+    print(f"{machine()}; {versions()}; {jax.devices()[0].device_kind}", flush=True)
     wrong = 0
-    with jax.enable_x64(True):
-        cells = dict(list(CELLS.items())[:1]) if config.tiny else CELLS
-        for case, error, allowed in numbers((2, 19, 5, 8) if config.tiny else NUMBERS, cells):
+    for case, errors, allowed in numbers(config):
+        for plan, error in errors.items():
             right = error <= allowed
             wrong += not right
-            print(f"{case}: {error:.1e} of {allowed:.1e} allowed{'' if right else ', WRONG'}")
-    problem = peers.problem("gru_after", *(TINY if config.tiny else SIZES)[0])
-    pull = jax.jit(peers.pullback(peers.batched))
-    bits = [wait(pull, problem.params, problem.xs, problem.cotangent) for _ in range(3)]
+            verdict = "" if right else ", WRONG"
+            print(f"{case}, {plan}: {error:.1e} of {allowed:.1e} allowed{verdict}", flush=True)
+    _, pull = contestants((TINY if config.tiny else SIZES)[0])["jaxgru"]
+    bits = [jax.tree.leaves(pull()) for _ in range(3)]
     same = all(
-        np.array_equal(a, b)
-        for other in bits[1:]
-        for a, b in zip(jax.tree.leaves(bits[0]), jax.tree.leaves(other), strict=True)
+        np.array_equal(a, b) for other in bits[1:] for a, b in zip(bits[0], other, strict=True)
     )
-    print(f"three runs have the same bits: {'yes' if same else 'NO'}")
+    print(f"three runs have the same bits: {'yes' if same else 'NO'}", flush=True)
     print(report.markdown(list(times(config))))
     print(f"{wrong} of the numbers are wrong" if wrong else "all numbers are right")
     return int(bool(wrong) or not same)
