@@ -2,6 +2,7 @@
 
 A store into the shared memory of another CTA tells a barrier there how many bytes have come. The
 receiver waits for all bytes that it expects, so a store needs no fence and no message after it.
+A store of 16 bytes costs little more than one of 4, so four threads first swap what they have.
 Pallas has no such store for barriers of one's own, so this is written in the language below it.
 """
 
@@ -14,7 +15,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, gpu, llvm, vector
+from jaxlib.mlir.dialects import arith, llvm, vector
 
 pgpu: Any = plgpu
 low: Any = mgpu
@@ -28,7 +29,7 @@ def start(bells: Any, count: int) -> None:
     def run(_, bells):
         first = low.single_thread_predicate()
         for k in range(count):
-            bell = _bell(bells, low.c(k, _int(32)))
+            bell = _bell(bells, _word(k))
             _asm("@$0 mbarrier.init.shared.b64 [$1], 1;", "b,r", first, bell.get_ptr())
         _asm("fence.mbarrier_init.release.cluster;", "")
         low.warpgroup_barrier()
@@ -39,7 +40,8 @@ def start(bells: Any, count: int) -> None:
 def send(bells: Any, bell: Any, count: int, row: Any, blocks: Any, form: Any) -> None:
     """Stores values into the same place of all CTAs of the cluster, each CTA a piece of its own.
 
-    row is (values, ref), blocks are several of them, whose refs have the transforms of the form.
+    row is (int32 `[16]`, ref), blocks are several (float16 `[64, 16]`, ref), whose refs have the
+    transforms of the form: tiles of 8 rows, a row of 32 bytes, swizzled.
     """
     layouts, ref = (pgpu.Layout.WGMMA, pgpu.RefType(form)), pgpu.RefType()
     narrow = (pgpu.Layout.WGMMA.reduce(0), ref)
@@ -47,21 +49,69 @@ def send(bells: Any, bell: Any, count: int, row: Any, blocks: Any, form: Any) ->
     @pgpu.inline_mgpu(arg_types=(ref, _SCALAR, narrow, [layouts] * len(blocks)))
     def run(_, bells, bell, row, blocks):
         bell = _bell(bells, bell.registers.item())
-        pieces = [row, *blocks]
-        size = sum(_bytes(values) for values, _ in pieces)
-        bell.arrive_expect_tx(
-            count * size, predicate=low.single_thread_predicate(low.ThreadSubset.WARPGROUP)
-        )
+        one = low.single_thread_predicate(low.ThreadSubset.WARPGROUP)
+        size = sum(_bytes(values) for values, _ in [row, *blocks])
+        bell.arrive_expect_tx(count * size, predicate=one)
+        pieces = [(_swapped(values), utils.memref_ptr(ref), _offset()) for values, ref in blocks]
         for c in range(count):
-            cta = low.c(c, ir.IndexType.get())
-            for values, ref in blocks:
-                values.store_tiled_async(
-                    ref, bell, cluster_dim=gpu.Dimension.x, cluster_idx=cta, swizzle=32,
-                    tiling_rank=2, optimized=False,
-                )  # fmt: skip
-            _send_row(bell, c, *row)
+            for words, place, offset in pieces:
+                _store(place, offset, bell, c, "v4.b32", words)
+        with low.when(_less(low.thread_idx(), 4)):
+            # Many threads have the same numbers. One in eight lanes sends them, two at once.
+            pairs = [utils.bitcast(pair, _int(64)) for pair in row[0].registers.flat]
+            for c in range(count):
+                for k, pair in enumerate(pairs):
+                    offset = _sum(_times(low.thread_idx(), 8), _word(32 * k))
+                    _store(utils.memref_ptr(row[1]), offset, bell, c, "b64", [pair])
 
     run(bells, bell, row, blocks)
+
+
+def _swapped(values):
+    """What a thread stores at once: the four words of one piece, in place of a word of four pieces.
+
+    Of the rows r and r + 8 four lanes have two columns of eight each, twice: 4 pieces of 16 bytes,
+    of which they transpose the words.
+    """
+    pieces = [utils.bitcast(pair, _int(32)) for pair in values.registers.flat]
+    lane = low.thread_idx()
+    for distance in (1, 2):
+        high = arith.cmpi(arith.CmpIPredicate.ne, arith.andi(lane, _word(distance)), _word(0))
+        swapped = []
+        for a, b in ((pieces[k], pieces[k + 1]) for k in (0, 2)):
+            other = utils.shfl_bfly(arith.select(high, a, b), distance)
+            swapped.append((arith.select(high, other, a), arith.select(high, b, other)))
+        # Words by lane, then by piece: the next round pairs pieces that are two apart.
+        pieces = [pair[k] for k in (0, 1) for pair in swapped]
+    return pieces
+
+
+def _offset():
+    """Where they go, in bytes: lane k of four has columns 8 * (k // 2), row r + 8 * (k % 2)."""
+    thread = low.thread_idx()
+    lane = arith.remui(thread, _word(32))
+    warp = arith.divui(thread, _word(32))
+    piece, r = arith.remui(lane, _word(4)), arith.divui(lane, _word(4))
+    half, columns = arith.remui(piece, _word(2)), arith.divui(piece, _word(2))
+    columns = arith.xori(columns, arith.divui(r, _word(4)))  # the swizzle
+    tile = _sum(_times(warp, 2), half)
+    return _sum(_times(tile, 256), _sum(_times(r, 32), _times(columns, 16)))
+
+
+def _store(place, offset, bell, cta, kind, words):
+    names = ", ".join(f"${4 + k}" for k in range(len(words)))
+    _asm(
+        "{ .reg .b32 here, there, bell; add.u32 here, $0, $1;"
+        " mapa.shared::cluster.u32 there, here, $3; mapa.shared::cluster.u32 bell, $2, $3;"
+        f" st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.{kind}"
+        f" [there], {{{names}}}, [bell]; }}".replace("{$4}", "$4"),
+        "r,r,r,r," + ",".join("l" if kind == "b64" else "r" for _ in words),
+        place,
+        offset,
+        bell.get_ptr(),
+        _word(cta),
+        *words,
+    )
 
 
 def wait(bells: Any, bell: Any, turn: Any) -> None:
@@ -71,6 +121,7 @@ def wait(bells: Any, bell: Any, turn: Any) -> None:
     def run(_, bells, bell, turn):
         parity = arith.trunci(_int(1), turn.registers.item())
         _bell(bells, bell.registers.item()).wait_parity(parity)
+        _asm("fence.proxy.async.shared::cta;", "")  # what has come is read by the tensor cores
 
     run(bells, bell, turn)
 
@@ -78,7 +129,7 @@ def wait(bells: Any, bell: Any, turn: Any) -> None:
 def largest(values: Any, words: Any) -> Any:
     """The largest of each column of int32 `[64, C]` that are not negative, by 4 * C words.
 
-    As `jnp.max(values, axis=0)`, with one barrier in place of four.
+    As `jnp.max(values, axis=0)`, with one barrier in place of four, which commits shared memory.
     """
     columns = values.shape[1]
     row = pgpu.ShapeDtypeStruct((columns,), jnp.int32, layout=pgpu.Layout.WGMMA.reduce(0))
@@ -90,9 +141,8 @@ def largest(values: Any, words: Any) -> Any:
     def run(_, values, words):
         index, pair = ir.IndexType.get(), ir.VectorType.get((2,), _int(32))
         thread = low.thread_idx()
-        lane = arith.remui(thread, low.c(32, _int(32)))
-        warp = arith.divui(thread, low.c(32, _int(32)))
-        column = arith.muli(arith.remui(lane, low.c(4, _int(32))), low.c(2, _int(32)))
+        lane, warp = arith.remui(thread, _word(32)), arith.divui(thread, _word(32))
+        column = _times(arith.remui(lane, _word(4)), 2)
         # A warp has 16 rows. A thread has two columns of eight, of two of these rows.
         own = values.registers.reshape(columns // 8, 2)
         groups = []
@@ -103,45 +153,22 @@ def largest(values: Any, words: Any) -> Any:
             groups.append(most)
 
         def place(warp, k):
-            first = arith.addi(arith.muli(warp, low.c(columns, _int(32))), low.c(8 * k, _int(32)))
-            return [arith.index_cast(index, arith.addi(first, column))]
+            first = _sum(_times(warp, columns), _word(8 * k))
+            return [arith.index_cast(index, _sum(first, column))]
 
-        with low.when(arith.cmpi(arith.CmpIPredicate.ult, lane, low.c(4, _int(32)))):
+        with low.when(_less(lane, 4)):
             for k, most in enumerate(groups):
                 vector.store(most, words, place(warp, k))
-        low.warpgroup_barrier()
+        low.commit_shared()
         found = []
         for k in range(len(groups)):
-            parts = [vector.load(pair, words, place(low.c(w, _int(32)), k)) for w in range(4)]
+            parts = [vector.load(pair, words, place(_word(w), k)) for w in range(4)]
             found.append(reduce(arith.maxui, parts))
         layout = row.layout.to_mgpu()
         registers = np.array(found, dtype=object).reshape(layout.registers_shape((columns,)))
         return low.FragmentedArray(_registers=registers, _layout=layout, _is_signed=True)
 
     return run(values, words)
-
-
-def _send_row(bell, cta, values, ref):
-    """Of the threads that have the same numbers, one sends them: two at once."""
-    thread = low.thread_idx()
-    one = arith.cmpi(arith.CmpIPredicate.ult, thread, low.c(4, _int(32)))
-    place = utils.memref_ptr(ref)
-    with low.when(one):
-        for k, pair in enumerate(values.registers.flat):
-            at = arith.addi(arith.muli(thread, low.c(8, _int(32))), low.c(32 * k, _int(32)))
-            numbers = utils.bitcast(pair, _int(64))
-            _asm(
-                "{ .reg .b32 here, there, bell; add.u32 here, $0, $1;"
-                " mapa.shared::cluster.u32 there, here, $3; mapa.shared::cluster.u32 bell, $2, $3;"
-                " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64"
-                " [there], $4, [bell]; }",
-                "r,r,r,r,l",
-                place,
-                at,
-                bell.get_ptr(),
-                low.c(cta, _int(32)),
-                numbers,
-            )
 
 
 def _bell(bells, k):
@@ -153,6 +180,22 @@ def _bytes(values):
     for n in values.shape:
         size *= n
     return size
+
+
+def _word(value):
+    return low.c(value, _int(32))
+
+
+def _sum(a, b):
+    return arith.addi(a, b)
+
+
+def _times(a, b):
+    return arith.muli(a, _word(b))
+
+
+def _less(a, b):
+    return arith.cmpi(arith.CmpIPredicate.ult, a, _word(b))
 
 
 def _int(bits):

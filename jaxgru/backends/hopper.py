@@ -303,12 +303,11 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
     else:
         for value, ref in [(most, power(cta)), *blocks]:
             ref[...] = value
-    pgpu.commit_smem()
+        pgpu.commit_smem()
     while waiting:
         waiting.pop()()
     if count > 1:
         cluster.wait(words, bell, t // 2)
-        pgpu.commit_smem()
 
     def multiply(*sums):
         for o, c in pairs:
