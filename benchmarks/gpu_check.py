@@ -297,7 +297,12 @@ def main() -> int:
         np.array_equal(a, b) for other in bits[1:] for a, b in zip(bits[0], other, strict=True)
     )
     print(f"three runs have the same bits: {'yes' if same else 'NO'}", flush=True)
-    print(report.markdown(list(times(config))))
+    rows = []
+    for row in times(config):
+        rows.append(row)
+        every = ", ".join(f"{name} {1e3 * t.median:.3g}" for name, t in row.values.items())
+        print(f"{row.case}, {row.what}, ms: {every}", file=sys.stderr, flush=True)
+    print(report.markdown(rows))
     print(f"{wrong} of the numbers are wrong" if wrong else "all numbers are right")
     return int(bool(wrong) or not same)
 
