@@ -170,6 +170,7 @@ def needs(dump: Path) -> Needs:
 
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="cuda")
 V5E = AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+LOOPS = {"cuda": backends.GPU, "tpu": backends.TPU}
 KERNELS = {"cuda": backends.HOPPER, "tpu": backends.TPU_KERNEL}
 
 
@@ -178,7 +179,7 @@ def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
     """Inside, programs are made for a device, and with the kernel if that is wanted."""
     platform = device.platform
     before = backends.PLANS[platform]
-    backends.PLANS[platform] = KERNELS[platform] if kernel else before
+    backends.PLANS[platform] = (KERNELS if kernel else LOOPS)[platform]
     jax.clear_caches()
     try:
         with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):

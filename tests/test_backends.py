@@ -52,22 +52,28 @@ def test_one_artifact_has_the_program_of_each_platform(run):
     assert both == candidates(run, "cpu") + candidates(run, "cuda")
 
 
-def sizes(hidden, backward, parts, gates=3, carries=1):
-    """Of the kernel for a GRU with the reset gate after the product."""
+def sizes(hidden, backward, gates=3, carries=1):
+    """Of the kernel for a GRU with the reset gate after the product, with lengths and resets."""
     products = ((1, gates),) if backward else ((gates, 1),)
     streams = carries + gates + 2 if backward else gates
-    return hopper.Sizes(hidden, products, parts, streams, 2, gates + 1 if backward else 1)
+    return hopper.Sizes(hidden, products, streams, 2, gates + 1 if backward else 1)
 
 
-@pytest.mark.parametrize(("hidden", "parts"), [(64, 2), (128, 2), (192, 1), (256, 1)])
+@pytest.mark.parametrize("hidden", [64, 128, 192, 256])
 @pytest.mark.parametrize("backward", [False, True])
-def test_what_fits_into_shared_memory(hidden, parts, backward):
-    assert sizes(hidden, backward, parts).ahead() >= 2
+def test_what_fits_into_shared_memory(hidden, backward):
+    assert sizes(hidden, backward).ahead() >= 2
 
 
 def test_what_does_not():
-    assert sizes(256, True, 2).ahead() == 0
-    assert sizes(1024, False, 1).ahead() == 0  # more CTAs than a cluster has
+    assert sizes(384, True).ahead() == 0
+    assert sizes(1024, False).ahead() == 0  # more CTAs than a cluster has
+
+
+def test_a_batch_too_large_for_the_kernel():
+    weights, x = (jnp.ones((1, 1, 256, 256)),), jnp.zeros((4, 1100, 256))
+    with pytest.raises(Declined):
+        hopper.scan(lambda _, __, carry, x: (carry, x), weights, (), x[0], x, False)
 
 
 def test_the_loop_where_a_kernel_cannot_run():
@@ -90,6 +96,17 @@ def test_what_a_kernel_declines_is_computed_by_the_plan_of_the_loop(run):
     expected = jax.jit(run)(PARAMS, XS)
     with planned("cpu", **HOPPER._replace(kernel=declined, loop=CPU)._asdict()):
         assert_same(jax.jit(run)(PARAMS, XS), expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_an_artifact_has_no_kernel(platform, monkeypatch):
+    """It may run on another device than that of the machine that has made it."""
+
+    def kernel():
+        raise AssertionError
+
+    monkeypatch.setitem(backends.PLANS, platform, GPU._replace(kernel=kernel, loop=GPU))
+    jax.export.export(jax.jit(gradient), platforms=[platform])(PARAMS, XS)
 
 
 def test_several_devices_sum_gradients_once():

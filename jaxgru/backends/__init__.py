@@ -16,14 +16,20 @@ TPU_DEFAULT = (None, "default", "fastest", "bfloat16")
 
 
 def hopper_kernel() -> Any:
-    """`jaxgru.backends.hopper.scan`, unless for another GPU or for more exact products."""
+    """`jaxgru.backends.hopper.scan`, where a Hopper GPU and what the kernel is made of are there.
+
+    Not for more exact products than its own.
+    """
     device = _device()
     capability = getattr(device, "compute_capability", None)
     hopper = capability == "9.0" if capability else "H100" in device.device_kind
-    if not hopper or _precision() not in GPU_DEFAULT:
+    known = jax.__version_info__ < (0, 13)  # Pallas for GPUs is still changing
+    if not (hopper and known) or _precision() not in GPU_DEFAULT:
         raise Declined
-    from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
-
+    try:
+        from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
+    except ImportError as error:  # of absl-py
+        raise Declined from error
     return scan
 
 
@@ -73,13 +79,14 @@ GPU = Plan(
 )
 #: By the estimates of the TPU's compiler.
 TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
-#: The same with kernels. They are compiled and interpreted, and have not run on a device yet: until
-#: then, whoever wants one sets PLANS["cuda"] or PLANS["tpu"] to these.
+#: The same with kernels.
 HOPPER = GPU._replace(kernel=hopper_kernel, loop=GPU)
 TPU_KERNEL = TPU._replace(
     in_loop=-1, wide=math.inf, forward=2**24, backward=2**26, kernel=tpu_kernel, loop=TPU
 )
-PLANS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
+#: The kernel for TPUs is compiled and interpreted, and has not run on a device yet. Until then,
+#: whoever wants it sets PLANS["tpu"] to TPU_KERNEL.
+PLANS = {"cpu": CPU, "cuda": HOPPER, "rocm": GPU, "tpu": TPU}
 
 
 def plan(platform: str | None, context: Any) -> Plan:
@@ -88,6 +95,8 @@ def plan(platform: str | None, context: Any) -> Plan:
     None stands for the platforms that are not named here.
     """
     found = PLANS[platform or "cpu"]
+    if context.module_context.lowering_parameters.for_export:
+        found = found.loop or found  # an artifact may run on another GPU than the one here
     axes = context.module_context.axis_context
     if hasattr(axes, "manual_axes"):
         local = set(axes.manual_axes) == set(axes.mesh.axis_names)

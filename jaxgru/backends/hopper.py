@@ -4,7 +4,7 @@ Any step runs here whose only operations between units are products with fixed m
 step, and the transpose of its tangent. The weights lie in shared memory for the whole sequence, cut
 over the units of a cluster of CTAs. A CTA has 64 units, the rows of a product on the tensor cores,
 and 16 examples, its columns. Before a product every CTA writes its rows of the operand to the
-shared memory of all CTAs of the cluster, and a barrier over the cluster ends the exchange.
+shared memory of all CTAs of the cluster, and waits for theirs.
 
 Operands of products are float16, which has the mantissa of TF32, but not its range. So every CTA
 divides its rows of a column by a power of two, which it sends with them, and each block of 64 rows
@@ -31,6 +31,7 @@ pgpu: Any = plgpu
 UNITS = 64  # of one CTA: the rows of a product on the tensor cores
 TILE = 16  # examples of one cluster: in 16 bits the narrowest swizzle, 32 bytes
 CLUSTER = 8  # CTAs of a cluster, at most
+CTAS = 264  # in all, two for each multiprocessor of an H100: the most that were timed
 SHARED = 232_448  # bytes of shared memory that a CTA may have
 AHEAD = (3, 2)  # of how many steps the inputs are on their way
 BLOCK = jax.ShapeDtypeStruct((UNITS, TILE), jnp.float32)
@@ -92,8 +93,9 @@ def scan(
     `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`.
 
     Raises:
-        Declined: the weights are float64, or do not fit into shared memory; or it is in a
-            `jax.shard_map` that checks what varies, since Pallas does not say that of its buffers.
+        Declined: the weights are float64, or do not fit into shared memory; the batch is larger
+            than any that was timed; or it is in a `jax.shard_map` that checks what varies, since
+            Pallas does not say that of its buffers.
     """
     leaves = jax.tree.leaves(xs)
     if weights[0].dtype == jnp.float64 or varying(leaves[0]):
@@ -101,6 +103,8 @@ def scan(
     marked = [leaf.dtype == bool for leaf in leaves]
     batch, size = jax.tree.leaves(carry)[0].shape
     rows, columns = pl.cdiv(size, UNITS) * UNITS, pl.cdiv(batch, TILE) * TILE
+    if rows // UNITS * (columns // TILE) > CTAS:
+        raise Declined
     products: Any = tuple(w.shape[:2] for w in weights)
     flat = flatten(step, products, constants, carry, xs, BLOCK.shape)
     count_carry, count_y = flat.carry.num_leaves, flat.y.num_leaves
