@@ -37,7 +37,7 @@ class GRUParams:
             `reset_after=True`.
         reset_after: whether the reset gate acts after the recurrent product. Static: it survives
             `jax.tree.map` and `jax.vmap`. It is part of the names of the leaves in a checkpoint, so
-            that none is restored into the other form; docs/saving.md.
+            that none is restored into the other form; docs/recipes/saving.md.
 
     Example:
         >>> import jax, jaxgru

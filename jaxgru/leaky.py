@@ -112,7 +112,7 @@ def leaky_step(params: LeakyParams, h: Array, x: Array) -> Array:
 
     The published networks add noise to the state at every step, which is no part of the cell. In
     `jaxgru.loop`, which gives each step a key, it is one line behind this function;
-    docs/own_steps.md has it.
+    docs/recipes/own_steps.md has it.
 
     Args:
         params: LeakyParams.
