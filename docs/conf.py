@@ -44,6 +44,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
+html_favicon = "_static/favicon.svg"
 html_title = f"jaxgru {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -94,6 +95,12 @@ def on_read(app, name, content):
     content[0] = relinked(content[0], page, page)
 
 
+def plain(line):
+    """A line of a docstring, in which |x| is no markup, `size: H.` no list, and pages are links."""
+    line = re.sub(r"(?<=: )([A-Z])\.$", r"\1\\.", line.replace("|", r"\|"))
+    return re.sub(r"docs/(\w+/\w+)\.md", r":doc:`/\1`", line)
+
+
 def equations(app, what, name, thing, options, lines):
     """Make the indented equations of a docstring literal blocks."""
     text, inside, section = [], False, False
@@ -105,7 +112,7 @@ def equations(app, what, name, thing, options, lines):
         elif line.strip() and not line.startswith("    "):
             inside = False
         code = inside or line.lstrip().startswith((">>>", "..."))
-        text.append(line if code else line.replace("|", r"\|"))  # |x| is no markup here
+        text.append(line if code else plain(line))
     lines[:] = text
 
 
