@@ -101,17 +101,37 @@ def plain(line):
     return re.sub(r"docs/(\w+/\w+)\.md", r":doc:`/\1`", line)
 
 
+def tables(lines):
+    """Make list-tables of the tables in Markdown that a docstring has."""
+    text = []
+    for before, line in zip(["", *lines], lines, strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            text.append(line)
+        elif not before.startswith("|"):
+            text += [".. list-table::", "   :header-rows: 1", "", *row(cells)]
+        elif set(line) - set("|- "):
+            text += row(cells)
+    return text
+
+
+def row(cells):
+    """A row of a list-table."""
+    return [f"   {'  ' if k else '* '}- {cell}" for k, cell in enumerate(cells)]
+
+
 def equations(app, what, name, thing, options, lines):
     """Make the indented equations of a docstring literal blocks."""
+    lines[:] = tables(lines)
     text, inside, section = [], False, False
     for before, line in zip(["", *lines], lines, strict=False):
         section = section or bool(re.fullmatch(r"(Args|Returns|Raises|Example|Attributes):", line))
         if not section and line.startswith("    ") and not inside and not before.strip():
-            text += ["::", ""]
+            text += [".. code-block:: text", ""]
             inside = True
         elif line.strip() and not line.startswith("    "):
             inside = False
-        code = inside or line.lstrip().startswith((">>>", "..."))
+        code = inside or line.lstrip().startswith((">>>", "...", ":", ".. "))
         text.append(line if code else plain(line))
     lines[:] = text
 
