@@ -1,9 +1,12 @@
 """How the documentation site is built: `python -m sphinx -W --keep-going docs docs/_build/html`."""
 
+import inspect
 import os
 import re
 import tomllib
 from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,8 +139,18 @@ def equations(app, what, name, thing, options, lines):
     lines[:] = text
 
 
+def signature(app, what, name, thing, options, shown, returns):
+    """The signature of a module of nnx, which its metaclass hides."""
+    if shown != "(*args, **kwargs)":
+        return None
+    whole = inspect.signature(thing.__init__)
+    own = whole.replace(parameters=list(whole.parameters.values())[1:])
+    return stringify_signature(own, show_annotation=False, show_return_annotation=False), None
+
+
 def setup(app):
     """Connect the functions above."""
     app.connect("include-read", on_include)
     app.connect("source-read", on_read)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", equations, priority=400)  # before napoleon's 500
