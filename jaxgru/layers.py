@@ -75,7 +75,7 @@ def stack_init(
         cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init`,
             `layer_norm_gru_init` or `leaky_init`.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
-        **cell_options: further arguments of `cell`: bias, init, dtype, chrono, reset_after and so on.
+        **cell_options: further arguments of `cell`: bias, init, dtype, chrono, reset_after, ...
 
     Returns:
         A Stack, also for one layer.
@@ -145,10 +145,10 @@ def start(params: Params) -> Carry:
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     """Make the carry that a sequence starts from.
 
-    For built-in cells it is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, and `[H]` for every other
-    cell. For a Bidirectional it is a tuple of two carries, and for a Stack a tuple with one for each
-    layer. For params of your own type it is the `initial_carry` that you registered. With batch,
-    every array has these axes in front.
+    For built-in cells it is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, and `[H]` for every
+    other cell. For a Bidirectional it is a tuple of two carries, and for a Stack a tuple with one
+    for each layer. For params of your own type it is the `initial_carry` that you registered. With
+    batch, every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.

@@ -21,8 +21,8 @@ from jaxgru.linear import recur, recur_in_order, rescue, shift, times
 class NewtonInfo(NamedTuple):
     """The outcome of the iteration of `newton_scan`.
 
-    For params with several cells, iterations are their sum, residual is the largest, converged tells
-    whether all have converged, and states has those of each cell.
+    For params with several cells, iterations are their sum, residual is the largest, converged
+    tells whether all have converged, and states has those of each cell.
     """
 
     iterations: Array
@@ -30,7 +30,7 @@ class NewtonInfo(NamedTuple):
     residual: Array
     """max |h_t - F(h_{t-1}, x_t)| / max(1, |h_t|) of the last iterate."""
     converged: Array
-    """Whether that iterate is the trajectory. If not, fallback="scan" returns the result of scan."""
+    """Whether that iterate is the trajectory. If not, fallback="scan" gives the result of scan."""
     states: Carry
     """The carry after every step, `[T, H]` instead of `[H]`. It is a guess for the next call."""
 

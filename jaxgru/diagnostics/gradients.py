@@ -26,9 +26,9 @@ class MemoryGradient(NamedTuple):
     """`[T + 1]`: the logarithm of |P|_F / sqrt(S), the root mean square factor by which
     P = ds_T/ds_{T-lag} stretches a random direction. It is 0 at lag 0."""
     log_singular_values: Array | None
-    """`[T + 1, S]`: the logarithms of the singular values of P, the largest first. The first is that
-    of the spectral norm. Values below eps times the first are rounding. None if you did not ask for
-    them."""
+    """`[T + 1, S]`: the logarithms of the singular values of P, the largest first. The first is
+    that of the spectral norm. Values below eps times the first are rounding. None if you did not
+    ask for them."""
 
 
 def gradient_norms(

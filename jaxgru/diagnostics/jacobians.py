@@ -94,9 +94,9 @@ def gru_jacobian_terms(
             + D(z (1-n^2)) U_n D(h r (1-r)) U_r                              reset
             + D((n-h) z (1-z)) U_z                                           update
 
-    Here h = h_{t-1}, D(v) is the diagonal matrix with v on its diagonal, and U_k is the transpose of
-    `w_hh[:, k]`, so that the step adds U_k h to gate k. With `reset_after=True` the product of the
-    candidate is m = U_n h + b_hn, and two terms differ:
+    Here h = h_{t-1}, D(v) is the diagonal matrix with v on its diagonal, and U_k is the transpose
+    of `w_hh[:, k]`, so that the step adds U_k h to gate k. With `reset_after=True` the product of
+    the candidate is m = U_n h + b_hn, and two terms differ:
 
         candidate = D(z (1-n^2) r) U_n,    reset = D(z (1-n^2) m r (1-r)) U_r
 

@@ -42,10 +42,10 @@ def lyapunov_spectrum(
 
         Q_t R_t = J_t Q_{t-1},    exponent_i = mean over t of log (R_t)_ii
 
-    Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. Q starts from a random frame that is the
-    same for every call. Memory does not grow with T, since only the state and Q are carried along.
-    A step costs k forward derivatives, which is about 2 k times the products of the step, and an
-    orthonormalization, S k^2.
+    Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. Q starts from a random frame that is
+    the same for every call. Memory does not grow with T, since only the state and Q are carried
+    along. A step costs k forward derivatives, which is about 2 k times the products of the step,
+    and an orthonormalization, S k^2.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
