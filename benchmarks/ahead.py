@@ -57,7 +57,7 @@ class Config:
     sizes: Annotated[
         tuple[tuple[int, int, int, int], ...], tyro.conf.arg(metavar="B T I H ...")
     ] = ()
-    """Batch, time steps, inputs and units; by default those of docs/accelerators.md."""
+    """Batch, time steps, inputs and units; by default those of docs/performance/accelerators.md."""
     json: bool = False
     """Print JSON, not a table."""
 

@@ -1,7 +1,7 @@
-"""A GRU as pure functions in JAX, with LSTM, plain RNN and other cells beside it.
+"""A GRU as pure functions in JAX, with the LSTM, the plain RNN and other cells.
 
-One sequence in, one sequence out: `jax.vmap` batches it, `jax.jit` compiles it, and every
-derivative of JAX differentiates it.
+The functions take one sequence and return one sequence. `jax.vmap` batches them, and `jax.jit`
+compiles them. They have forward- and reverse-mode derivatives of any order.
 """
 
 from jaxgru import diagnostics, interop

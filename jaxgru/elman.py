@@ -15,7 +15,7 @@ from jaxgru.forms import weights
 @weights(elman={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElmanParams:
-    """The weights of a plain RNN; a pytree. All leaves have one dtype.
+    """The weights of a plain RNN, a pytree. All leaves have one dtype.
 
     Args:
         w_ih: input weights `[I, H]`.
@@ -46,11 +46,12 @@ def elman_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
         bias: whether there is a bias.
-        init: `"orthogonal"` (LeCun-normal input weights, orthogonal recurrent weights, zero bias),
-            or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: what those libraries draw.
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, orthogonal
+            recurrent weights, and a zero bias. `"torch"`, `"keras"`, `"flax"` and `"haiku"` draw
+            what those libraries draw.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
@@ -82,7 +83,7 @@ def elman_step(params: ElmanParams, h: Array, x: Array) -> Array:
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next state `[H]`, which is the output too.
+        The next state `[H]`, which is also the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.

@@ -1,6 +1,6 @@
-"""The gated recurrent unit: parameters, initial values, one step and its derivative.
+"""The gated recurrent unit: its params, their initial values, one step, and its derivative.
 
-Equations, with z_t the weight of the *new* content:
+In these equations z_t is the weight of the *new* content:
 
     r_t = sigmoid(W_r [h_{t-1}, x_t])                 reset gate
     z_t = sigmoid(W_z [h_{t-1}, x_t])                 update gate: input and forget gate in one
@@ -23,21 +23,21 @@ from jaxgru.forms import weights
 @weights(gru={"reset_after": False}, gru_after={"reset_after": True})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRUParams:
-    """The weights of a GRU, in either form; a pytree.
+    """The weights of a GRU in either form, a pytree.
 
     The middle axis is the gate: reset, update, candidate. All leaves have one dtype: float16,
-    bfloat16, float32 or float64. Nothing is checked here, since tree transformations build
-    instances of anything: the functions that take params check them.
+    bfloat16, float32 or float64. The class checks nothing, since tree transformations build
+    instances of any leaves. The functions that take params check them.
 
     Args:
         w_ih: input weights `[I, 3, H]`.
         w_hh: recurrent weights `[H, 3, H]`.
         b: biases `[3, H]`, or None.
-        b_hn: the candidate's bias inside the reset product, `[H]`, or None; only with
-            `reset_after=True`.
-        reset_after: whether the reset gate acts after the recurrent product. Static: it survives
-            `jax.tree.map` and `jax.vmap`. It is part of the names of the leaves in a checkpoint, so
-            that none is restored into the other form; docs/saving.md.
+        b_hn: the bias of the candidate inside the reset product, `[H]`, or None. Only the form with
+            `reset_after=True` has it.
+        reset_after: whether the reset gate acts after the recurrent product. It is static, so it
+            survives `jax.tree.map` and `jax.vmap`. It is part of the names of the leaves in a
+            checkpoint, so none is restored into the other form: see docs/recipes/saving.md.
 
     Example:
         >>> import jax, jaxgru
@@ -68,21 +68,22 @@ def gru_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
-        reset_after: which of the two forms; see `gru_step`.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
+        reset_after: which of the two forms to draw, see `gru_step`.
         bias: whether there are biases.
-        init: `"orthogonal"` (LeCun-normal input weights, one orthogonal recurrent block a gate,
-            zero biases), or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: what those libraries draw.
-        chrono: the longest memory to expect, T_max, in time steps: draws the update gate's bias
-            as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, an orthogonal
+            recurrent block for each gate, and zero biases. `"torch"`, `"keras"`, `"flax"` and
+            `"haiku"` draw what those libraries draw.
+        chrono: the longest memory to expect, T_max, in time steps. It draws the bias of the update
+            gate as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
         GRUParams with w_ih `[I, 3, H]`, w_hh `[H, 3, H]`, b `[3, H]`, b_hn `[H]`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; chrono without biases.
+        TypeError, ValueError: an argument does not fit, or chrono is given without biases.
 
     Example:
         >>> import jax, jaxgru
@@ -123,7 +124,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next state `[H]`, which is the output too.
+        The next state `[H]`, which is also the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.
@@ -134,7 +135,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
         >>> jaxgru.gru_step(params, jnp.zeros(64, "float32"), jnp.ones(8, "float32")).shape
         (64,)
 
-    Source: Cho et al. 2014, arXiv:1406.1078v3; reset_after=True: cuDNN's and PyTorch's form.
+    Source: Cho et al. 2014, arXiv:1406.1078v3. `reset_after=True` is the form of cuDNN and PyTorch.
     """
     checks.step("gru_step", GRUParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]

@@ -1,7 +1,7 @@
 """The GRU with layer norms inside, in two published forms.
 
-Either one norm sees the sum of what comes from the input and from the state (DreamerV2), or each of
-the two has norms of its own (Ba et al. 2016).
+In DreamerV2 one norm sees the sum of the contributions of the input and of the state. In Ba et al.
+2016 each of the two has norms of its own.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ UPDATE_BIAS = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerNormGRUParams:
-    """The weights of a GRU with layer norms; a pytree.
+    """The weights of a GRU with layer norms, a pytree.
 
     The middle axis is the gate: reset, update, candidate. All leaves have one dtype.
 
     Args:
         w_ih: input weights `[I, 3, H]`.
         w_hh: recurrent weights `[H, 3, H]`.
-        gain: what normalized values are multiplied with, `[3, H]`, or `[2, 3, H]` with
-            `separate=True`: for what comes from the input, and for what comes from the state.
-        b: what is added to them after that, of the shape of gain, or None.
-        separate: whether input and state have norms of their own. Static.
+        gain: the factors of the normalized values, `[3, H]`. With `separate=True` they are
+            `[2, 3, H]`, first for the contribution of the input and then for that of the state.
+        b: the biases that are added after that, of the shape of gain, or None.
+        separate: whether input and state have norms of their own. It is static.
 
     Example:
         >>> import jax, jaxgru
@@ -62,18 +62,18 @@ def layer_norm_gru_init(
 ) -> LayerNormGRUParams:
     """Draw the weights of a GRU with layer norms.
 
-    Gains are one and biases zero. There is no `chrono`: behind a norm the gates swing by about one
-    whatever the weights are, so that biases alone do not set the memory.
+    Gains are one, and biases are zero. There is no `chrono`. After a norm the gates vary by about
+    one, whatever the weights are, so biases alone do not set the memory.
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
-        separate: which of the two forms; see `layer_norm_gru_step`.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
+        separate: which of the two forms to draw, see `layer_norm_gru_step`.
         bias: whether there are biases.
-        init: how w_ih and w_hh are drawn: `"orthogonal"` (LeCun-normal input weights, one
-            orthogonal recurrent block a gate), or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: as
-            those libraries draw the weights of a GRU.
+        init: the initial w_ih and w_hh. `"orthogonal"` draws LeCun-normal input weights, and an
+            orthogonal recurrent block for each gate. `"torch"`, `"keras"`, `"flax"` and `"haiku"`
+            draw what those libraries draw as the weights of a GRU.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
@@ -121,16 +121,16 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
 
         LN(a) = gain * (a - mean(a)) / sqrt(var(a) + eps) + b
 
-    W are the gates of w_ih, U those of w_hh, and each LN has its part of gain and b. The variance
-    is that of the values, divided by their number; eps is 1e-3, and 1e-5 with `separate=True`.
-    Products and norms are computed in at least float32.
+    W are the gates of w_ih, U are those of w_hh, and each LN has its own part of gain and b. The
+    variance is the mean of the squared deviations, so it is divided by the number of values. eps is
+    1e-3, and 1e-5 with `separate=True`. Products and norms are computed in at least float32.
 
-    `separate=False` is the cell in DreamerV2's program, with the gates in another order. The
-    program has a bias before the norm as well; where one of the inputs is always 1, its row of w_ih
-    is such a bias. `separate=True` is the cell in the paper of Ba et al. The paper has no eps, and
-    it begins with gains of zero and biases of one, by its names for them; their program begins with
-    gains of one and biases of zero, as `layer_norm_gru_init` does. In the program z weighs the old
-    state, and there are biases before the norms of the inputs.
+    `separate=False` is the cell in the program of DreamerV2, with the gates in another order. That
+    program also has a bias before the norm. If one of your inputs is always 1, its row of w_ih is
+    such a bias. `separate=True` is the cell in the paper of Ba et al. The paper has no eps. It
+    starts with gains of zero and biases of one, as it names them. The program of its authors starts
+    with gains of one and biases of zero, as `layer_norm_gru_init` does. In that program z weighs
+    the old state, and there are biases before the norms of the inputs.
 
     Args:
         params: LayerNormGRUParams.
@@ -138,7 +138,7 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next state `[H]`, which is the output too.
+        The next state `[H]`, which is also the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.

@@ -17,10 +17,10 @@ from jaxgru.gru import gru_init
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
-    """Two networks over the same inputs, one from each end; outputs are concatenated.
+    """Two networks over the same inputs, one from each end, with concatenated outputs.
 
-    The carry is the tuple (forward carry, backward carry). With `reverse=True` the two change
-    ends. It cannot be streamed: its outputs depend on what comes later.
+    The carry is the tuple (forward carry, backward carry). With `reverse=True` the two networks
+    change ends. A Bidirectional cannot be streamed, since its outputs depend on later inputs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -40,7 +40,9 @@ class Bidirectional:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Layers, each fed by the outputs of the one below; the carry is a tuple, one per layer.
+    """Layers, each of which runs over the outputs of the layer below.
+
+    The carry is a tuple with the carry of each layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -69,11 +71,11 @@ def stack_init(
         key: a `jax.random.key`.
         input_size: I of the first layer.
         hidden_size: H of every layer, and of each direction.
-        num_layers: how many.
+        num_layers: the number of layers.
         cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init`,
             `layer_norm_gru_init` or `leaky_init`.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
-        **cell_options: passed on to `cell`: bias, init, dtype, chrono, reset_after and the like.
+        **cell_options: further arguments of `cell`: bias, init, dtype, chrono, reset_after, ...
 
     Returns:
         A Stack, also for one layer.
@@ -141,11 +143,12 @@ def start(params: Params) -> Carry:
 
 
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
-    """The carry that a sequence starts from.
+    """Make the carry that a sequence starts from.
 
-    It is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, `[H]` for every other cell, a tuple of two
-    for a Bidirectional, a tuple with one per layer for a Stack. For params of your own type it is
-    what `register` was told. With batch every array has these axes in front.
+    For built-in cells it is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, and `[H]` for every
+    other cell. For a Bidirectional it is a tuple of two carries, and for a Stack a tuple with one
+    for each layer. For params of your own type it is the `initial_carry` that you registered. With
+    batch, every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.

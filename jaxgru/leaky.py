@@ -1,4 +1,4 @@
-"""The leaky rate network of neuroscience: a network in continuous time, by steps of Euler."""
+"""The leaky rate network of neuroscience: a network in continuous time, in Euler steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,15 +22,16 @@ NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakyParams:
-    """The weights of a leaky rate network; a pytree. All leaves have one dtype.
+    """The weights of a leaky rate network, a pytree. All leaves have one dtype.
 
     Args:
         w_ih: input weights `[I, H]`.
-        w_hh: recurrent weights `[H, H]`, from the row's unit to the column's.
+        w_hh: recurrent weights `[H, H]`, from the unit of the row to that of the column.
         b: bias `[H]`, or None.
-        alpha: dt / tau, the time step by the time constant, of all units `[]` or of each `[H]`. It
-            is a leaf, so gradients reach it; `jax.lax.stop_gradient` in the loss holds it fixed.
-        nonlinearity: `"relu"`, `"tanh"`, `"softplus"` or `"sigmoid"`. Static.
+        alpha: dt / tau, the time step divided by the time constant, `[]` for all units or `[H]`. It
+            is a leaf, so gradients reach it. To hold it fixed, use `jax.lax.stop_gradient` in the
+            loss.
+        nonlinearity: `"relu"`, `"tanh"`, `"softplus"` or `"sigmoid"`. It is static.
 
     Example:
         >>> import jax, jaxgru
@@ -61,15 +62,17 @@ def leaky_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
-        nonlinearity: f, which makes rates of states: `"relu"`, `"tanh"`, `"softplus"` or
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
+        nonlinearity: f, which converts states to rates: `"relu"`, `"tanh"`, `"softplus"` or
             `"sigmoid"`.
-        alpha: dt / tau of all units, above 0 and at most 1; 0.1 is 10 ms by 100 ms. One for each
-            unit: `dataclasses.replace(params, alpha=...)` with an array `[H]`.
+        alpha: dt / tau of all units, above 0 and at most 1. With dt = 10 ms and tau = 100 ms it is
+            0.1. For a value for each unit, use `dataclasses.replace(params, alpha=...)` with an
+            array `[H]`.
         bias: whether there is a bias.
-        init: `"orthogonal"` (LeCun-normal input weights, orthogonal recurrent weights, zero bias),
-            or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: as those libraries draw a plain RNN.
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, orthogonal
+            recurrent weights, and a zero bias. `"torch"`, `"keras"`, `"flax"` and `"haiku"` draw
+            what those libraries draw for a plain RNN.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
@@ -105,14 +108,14 @@ def leaky_step(params: LeakyParams, h: Array, x: Array) -> Array:
 
         h' = (1 - alpha) * h + alpha * (x W_in + f(h) W_rec + b)
 
-    W_in is w_ih, W_rec is w_hh. The state h is what the units have summed up, their currents; the
-    rates f(h) are what they send. `scan` and `step` carry the state and put out the rates f(h'),
-    which are what a readout sees. Products accumulate in at least float32. A network whose state is
-    the rate itself, r' = (1 - alpha) * r + alpha * f(x W_in + r W_rec + b), is another function.
+    W_in is w_ih, and W_rec is w_hh. The state h holds the currents that the units have summed up.
+    The rates f(h) are what the units send. `scan` and `step` carry the state and return the rates
+    f(h') as outputs, for a readout. Products accumulate in at least float32. A network whose state
+    is the rate itself, r' = (1 - alpha) * r + alpha * f(x W_in + r W_rec + b), is another function.
 
-    The published networks add noise to the state at every step, which is no part of the cell. In
-    `jaxgru.loop`, which gives each step a key, it is one line behind this function;
-    docs/own_steps.md has it.
+    The published networks add noise to the state at every step. The cell has no noise.
+    `jaxgru.loop` gives each step a key, so you can add the noise there in one line after this
+    function: see docs/recipes/own_steps.md.
 
     Args:
         params: LeakyParams.

@@ -1,4 +1,4 @@
-"""The long short-term memory, with forget gate: what the GRU merges into fewer gates and states."""
+"""The long short-term memory with a forget gate, whose gates and states the GRU merges."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from jaxgru.forms import weights
 @weights(lstm={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSTMParams:
-    """The weights of an LSTM; a pytree.
+    """The weights of an LSTM, a pytree.
 
     The middle axis is the gate: input, forget, cell, output. All leaves have one dtype.
 
@@ -57,21 +57,21 @@ def lstm_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
         bias: whether there are biases.
-        init: `"orthogonal"` (LeCun-normal input weights, one orthogonal recurrent block a gate,
-            zero biases but 1 for the forget gate), or `"torch"`, `"keras"`, `"flax"`, `"haiku"`:
-            what those libraries draw.
-        chrono: the longest memory to expect, T_max, in time steps: draws the forget gate's bias
-            as log(u), u ~ U[1, T_max - 1], and the input gate's as -log(u).
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, an orthogonal
+            recurrent block for each gate, and zero biases, except 1 for the forget gate.
+            `"torch"`, `"keras"`, `"flax"` and `"haiku"` draw what those libraries draw.
+        chrono: the longest memory to expect, T_max, in time steps. It draws the bias of the forget
+            gate as log(u), u ~ U[1, T_max - 1], and that of the input gate as -log(u).
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
         LSTMParams with w_ih `[I, 4, H]`, w_hh `[H, 4, H]`, b `[4, H]`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; chrono without biases.
+        TypeError, ValueError: an argument does not fit, or chrono is given without biases.
 
     Example:
         >>> import jax, jaxgru
@@ -106,7 +106,7 @@ def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMCarry:
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next LSTMCarry; its h is the output.
+        The next LSTMCarry. Its h is the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.

@@ -14,7 +14,7 @@ from jaxgru.register import register
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MGUParams:
-    """The weights of a minimal gated unit; a pytree.
+    """The weights of a minimal gated unit, a pytree.
 
     The middle axis is the gate: forget, candidate. All leaves have one dtype.
 
@@ -48,21 +48,21 @@ def mgu_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
         bias: whether there are biases.
-        init: `"orthogonal"` (LeCun-normal input weights, one orthogonal recurrent block a gate,
-            zero biases), or `"torch"`, `"keras"`, `"flax"`, `"haiku"`: as those libraries draw the
-            weights of a recurrent cell.
-        chrono: the longest memory to expect, T_max, in time steps: draws the forget gate's bias
-            as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, an orthogonal
+            recurrent block for each gate, and zero biases. `"torch"`, `"keras"`, `"flax"` and
+            `"haiku"` draw what those libraries draw as the weights of a recurrent cell.
+        chrono: the longest memory to expect, T_max, in time steps. It draws the bias of the forget
+            gate as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
         MGUParams with w_ih `[I, 2, H]`, w_hh `[H, 2, H]`, b `[2, H]`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; chrono without biases.
+        TypeError, ValueError: an argument does not fit, or chrono is given without biases.
 
     Example:
         >>> import jax, jaxgru
@@ -96,7 +96,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next state `[H]`, which is the output too.
+        The next state `[H]`, which is also the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.

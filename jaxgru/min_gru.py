@@ -15,7 +15,7 @@ from jaxgru.forms import weights
 @weights(min_gru={})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinGRUParams:
-    """The weights of a minimal GRU; a pytree.
+    """The weights of a minimal GRU, a pytree.
 
     The middle axis is the gate: update, candidate. All leaves have one dtype.
 
@@ -47,20 +47,21 @@ def min_gru_init(
 
     Args:
         key: a `jax.random.key`.
-        input_size: I.
-        hidden_size: H.
+        input_size: I, the number of input features.
+        hidden_size: H, the number of units.
         bias: whether there are biases.
-        init: `"orthogonal"` (LeCun-normal input weights, zero biases), or `"torch"`, `"keras"`,
-            `"flax"`, `"haiku"`: as those libraries draw the input weights of a recurrent cell.
-        chrono: the longest memory to expect, T_max, in time steps: draws the update gate's bias
-            as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
+        init: the initial weights. `"orthogonal"` draws LeCun-normal input weights and zero biases.
+            `"torch"`, `"keras"`, `"flax"` and `"haiku"` draw what those libraries draw as the input
+            weights of a recurrent cell.
+        chrono: the longest memory to expect, T_max, in time steps. It draws the bias of the update
+            gate as -log(u), u ~ U[1, T_max - 1], so that a fresh unit forgets over u steps.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
         MinGRUParams with w_ih `[I, 2, H]`, b `[2, H]`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; chrono without biases.
+        TypeError, ValueError: an argument does not fit, or chrono is given without biases.
 
     Example:
         >>> import jax, jaxgru
@@ -80,15 +81,15 @@ def min_gru_init(
 
 
 def min_gru_step(params: MinGRUParams, h: Array, x: Array) -> Array:
-    """One time step of a minimal GRU, in the form that the paper runs in log space.
+    """One time step of a minimal GRU, in the form that the paper computes in log space.
 
         z  = sigmoid(x W_z + b_z)
         n  = g(x W_n + b_n),    g(a) = a + 1/2 where a >= 0, sigmoid(a) elsewhere
         h' = (1 - z) * h + z * n
 
-    The candidate is positive, for the logarithm's sake; without g it is the paper's other form,
-    another function. The logarithm itself is not needed: 1 - z = sigmoid(-a) is computed as such,
-    and products of numbers below 1 do not overflow.
+    The function g makes the candidate positive, so that the paper can take its logarithm. Without
+    g the cell would be the other form of the paper, which is another function. This function needs
+    no logarithm. It computes 1 - z as sigmoid(-a), and products of numbers below 1 do not overflow.
 
     Args:
         params: MinGRUParams.
@@ -96,7 +97,7 @@ def min_gru_step(params: MinGRUParams, h: Array, x: Array) -> Array:
         x: input `[I]`, of the dtype of params.
 
     Returns:
-        The next state `[H]`, which is the output too.
+        The next state `[H]`, which is also the output.
 
     Raises:
         TypeError, ValueError: a structure, shape or dtype does not fit.

@@ -1,7 +1,8 @@
-"""Params in one file, in the format safetensors, with a digest of all of it.
+"""Params in one file, in the format safetensors, with a digest of the whole file.
 
-Eight bytes say how long the header is, which is JSON; the arrays follow. There is nothing else in
-the file that could be told wrong: what params they are, the names of the arrays say.
+The file begins with eight bytes, which give the length of the header. The header is JSON, and the
+arrays follow it. The names of the arrays tell which params they are, so nothing else in the file
+could contradict them.
 """
 
 import hashlib

@@ -19,16 +19,20 @@ from jaxgru.linear import recur, recur_in_order, rescue, shift, times
 
 @exportable.named_tuple
 class NewtonInfo(NamedTuple):
-    """What became of the iteration; of several cells the sum, the largest, all, and each one's."""
+    """The outcome of the iteration of `newton_scan`.
+
+    For params with several cells, iterations are their sum, residual is the largest, converged
+    tells whether all have converged, and states has those of each cell.
+    """
 
     iterations: Array
-    """Newton steps taken, an integer; those of the check for sensitivity are not counted."""
+    """The number of Newton steps, an integer, without those of the check for sensitivity."""
     residual: Array
     """max |h_t - F(h_{t-1}, x_t)| / max(1, |h_t|) of the last iterate."""
     converged: Array
-    """Whether that iterate is the trajectory; if not, and fallback="scan", the result is scan's."""
+    """Whether that iterate is the trajectory. If not, fallback="scan" gives the result of scan."""
     states: Carry
-    """The carry after every step, `[T, H]` in place of `[H]`: the next call's guess."""
+    """The carry after every step, `[T, H]` instead of `[H]`. It is a guess for the next call."""
 
 
 class Method(NamedTuple):

@@ -323,7 +323,7 @@ def of_errors():
 def of_recipes():
     """The recipes of the documentation against one device: {page: difference}."""
     found = {}
-    for page in ("tensor_parallel.md", "many_devices.md"):
+    for page in ("recipes/tensor_parallel.md", "recipes/many_devices.md"):
         params = draw("gru", INPUT, HIDDEN, "float32")
         xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT), "float32")
         used = recipes.run(page, params=params, xs=xs)

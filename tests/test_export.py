@@ -212,9 +212,9 @@ def test_params_and_carries_as_arguments(kind):
 
 
 def test_the_page_where_jaxgru_is_not(tmp_path):
-    """The last block of docs/export.md in a new process, which cannot import jaxgru."""
+    """The last block of docs/recipes/export.md in a new process, which cannot import jaxgru."""
     pytest.importorskip("safetensors")
-    *ours, theirs = recipes.blocks("export.md")
+    *ours, theirs = recipes.blocks("recipes/export.md")
     names = {"folder": tmp_path}
     for block in ours:
         exec(compile(block, "export.md", "exec"), names)

@@ -124,8 +124,8 @@ def test_stack_init_draws_every_cell_afresh():
 
 @functools.cache
 def recipe():
-    """The loop over layers of docs/layers.md, with scales that are not all one."""
-    names = recipes.run("layers.md")
+    """The loop over layers of docs/recipes/layers.md, with scales that are not all one."""
+    names = recipes.run("recipes/layers.md")
     params = names["init"](jax.random.key(1), HIDDEN, 3)
     params = jax.tree.map(lambda leaf: leaf.astype("float64"), draw_like(params))
     return names, params, draw_xs(STEPS, HIDDEN), draw_carry(params["stack"])

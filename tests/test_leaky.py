@@ -54,8 +54,11 @@ def test_alpha_of_another_size_is_named():
 
 @pytest.mark.parametrize("options", [{}, {"length": 4}])
 def test_noise(options):
-    """The recipe of docs/own_steps.md: the draws are JAX's, the equations are NumPy's."""
-    noisy, params = recipes.run("own_steps.md")["noisy"], of("relu", ALPHAS.astype("float64"))
+    """The recipe of docs/recipes/own_steps.md: the draws are JAX's, the equations are NumPy's."""
+    noisy, params = (
+        recipes.run("recipes/own_steps.md")["noisy"],
+        of("relu", ALPHAS.astype("float64")),
+    )
     xs, key, sigma = draw_xs(), jax.random.key(5), 0.3
     h, rates = np.zeros(HIDDEN), np.zeros((STEPS, HIDDEN))
     for t in range(options.get("length", STEPS)):

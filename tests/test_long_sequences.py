@@ -1,4 +1,4 @@
-"""Long sequences: memory with `checkpoint`, and the recipe of docs/long_sequences.md."""
+"""Long sequences: memory with `checkpoint`, and the recipe of docs/recipes/long_sequences.md."""
 
 import functools
 import subprocess
@@ -18,7 +18,7 @@ STEPS, STRETCH = 14, 4  # the last stretch is not full
 RESETS = (0, 4, 9)  # at the start, on a border and within a stretch
 
 truncated_gradient = jax.jit(
-    recipes.run("long_sequences.md")["truncated_gradient"], static_argnums=(0, 4)
+    recipes.run("recipes/long_sequences.md")["truncated_gradient"], static_argnums=(0, 4)
 )
 
 
@@ -133,7 +133,7 @@ def test_memory_grows_as_the_square_root():
 
 
 def test_memory_of_the_recipe_does_not_grow():
-    recipe = recipes.run("long_sequences.md")["truncated_gradient"]
+    recipe = recipes.run("recipes/long_sequences.md")["truncated_gradient"]
 
     def gradient(params, xs):
         zeros = jnp.zeros((xs.shape[0], 1), "float32")

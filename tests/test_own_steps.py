@@ -1,4 +1,4 @@
-"""The examples of docs/own_steps.md against the same equations in float64 NumPy."""
+"""The examples of docs/recipes/own_steps.md against the same equations in float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from oracle import sigmoid
 pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = VALUE_TOL["float64"]
-page = recipes.run("own_steps.md")
+page = recipes.run("recipes/own_steps.md")
 
 
 def normal(rng, *shape):

@@ -1,4 +1,4 @@
-"""What `scan` promises, and what the other libraries do in the same place: the README's table.
+"""What `scan` promises, and what the other libraries do in the same place: the table in the README.
 
 Every claim about a peer is its behaviour asserted as it is today. When one of these tests fails
 after an update, the peer has changed, and so must the table.

@@ -133,7 +133,7 @@ def test_bad_input_is_told(found):
 
 
 def test_recipes_equal_one_device(found):
-    assert set(found["recipes"]) == {"tensor_parallel.md", "many_devices.md"}
+    assert set(found["recipes"]) == {"recipes/tensor_parallel.md", "recipes/many_devices.md"}
     for page, difference in found["recipes"].items():
         assert difference < GRAD_TOL["float32"], page
 

@@ -52,7 +52,7 @@ def _precision() -> str | None:
     return config.jax_default_matmul_precision
 
 
-#: docs/performance.md has the measurements, docs/accelerators.md those for a GPU and a TPU.
+#: The measurements are in docs/performance: cpu.md, and accelerators.md for a GPU and a TPU.
 CPU = Plan(
     in_loop=64,
     hoisted=7_000_000,

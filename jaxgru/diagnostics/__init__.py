@@ -1,8 +1,8 @@
 """What a fresh or trained network does to gradients and memory.
 
-Each function looks at one sequence: `jax.vmap` looks at many, and `jax.jit` compiles, but for
-`fixed_points` and `gate_statistics`, which end in NumPy. `jaxgru.diagnostics.plots` draws what they
-return; it needs matplotlib, and is not imported here.
+Each function takes one sequence. `jax.vmap` and `jax.jit` work on all of them except `fixed_points`
+and `gate_statistics`, which end in NumPy. `jaxgru.diagnostics.plots` draws what they return. It
+needs matplotlib, and is not imported here.
 """
 
 from jaxgru.diagnostics.fixed_points import FixedPoints, RestingPoints, fixed_points

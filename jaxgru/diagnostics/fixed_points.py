@@ -17,32 +17,32 @@ ROUNDING = 20  # |F(s) - s| of a fixed point, at most so many eps sqrt(S)
 
 
 class RestingPoints(NamedTuple):
-    """Points of one kind, the slowest first; P of them, as NumPy arrays."""
+    """P points of one kind, the slowest first, as NumPy arrays."""
 
     points: np.ndarray
     """`[P, S]`."""
     speed: np.ndarray
     """`[P]`: q = |F(s) - s|^2 / 2."""
     eigenvalues: np.ndarray
-    """`[P, S]`, complex: of dF/ds, the largest modulus first."""
+    """`[P, S]`, complex: the eigenvalues of dF/ds, the largest modulus first."""
     stable: np.ndarray
-    """`[P]`, bool: all moduli below 1."""
+    """`[P]`, bool: whether all moduli are below 1."""
     time_constants: np.ndarray
-    """`[P, S]`, steps: -1 / log |eigenvalue|, in which a small distance along that direction falls
-    by e; negative where it grows by e."""
+    """`[P, S]`: -1 / log |eigenvalue|, the number of steps in which a small distance along that
+    direction falls by a factor of e. It is negative where the distance grows."""
     found: np.ndarray
-    """`[P]`: how many starts ended here."""
+    """`[P]`: the number of starts that ended here."""
 
 
 class FixedPoints(NamedTuple):
-    """What `fixed_points` found, and what became of the other starts."""
+    """The result of `fixed_points`."""
 
     fixed: RestingPoints
-    """F(s) = s to rounding."""
+    """Points where F(s) = s up to rounding."""
     slow: RestingPoints
-    """Minima of q that are no fixed points: places that are left slowly."""
+    """Minima of q that are no fixed points. The network leaves these places slowly."""
     lost: int
-    """Starts that ended at neither."""
+    """The number of starts that ended at neither."""
 
 
 def fixed_points(
@@ -57,35 +57,36 @@ def fixed_points(
     slow: float = 1e-4,
     apart: float = 1e-3,
 ) -> FixedPoints:
-    """The fixed and slow points of a network under a constant input.
+    """Find the fixed and slow points of a network under a constant input.
 
         F(s) = step(params, s, x)[0],    q(s) = |F(s) - s|^2 / 2
         (A^T A + d 1) ds = -A^T (F(s) - s),    A = dF/ds - 1
 
-    Every start goes downhill in q by damped Newton steps (Levenberg-Marquardt); d falls after a
-    step that lowers q, and rises after one that does not and is taken back. All starts run in one
-    compiled program, with `[starts, S, S]` of memory. What comes after, telling points apart and
-    their eigenvalues, is NumPy, for the number of points is not known beforehand: not for use
-    inside `jax.jit` or `jax.vmap`. In float32 a slow direction of more than some 1,000 steps cannot
-    be told from a resting one: use float64.
+    Each search goes downhill in q by damped Newton steps (Levenberg-Marquardt). The damping d falls
+    after a step that lowers q. It rises after a step that does not, which is taken back. All
+    searches run in one compiled program, which needs memory for `[starts, S, S]` numbers. The rest,
+    which separates the points and computes their eigenvalues, runs in NumPy, since the number of
+    points is not known beforehand. So the function does not work inside `jax.jit` or `jax.vmap`. In
+    float32 a direction with a time constant of more than about 1,000 steps looks like one at rest.
+    Use float64 for such networks.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         x: the input `[I]`, of the dtype of params.
         key: a `jax.random.key` for the starts.
-        states: `[N, S]`, where to begin, best states that the network visits; each in turn. None:
-            everywhere in the box [-1, 1]^S. The state is h; [h, c] for an LSTM; the layers one
-            after the other for a Stack.
-        starts: how many searches.
-        spread: the standard deviation of the noise added to states; 0 begins at them exactly.
-        iterations: the most steps of a search.
+        states: `[N, S]`, where the searches begin, one state after the other. States that the
+            network visits are best. None begins everywhere in the box [-1, 1]^S. The state is h, or
+            [h, c] for an LSTM, or the layers one after the other for a Stack.
+        starts: the number of searches.
+        spread: the standard deviation of the noise that is added to states. 0 adds none.
+        iterations: the largest number of steps of a search.
         slow: the largest q of a slow point.
-        apart: points closer than this (Euclidean) are one.
+        apart: the Euclidean distance below which two points count as one.
 
     Returns:
-        FixedPoints(fixed, slow, lost). A point counts as fixed where |F(s) - s| is at most
-        20 eps sqrt(S), as slow where q has come to a minimum above that. A search proves nothing
-        about points that no start came to.
+        FixedPoints(fixed, slow, lost). A point is fixed if |F(s) - s| is at most 20 eps sqrt(S). It
+        is slow if q has a minimum there that is larger. A search says nothing about points that no
+        start reached.
 
     Raises:
         TypeError, ValueError: an argument does not fit.

@@ -32,7 +32,7 @@ class Gate(NamedTuple):
     mean: np.ndarray
     """`[H]`."""
     quantiles: np.ndarray
-    """`[Q, H]`, exact to 0.01 in log-odds: to 1% of a gate near 0, to 0.0025 at 1/2."""
+    """`[Q, H]`, exact to 0.01 in log-odds. This is 1% of a gate near 0, and 0.0025 at 1/2."""
     low: np.ndarray
     """`[H]`: the fraction of steps on which it is below the lower limit."""
     high: np.ndarray
@@ -40,14 +40,14 @@ class Gate(NamedTuple):
 
 
 class GateStatistics(NamedTuple):
-    """What `gate_statistics` counted."""
+    """The result of `gate_statistics`."""
 
     gates: dict[str, Gate]
-    """r and z of a GRU; i, f and o of an LSTM."""
+    """The gates r and z of a GRU, or i, f and o of an LSTM."""
     half_life: np.ndarray
-    """`[H]`, steps: in which half of what a unit holds is replaced, at its mean gate."""
+    """`[H]`: the number of steps in which a unit with its mean gate replaces half of its state."""
     steps: int
-    """How many were counted."""
+    """The number of steps that were counted."""
 
 
 def gate_statistics(
@@ -57,27 +57,28 @@ def gate_statistics(
     quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
     saturated: tuple[float, float] = (0.1, 0.9),
 ) -> GateStatistics:
-    """Mean, quantiles, saturation and half-life of every unit's gates over a data set.
+    """Compute the mean, quantiles, saturation and half-life of each gate over a data set.
 
         half_life = ln(1/2) / ln(1 - mean z)        GRU
         half_life = ln(1/2) / ln(mean f)            LSTM
 
-    Streamed: one item is looked at after the other, and what is kept does not grow with their
-    number. Quantiles are read from a histogram of 1,600 bins a unit, 0.02 wide in log-odds between
-    -16 and 16. Each shape of items is compiled once. The loop over items is Python's.
+    The function processes one item after the other, and its memory does not grow with their number.
+    It reads quantiles from a histogram with 1,600 bins for each unit, which are 0.02 wide in
+    log-odds between -16 and 16. It compiles once for each shape of items. The loop over the items
+    is a loop of Python.
 
     Args:
-        params: GRUParams or LSTMParams; float32 or float64.
+        params: GRUParams or LSTMParams, in float32 or float64.
         sequences: an iterable of sequences `[T, I]` or batches of them `[B, T, I]`, of the dtype
-            of params, each started from zeros. Every step counts, so cut off padding.
-        quantiles: which ones, in [0, 1].
-        saturated: the limits below and above which a gate counts as saturated.
+            of params. Each starts from zeros. Every step counts, so cut off the padding first.
+        quantiles: the quantiles to compute, in [0, 1].
+        saturated: two limits. A gate below the first or above the second counts as saturated.
 
     Returns:
         GateStatistics(gates, half_life `[H]`, steps).
 
     Raises:
-        TypeError, ValueError: an argument does not fit; params without gates; no step at all.
+        TypeError, ValueError: an argument does not fit, params have no gates, or there is no step.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

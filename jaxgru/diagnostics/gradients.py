@@ -16,23 +16,25 @@ from jaxgru.orthonormal import norm
 
 
 class MemoryGradient(NamedTuple):
-    """How the last state depends on earlier ones; the first axis is the lag, 0 .. T.
+    """How the last state depends on earlier ones. The first axis is the lag, 0 .. T.
 
-    Natural logarithms, for a gradient that vanishes soon is below the smallest float.
+    The values are natural logarithms, since a gradient that vanishes is soon below the smallest
+    float.
     """
 
     log_gain: Array
-    """`[T + 1]`: of |P|_F / sqrt(S), the root mean square by which P = ds_T/ds_{T-lag} stretches a
-    random direction. 0 at lag 0."""
+    """`[T + 1]`: the logarithm of |P|_F / sqrt(S), the root mean square factor by which
+    P = ds_T/ds_{T-lag} stretches a random direction. It is 0 at lag 0."""
     log_singular_values: Array | None
-    """`[T + 1, S]`: of P, falling; the first is that of the spectral norm. Those below eps times
-    the first are rounding. None unless asked for."""
+    """`[T + 1, S]`: the logarithms of the singular values of P, the largest first. The first is
+    that of the spectral norm. Values below eps times the first are rounding. None if you did not
+    ask for them."""
 
 
 def gradient_norms(
     loss: Callable[[Array], Array], params: Params, xs: Array, carry: Carry | None = None
 ) -> Array:
-    """The size of a loss's gradient at every state.
+    """Compute the size of the gradient of a loss at every state.
 
         g_t = |dL/ds_t|,    L = loss(hs),    t = 0 .. T
 
@@ -51,7 +53,7 @@ def gradient_norms(
         Stack.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the loss is not a scalar.
+        TypeError, ValueError: an argument does not fit, or the loss is not a scalar.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -100,28 +102,31 @@ def memory_gradient(
     key: Array | None = None,
     singular_values: bool = False,
 ) -> MemoryGradient:
-    """How much the last state still depends on the one `lag` steps before it.
+    """Compute how much the last state still depends on the state `lag` steps before it.
 
         P_lag = ds_T/ds_{T-lag} = J_T J_{T-1} ... J_{T-lag+1},    P_0 = 1
 
-    The product is built from the left, row by row, as a gradient travels: no Jacobian is formed.
-    S rows cost S backward passes of one cell, 2 S times the products of a forward pass, and memory
-    for T states and one `[S, S]`. With probes=k it is k random rows, and gain^2 has a relative
-    standard error of at most sqrt(2 / k). Singular values take T decompositions of `[S, S]`.
+    The product is built from the left, row by row, as a gradient travels. No Jacobian is formed. S
+    rows cost S backward passes of one cell, which is 2 S times the products of a forward pass. They
+    need memory for T states and one matrix `[S, S]`. With probes=k there are k random rows, and
+    gain^2 has a relative standard error of at most sqrt(2 / k). Singular values need T
+    decompositions of `[S, S]`.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
-        probes: estimate the gain from so many random directions; None for the exact one.
+        probes: the number of random directions from which to estimate the gain. None computes the
+            exact gain.
         key: a `jax.random.key` for the probes.
-        singular_values: whether to return those of every product, which needs all rows.
+        singular_values: whether to return the singular values of every product, which needs all
+            rows.
 
     Returns:
         MemoryGradient(log_gain `[T + 1]`, log_singular_values `[T + 1, S]` or None).
 
     Raises:
-        TypeError, ValueError: an argument does not fit; probes without key, or with
+        TypeError, ValueError: an argument does not fit, or probes are given without key or with
             singular_values.
 
     Example:

@@ -13,23 +13,23 @@ from jaxgru.gru import GRUParams
 
 
 class GRUJacobianTerms(NamedTuple):
-    """The terms of dh_t/dh_{t-1} of a GRU, `[T, H, H]` each; their sum is the Jacobian."""
+    """The terms of dh_t/dh_{t-1} of a GRU, `[T, H, H]` each. Their sum is the Jacobian."""
 
     leak: Array
-    """D(1 - z): what the update gate lets pass. Diagonal."""
+    """D(1 - z), the diagonal matrix of what the update gate lets pass."""
     candidate: Array
-    """Through the candidate n, with all gates held."""
+    """The path through the candidate n, with all gates held fixed."""
     reset: Array
-    """Through the reset gate r."""
+    """The path through the reset gate r."""
     update: Array
-    """Through the update gate z."""
+    """The path through the update gate z."""
 
     def total(self) -> Array:
         """The Jacobian, `[T, H, H]`."""
         return self.leak + self.candidate + self.reset + self.update
 
     def shares(self) -> Array:
-        """The part of each term in the Jacobian, `[T, 4]`, which add up to 1.
+        """The share of each term in the Jacobian, `[T, 4]`. The shares add up to 1.
 
             share_k = <A_k, J> / <J, J>,    <A, B> = sum_ij A_ij B_ij
 
@@ -41,12 +41,13 @@ class GRUJacobianTerms(NamedTuple):
 
 
 def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Array:
-    """The Jacobian of every step: what it does to a small change of the state.
+    """Compute the Jacobian of every step: what it does to a small change of the state.
 
         J_t = ds_t/ds_{t-1},    (J_t)_ij = d(s_t)_i / d(s_{t-1})_j,    t = 1 .. T
 
-    For a GRU in closed form (`gru_jacobian_terms`), for the others by S forward derivatives. Takes
-    memory T S^2; `memory_gradient` and `lyapunov_spectrum` see products of Jacobians without it.
+    A GRU has a closed form (`gru_jacobian_terms`). The other cells need S forward derivatives. The
+    result needs memory for T S^2 numbers. `memory_gradient` and `lyapunov_spectrum` measure
+    products of Jacobians without it.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
@@ -59,9 +60,9 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
         triangular, for a layer sees only itself and those below.
 
     Raises:
-        TypeError: a Bidirectional, whose state has no one direction in time; a structure or dtype
-            that does not fit.
-        ValueError: a shape that does not fit.
+        TypeError: params have a Bidirectional, whose state has no single direction in time, or a
+            structure or dtype does not fit.
+        ValueError: a shape does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -86,30 +87,31 @@ def _jacobians(params: Params, xs: Array, carry: Carry) -> Array:
 def gru_jacobian_terms(
     params: GRUParams, xs: Array, carry: Array | None = None
 ) -> GRUJacobianTerms:
-    """The Jacobian of every step of a GRU, split into its four terms.
+    """Compute the Jacobian of every step of a GRU, split into its four terms.
 
         dh_t/dh_{t-1} = D(1-z)                                               leak
             + D(z (1-n^2)) U_n D(r)                                          candidate
             + D(z (1-n^2)) U_n D(h r (1-r)) U_r                              reset
             + D((n-h) z (1-z)) U_z                                           update
 
-    with h = h_{t-1}, D(v) the matrix with diagonal v, and U_k the transpose of `w_hh[:, k]`, so
-    that U_k h is what the step adds to gate k. With `reset_after=True` the candidate's product is
-    m = U_n h + b_hn, and
+    Here h = h_{t-1}, D(v) is the diagonal matrix with v on its diagonal, and U_k is the transpose
+    of `w_hh[:, k]`, so that the step adds U_k h to gate k. With `reset_after=True` the product of
+    the candidate is m = U_n h + b_hn, and two terms differ:
 
         candidate = D(z (1-n^2) r) U_n,    reset = D(z (1-n^2) m r (1-r)) U_r
 
     Args:
-        params: GRUParams of either form; float32 or float64.
+        params: GRUParams of either form, in float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: h_0 `[H]`; zeros if None.
+        carry: h_0 `[H]`. None stands for zeros.
 
     Returns:
         GRUJacobianTerms(leak, candidate, reset, update), `[T, H, H]` each, with `.total()` and
         `.shares()`.
 
     Raises:
-        TypeError, ValueError: a structure, shape or dtype does not fit; params of another cell.
+        TypeError, ValueError: a structure, shape or dtype does not fit, or params are of another
+            cell.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

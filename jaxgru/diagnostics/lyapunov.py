@@ -21,10 +21,12 @@ class LyapunovSpectrum(NamedTuple):
     """The rates at which small differences of the state grow, the fastest first."""
 
     exponents: Array
-    """`[k]`, in nats per step: positive where neighbours part, negative where they meet."""
+    """`[k]`, in nats per step. They are positive where neighbouring states separate, and negative
+    where they come together."""
     errors: Array
-    """`[k]`, the standard error of each, from the scatter of up to 20 stretches of the run. Right
-    where a stretch is longer than the run's memory; NaN with less than two stretches."""
+    """`[k]`, the standard error of each, from the scatter of up to 20 stretches of the run. It is
+    correct if a stretch is longer than the memory of the network. It is NaN with fewer than two
+    stretches."""
 
 
 def lyapunov_spectrum(
@@ -36,31 +38,33 @@ def lyapunov_spectrum(
     warm_up: int | None = None,
     every: int = 1,
 ) -> LyapunovSpectrum:
-    """The first k Lyapunov exponents of a network that is driven by inputs.
+    """Compute the first k Lyapunov exponents of a network that is driven by inputs.
 
         Q_t R_t = J_t Q_{t-1},    exponent_i = mean over t of log (R_t)_ii
 
-    with J_t = ds_t/ds_{t-1} and Q `[S, k]` orthonormal, from a random frame that is the same for
-    every call. Memory does not grow with T: only the state and Q are carried along. A step costs
-    k forward derivatives, about 2 k times the products of the step, and orthonormalization S k^2.
+    Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. Q starts from a random frame that is
+    the same for every call. Memory does not grow with T, since only the state and Q are carried
+    along. A step costs k forward derivatives, which is about 2 k times the products of the step,
+    and an orthonormalization, S k^2.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
-        k: how many exponents, the largest first; None for all S.
-        warm_up: steps that come first and do not count, for the state to forget its start and Q to
-            turn into the directions that grow; T // 10 if None.
-        every: steps between two orthonormalizations. A few are cheaper than one, and right as long
-            as k directions stay apart so long: where the first and the last exponent are d apart,
-            d * every must stay well below log(1 / eps), 16 in float32. Warm-up grows by up to
-            every - 1 steps, so that the others make whole stretches.
+        k: the number of exponents, the largest first. None stands for all S.
+        warm_up: the number of first steps that do not count. In these the state forgets its start,
+            and Q turns into the directions that grow. None stands for T // 10.
+        every: the number of steps between two orthonormalizations. A few steps are cheaper than
+            one, and are correct as long as the k directions stay apart. If the first and the last
+            exponent differ by d, d * every must be well below log(1 / eps), which is 16 in float32.
+            The warm-up grows by up to every - 1 steps, so that the others are whole stretches.
 
     Returns:
         LyapunovSpectrum(exponents `[k]`, errors `[k]`), in nats per step.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; k above S; nothing left after warm-up.
+        TypeError, ValueError: an argument does not fit, k is above S, or no step is left after the
+            warm-up.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

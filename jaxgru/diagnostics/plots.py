@@ -1,7 +1,8 @@
-"""The diagnostics as figures: each function draws into the Axes it is given and returns it.
+"""The diagnostics as figures: each function draws into the Axes that it is given, and returns it.
 
-The only module of the package that needs matplotlib: `pip install jaxgru[plots]`. Colours can be
-told apart by colour-blind eyes, lines by their dashes too, and legends stand above the axes.
+This is the only module of the package that needs matplotlib: `pip install jaxgru[plots]`.
+Colour-blind readers can tell the colours apart, and lines differ in their dashes too. Legends are
+above the axes.
 
     >>> import jax, jax.numpy as jnp, jaxgru
     >>> from jaxgru.diagnostics import memory_gradient, plots
@@ -38,8 +39,8 @@ def memory_gradient(axes: Axes, log_gains: Mapping[str, ArrayLike]) -> Axes:
 
     Args:
         axes: where to draw.
-        log_gains: for each name, `MemoryGradient.log_gain`: `[T + 1]`, or `[N, T + 1]` of N runs,
-            drawn as their median over a band from least to greatest.
+        log_gains: for each name, `MemoryGradient.log_gain`: `[T + 1]`, or `[N, T + 1]` of N runs.
+            These are drawn as their median over a band from the least to the greatest.
     """
     for k, (name, logs) in enumerate(log_gains.items()):
         gains = np.exp(np.asarray(logs, np.float64))
@@ -53,8 +54,8 @@ def gradient_norms(axes: Axes, norms: Mapping[str, ArrayLike]) -> Axes:
 
     Args:
         axes: where to draw.
-        norms: for each name, what `gradient_norms` returned: `[T + 1]`, or `[N, T + 1]` of N runs,
-            drawn as their median over a band from least to greatest.
+        norms: for each name, what `gradient_norms` returned: `[T + 1]`, or `[N, T + 1]` of N runs.
+            These are drawn as their median over a band from the least to the greatest.
     """
     for k, (name, each) in enumerate(norms.items()):
         values = np.asarray(each, np.float64)
@@ -63,7 +64,7 @@ def gradient_norms(axes: Axes, norms: Mapping[str, ArrayLike]) -> Axes:
 
 
 def singular_values(axes: Axes, log_singular_values: ArrayLike) -> Axes:
-    """The singular values of ds_T/ds_{T-lag} against lag, a line each, on a log scale.
+    """The singular values of ds_T/ds_{T-lag} against lag, one line for each, on a log scale.
 
     Args:
         axes: where to draw.
@@ -85,10 +86,10 @@ def jacobian_terms(
 
     Args:
         axes: where to draw.
-        shares: `GRUJacobianTerms.shares()`, `[X, 4]`, or `[N, X, 4]` of N runs, drawn as their
-            median over a band from least to greatest.
-        xs: `[X]`, what they are drawn against; the steps 1 .. T if None.
-        xlabel: what xs are.
+        shares: `GRUJacobianTerms.shares()`, `[X, 4]`, or `[N, X, 4]` of N runs.
+            These are drawn as their median over a band from the least to the greatest.
+        xs: `[X]`, the values on the horizontal axis. None stands for the steps 1 .. T.
+        xlabel: the label of that axis.
     """
     values = np.asarray(shares, np.float64)
     places = 1 + np.arange(values.shape[-2]) if xs is None else np.asarray(xs)
@@ -123,8 +124,8 @@ def fixed_points(axes: Axes, found: FixedPoints, states: ArrayLike | None = None
     Args:
         axes: where to draw.
         found: what `fixed_points` returned.
-        states: `[N, T, S]`, runs of the network, drawn as thin lines; the components are those of
-            these states, and without them those of the points.
+        states: `[N, T, S]`, runs of the network, which are drawn as thin lines. The components are
+            those of these states, or of the points if there are no states.
     """
     kinds = {
         "stable": (found.fixed.points[found.fixed.stable], "o", STABLE, STABLE),
@@ -176,9 +177,9 @@ def gate_statistics(axes: Axes, statistics: GateStatistics, gate: str) -> Axes:
 
     Args:
         axes: where to draw.
-        statistics: what `gate_statistics` returned, with at least three quantiles, the middle one
-            the median.
-        gate: its name, as `"z"`.
+        statistics: what `gate_statistics` returned, with at least three quantiles, of which the
+            middle one is the median.
+        gate: the name of the gate, such as `"z"`.
     """
     levels = statistics.gates[gate].quantiles
     levels = levels[:, np.argsort(levels[len(levels) // 2])]

@@ -1,6 +1,7 @@
-"""Weights of other libraries, read and written; each library is imported only when needed.
+"""Functions that read and write the weights of other libraries.
 
-`jaxgru.interop.flax`, modules for a model in Flax, imports flax and is imported by itself.
+A library is imported only when a function needs it. `jaxgru.interop.flax` has modules for models in
+Flax. It imports flax, so it is not imported here.
 """
 
 from jaxgru.interop.equinox import from_equinox, to_equinox

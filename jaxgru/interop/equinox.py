@@ -26,7 +26,7 @@ def from_equinox(cell: Any) -> Params:
 
         w_ih, w_hh, b, b_hn = weight_ih.T, weight_hh.T, bias, bias_n
 
-    The update gate of Equinox weighs the old state; its weights and bias are negated.
+    The update gate of Equinox weighs the old state, so its weights and bias are negated.
 
     Args:
         cell: an `eqx.nn.GRUCell` or `eqx.nn.LSTMCell`.
@@ -74,7 +74,7 @@ def to_equinox(params: Params) -> Any:
         params: GRUParams with reset_after=True, or LSTMParams.
 
     Returns:
-        An `eqx.nn.GRUCell` or `eqx.nn.LSTMCell`, without biases if there are none in params.
+        An `eqx.nn.GRUCell` or `eqx.nn.LSTMCell`. It has no biases if params have none.
 
     Raises:
         TypeError, ValueError: params without a counterpart.

@@ -1,10 +1,9 @@
 """For models in Flax: the modules `RNN` for nnx and `LinenRNN` for linen, and state dicts.
 
-They stand where `nnx.RNN(nnx.GRUCell(...))` or `linen.RNN(linen.GRUCell(...))` stood, and run
-`jaxgru.scan`. What differs: outputs in the padding are zero, outputs stay in the order of the
-inputs when `reverse=True`, options are set where the module is made and not in a call, and an
-LSTM's carry is `LSTMCarry(h, c)`. Once this file is imported, `flax.serialization` knows all params
-types too.
+They replace `nnx.RNN(nnx.GRUCell(...))` and `linen.RNN(linen.GRUCell(...))`, and run `jaxgru.scan`.
+Four things differ. Outputs in the padding are zero. Outputs stay in the order of the inputs when
+`reverse=True`. Options are arguments of the module and not of a call. The carry of an LSTM is
+`LSTMCarry(h, c)`. Once this file is imported, `flax.serialization` also knows all types of params.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,10 +40,10 @@ class RNN(nnx.Module):
         return_carry: whether calls return (carry, outputs).
         reverse: from the last real step to the first; outputs stay in the order of the inputs.
         dropout, checkpoint, compute_dtype: as in `jaxgru.scan`.
-        deterministic: whether to leave out dropout; `train()`, `eval()` and `nnx.view` set it.
-        rngs: whose stream "dropout" gives the keys of dropout.
-        partitioning: for each field of params that lies on several devices the names of its mesh
-            axes, as `nnx.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
+        deterministic: whether to leave out dropout. `train()`, `eval()` and `nnx.view` set it.
+        rngs: the streams of keys. Dropout takes its keys from the stream "dropout".
+        partitioning: the names of the mesh axes for each field of params that lies on several
+            devices, as `nnx.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
 
     Raises:
         TypeError, ValueError: an argument does not fit; see `jaxgru.scan`.
@@ -198,9 +197,10 @@ class LinenRNN(linen.Module):
         reverse: from the last real step to the first; outputs stay in the order of the inputs.
         dropout, checkpoint, compute_dtype: as in `jaxgru.scan`. The keys of dropout come from the
             stream "dropout".
-        deterministic: whether to leave out dropout; with dropout, here or in the call.
-        partitioning: for each field of params that lies on several devices the names of its mesh
-            axes, as `linen.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
+        deterministic: whether to leave out dropout. With dropout it must be given, here or in the
+            call.
+        partitioning: the names of the mesh axes for each field of params that lies on several
+            devices, as `linen.with_partitioning` takes them: `{"w_hh": (None, None, "model")}`.
 
     Example:
         >>> from functools import partial

@@ -25,15 +25,15 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
 
     Args:
         params: what `init` of the transformed function returned.
-        name: of the module in it, such as `"gru"` or `"lstm/linear"`; needed where there are
-            several.
+        name: the name of the module in it, such as `"gru"` or `"lstm/linear"`. It is needed if
+            there are several modules.
 
     Returns:
         GRUParams with reset_after=False, or LSTMParams.
 
     Raises:
-        TypeError, ValueError: a module that is missing, or of another kind: hk.VanillaRNN, a
-            network of relu, has no counterpart.
+        TypeError, ValueError: a module that is missing, or of another kind. hk.VanillaRNN is a
+            network of relu, and has no counterpart.
 
     Example:
         >>> import jaxgru, jax.numpy as jnp
@@ -88,8 +88,8 @@ def to_haiku(params: Params, name: str | None = None) -> dict[str, dict[str, Any
         w, b = [w_ih; w_hh], b - [0, 1, 0, 0]                    hk.LSTM, which adds 1 itself
 
     Args:
-        params: GRUParams with reset_after=False, or LSTMParams. Without biases they are zero.
-        name: of the module; `"gru"` or `"lstm/linear"` if None.
+        params: GRUParams with reset_after=False, or LSTMParams. Missing biases become zero.
+        name: the name of the module. None stands for `"gru"` or `"lstm/linear"`.
 
     Returns:
         A mapping of the module's name to its arrays, for `apply`.

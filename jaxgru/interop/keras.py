@@ -33,15 +33,15 @@ def from_keras(layer: Any) -> Params:
         b = bias[0] + [bias[1, z], bias[1, r], 0],  b_hn = bias[1, h]       GRU(reset_after=True)
         b = bias                                                            all others
 
-    The update gate of Keras weighs the old state; its weights and bias are negated.
+    The update gate of Keras weighs the old state, so its weights and bias are negated.
 
     Args:
         layer: a GRU, LSTM, SimpleRNN, GRUCell, LSTMCell, SimpleRNNCell, or a Bidirectional whose
-            outputs are concatenated; built.
+            outputs are concatenated. The layer must be built.
 
     Returns:
-        GRUParams of the layer's form, LSTMParams or ElmanParams; a Bidirectional of them. The dtype
-        is that of the weights.
+        GRUParams of the form of the layer, LSTMParams or ElmanParams, or a Bidirectional of them.
+        The dtype is that of the weights.
 
     Raises:
         TypeError, ValueError: a layer of another kind, not built, or with options that have no
@@ -69,11 +69,11 @@ def to_keras(params: Params, layer: Any) -> None:
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional of them.
-        layer: of the same kind, form and sizes; built. Unless it has no biases, params without any
-            write zeros.
+        layer: a layer of the same kind, form and sizes, which must be built. If it has biases and
+            params have none, they become zero.
 
     Raises:
-        TypeError, ValueError: a layer that does not hold these params; nothing is written then.
+        TypeError, ValueError: a layer that cannot hold these params. Then nothing is written.
 
     Example:
         >>> import jax, jaxgru, keras

@@ -44,12 +44,12 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
         w_ih, w_hh   = [ir, iz, in].kernel, [hr, hz, hn].kernel      GRUCell, and so on
         b, b_hn      = [ir, iz, in].bias, hn.bias
 
-    The update gate of Flax weighs the old state; its weights and bias are negated.
+    The update gate of Flax weighs the old state, so its weights and bias are negated.
 
     Args:
         variables: what `init` of a GRUCell, LSTMCell, OptimizedLSTMCell or SimpleCell returned, or
             the cell's own part of the variables of a model. A SimpleCell with `residual=True` has
-            the same weights and is another function; that is the caller's to know.
+            the same weights, but is another function. The variables do not tell which it is.
 
     Returns:
         GRUParams with reset_after=True, LSTMParams or ElmanParams.
@@ -111,8 +111,8 @@ def to_linen(params: Params) -> dict[str, Any]:
             OptimizedLSTMCell) or ElmanParams (SimpleCell).
 
     Returns:
-        The cell's own part of the variables: `cell.apply({"params": to_linen(params)}, ...)`. Flax
-        cells always have biases; without any in params they are zero.
+        The cell's own part of the variables, for `cell.apply({"params": to_linen(params)}, ...)`.
+        Cells of Flax always have biases. If params have none, they are zero.
 
     Raises:
         TypeError, ValueError: params without a counterpart.

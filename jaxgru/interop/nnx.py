@@ -29,8 +29,8 @@ def from_nnx(cell: Any) -> Params:
         w_ih, w_hh = dense_i.kernel, dense_h.kernel
         b          = dense_i.bias + dense_h.bias, whichever is there
 
-    The update gate of Flax weighs the old state; its weights and bias are negated. A GRUCell of nnx
-    has no bias inside the reset product, so b_hn is zero.
+    The update gate of Flax weighs the old state, so its weights and bias are negated. A GRUCell of
+    nnx has no bias inside the reset product, so b_hn is zero.
 
     Args:
         cell: a GRUCell, LSTMCell, OptimizedLSTMCell or SimpleCell.
@@ -106,8 +106,9 @@ def to_nnx(params: Params) -> Any:
         dense_i.bias (LSTM: dense_h.bias) = b
 
     Args:
-        params: GRUParams with reset_after=True and no b_hn but zeros, for which a GRUCell of nnx
-            has no place (`jaxgru.interop.flax.RNN` and `to_linen` have); LSTMParams; ElmanParams.
+        params: GRUParams with reset_after=True, LSTMParams or ElmanParams. b_hn must be None or
+            zeros, since a GRUCell of nnx has no place for it. `jaxgru.interop.flax.RNN` and
+            `to_linen` have one.
 
     Returns:
         A GRUCell, OptimizedLSTMCell or SimpleCell.

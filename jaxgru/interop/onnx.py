@@ -33,8 +33,8 @@ WEIGHTS = ("W", "R", "B", "P", *SCALES)
 class OnnxNode(NamedTuple):
     """A recurrent node of an ONNX model: its weights, and what else the model fixes.
 
-    `jaxgru.scan(params, xs, carry, length=length, reverse=reverse)` under `jax.vmap` is the node;
-    for most nodes carry and length are None and reverse is False.
+    `jaxgru.scan(params, xs, carry, length=length, reverse=reverse)` under `jax.vmap` computes what
+    the node does. For most nodes carry and length are None, and reverse is False.
     """
 
     params: Params
@@ -57,28 +57,29 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
         b = Wb + Rb                               LSTM, RNN, GRU with linear_before_reset=0
         b = Wb + [Rb_z, Rb_r, 0],  b_hn = Rb_h    GRU with linear_before_reset=1
 
-    linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state; its
+    linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state, so its
     weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
-    are `[T, N, I]`, 1: `[N, T, I]`) and is not kept. A DynamicQuantizeLSTM of onnxruntime is read
-    as the LSTM that it approximates, of weights (W - W_zero_point) * W_scale.
+    are `[T, N, I]`, 1: `[N, T, I]`), and is not kept. A DynamicQuantizeLSTM of onnxruntime is read
+    as the LSTM that it approximates, with the weights (W - W_zero_point) * W_scale.
 
     Args:
-        source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights are constants:
-            initializers, in external files beside the model too if source is a path, Constant
-            nodes, or what Identity, Cast, Unsqueeze, Squeeze, Reshape, Transpose, Slice, Split,
-            Concat and DequantizeLinear make of them. Nothing else in the model is run.
-        node: the name of the node, one of `onnx_nodes(source)`, which has the path to a node in a
-            branch or a loop in front. The node's own name or one of its outputs will do if no other
-            node has it. May be left out where the model has one recurrent node. Layers are read one
-            at a time, to be put into a Stack.
+        source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights must be constants:
+            initializers, Constant nodes, or what Identity, Cast, Unsqueeze, Squeeze, Reshape,
+            Transpose, Slice, Split, Concat and DequantizeLinear make of them. If source is a path,
+            initializers may also be in external files beside the model. Nothing else in the model
+            is run.
+        node: the name of the node, one of `onnx_nodes(source)`. For a node in a branch or a loop,
+            the name begins with the path to it. The node's own name or the name of one of its
+            outputs is enough if no other node has it. If the model has only one recurrent node, you
+            can leave out the name. Each call reads one layer. Put several into a Stack.
 
     Returns:
         OnnxNode(params, reverse, carry, length, inputs). The dtype is that of the weights.
 
     Raises:
-        TypeError, ValueError: not a model, or one that is cut off; no such node, or several;
-            weights that depend on an input, or do not fit; something without a counterpart: other
-            activations, their alpha and beta, clip, input_forget, peepholes.
+        TypeError, ValueError: source is not a model, or is cut off. There is no such node, or
+            several. Weights depend on an input, or do not fit. The node has something without a
+            counterpart: other activations, their alpha and beta, clip, input_forget, peepholes.
 
     Example:
         >>> import jax, jaxgru, onnx, pathlib, tempfile

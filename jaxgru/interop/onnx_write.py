@@ -30,9 +30,9 @@ def to_onnx(
 
         outputs, *last = session.run(None, {"xs": xs, "length": length, "carry": carry})
 
-    does what `jaxgru.scan` does, vmapped over axis 1 of xs and outputs. A cell becomes one node,
-    GRU, LSTM or RNN. A Bidirectional of two cells of one kind and size also becomes one node. A
-    Stack becomes a chain of nodes.
+    This call computes what `jaxgru.scan` computes under `jax.vmap` over axis 1 of xs and outputs. A
+    cell becomes one node: GRU, LSTM or RNN. A Bidirectional of two cells of one kind and size also
+    becomes one node. A Stack becomes a chain of nodes.
 
     | value | shape | |
     | --- | --- | --- |
@@ -104,11 +104,12 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
 
         y, *carry = session.run(None, {"x": x, "carry": carry})
 
-    does what `jaxgru.step` does, vmapped over x `[N, I]` and the carry. N may be any size but 0,
-    which crashes onnxruntime. The carry is an input, which is zeros at the start. The next carry is
-    an output, to be passed to the next call. y `[N, H]` is the h of the last layer. The parts of
-    the carry have the same names as in `to_onnx`, with next in place of last: `carry_0_h` is an
-    input and `next_0_h` the output. They have the same order in inputs and outputs.
+    This call computes what `jaxgru.step` computes under `jax.vmap` over x `[N, I]` and the carry. N
+    may be any size except 0, which crashes onnxruntime. The carry is an input, which is zeros at
+    the start. The next carry is an output. Pass it to the next call. y `[N, H]` is the h of the
+    last layer. The parts of the carry have the same names as in `to_onnx`, with next in place of
+    last: `carry_0_h` is an input and `next_0_h` the output. They have the same order in inputs and
+    outputs.
 
     In this model a carry always has all N rows. `[1, H]` for all is not accepted.
 

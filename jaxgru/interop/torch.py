@@ -29,19 +29,18 @@ def from_torch(source: Any, prefix: str = "") -> Params:
         b    = b_ih + b_hh                          LSTM, RNN
         b    = b_ih + [b_hr, b_hz, 0], b_hn         GRU, which becomes GRUParams(reset_after=True)
 
-    The update gate of PyTorch weighs the old state; its weights and bias are negated.
+    The update gate of PyTorch weighs the old state, so its weights and bias are negated.
 
     Args:
-        source: a module, or a mapping of names to arrays or tensors, for which PyTorch need not be
-            installed: a state dict, `torch.load(path, weights_only=True)`,
-            `safetensors.numpy.load_file(path)`, `numpy.load(path)`. A mapping does not tell an RNN
-            of relu from one of tanh, so that is the caller's to know.
-        prefix: what the names begin with, such as `"encoder.rnn."`; names that begin otherwise are
-            passed over.
+        source: a module, or a mapping of names to arrays or tensors, such as a state dict,
+            `torch.load(path, weights_only=True)`, `safetensors.numpy.load_file(path)` or
+            `numpy.load(path)`. For a mapping PyTorch need not be installed. A mapping does not tell
+            whether an RNN is one of relu or of tanh, so the caller must know that.
+        prefix: what the names begin with, such as `"encoder.rnn."`. Other names are ignored.
 
     Returns:
-        Params of one cell; a Bidirectional if there are weights of a reverse direction; a Stack if
-        there are several layers. The dtype is that of the weights.
+        Params of one cell, a Bidirectional if there are weights of a reverse direction, or a Stack
+        if there are several layers. The dtype is that of the weights.
 
     Raises:
         TypeError, ValueError: a name is missing or not known, a shape or dtype does not fit, or the
@@ -148,8 +147,8 @@ def to_torch(params: Params, prefix: str = "", *, cell: bool = False) -> dict[st
         cell: whether the names are those of `nn.GRUCell`, `nn.LSTMCell`, `nn.RNNCell`.
 
     Returns:
-        Tensors by name, of the dtype of params. Without any bias in params there is none here; the
-        module is then made with `bias=False`.
+        Tensors by name, of the dtype of params. If params have no biases, there are none here. Then
+        make the module with `bias=False`.
 
     Raises:
         TypeError, ValueError: params that no single module of PyTorch holds.

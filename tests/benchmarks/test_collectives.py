@@ -1,4 +1,4 @@
-"""What is sent between devices in the layout that docs/tensor_parallel.md recommends."""
+"""What is sent between devices in the layout that docs/recipes/tensor_parallel.md recommends."""
 
 import json
 import os

@@ -80,10 +80,10 @@ def x32():
 
 
 def test_the_model_of_the_page(tmp_path, x32):
-    """docs/interop.md: params are a field of a model, which Equinox differentiates and saves."""
-    (block,) = (b for b in recipes.blocks("interop.md") if "import equinox as eqx" in b)
+    """docs/migrate/equinox.md: Equinox differentiates and saves a model with params in it."""
+    (block,) = (b for b in recipes.blocks("migrate/equinox.md") if "class Tagger" in b)
     names = {"folder": tmp_path}
-    exec(compile(block, "interop.md", "exec"), names)
+    exec(compile(block, "migrate/equinox.md", "exec"), names)
     model, grads = names["model"], names["grads"]
     drawn = names["Tagger"](jax.random.key(0))
     assert jax.tree.structure(grads) == jax.tree.structure(drawn)

@@ -120,11 +120,11 @@ class Model(nnx.Module):
 
 
 def test_the_models_of_the_page():
-    """docs/interop.md"""
-    blocks = recipes.blocks("interop.md")
+    """docs/migrate/flax.md"""
+    blocks = recipes.blocks("migrate/flax.md")
     (block,) = (b for b in blocks if "class LinenModel" in b)
     names: dict = {}
-    exec(compile(block, "interop.md", "exec"), names)
+    exec(compile(block, "migrate/flax.md", "exec"), names)
     xs, done = data().astype("float32"), resets().astype("float32")
     assert names["Model"](nnx.Rngs(0))(xs, LENGTHS, done).shape == (BATCH, STEPS, 1)
     ys, variables = names["LinenModel"]().init_with_output(jax.random.key(0), xs, LENGTHS, done)
@@ -132,7 +132,7 @@ def test_the_models_of_the_page():
     (block,) = (b for b in blocks if "of a LinenRNN; inside" in b)
     names |= {"unflatten_dict": unflatten_dict, "variables": {}}
     names["variables"]["params"] = before = variables["params"]["LinenRNN_0"]
-    exec(compile(block, "interop.md", "exec"), names)
+    exec(compile(block, "migrate/flax.md", "exec"), names)
     assert_same(names["variables"]["params"], before)
     assert_same(names["params"], jaxgru.from_dict(before))
 

@@ -1,4 +1,4 @@
-"""Params in the files of Flax and of safetensors, and the page docs/saving.md."""
+"""Params in the files of Flax and of safetensors, and the page docs/recipes/saving.md."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def test_safetensors(tmp_path, dtype):
 def test_the_page(tmp_path):
     params = draw("stack", dtype="float32")
     with jax.numpy_dtype_promotion("standard"):  # optax' Adam needs it
-        for block in recipes.blocks("saving.md"):
+        for block in recipes.blocks("recipes/saving.md"):
             names = {"folder": tmp_path, "params": params, "jaxgru": jaxgru}
             exec(compile(block, "saving.md", "exec"), names)
             assert bits(names["params"]) == bits(params)

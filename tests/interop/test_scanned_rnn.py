@@ -1,4 +1,4 @@
-"""The page docs/scanned_rnn.md: what stood in agents, and what replaces it, give the same."""
+"""docs/migrate/scanned_rnn.md: the module in agents and its replacement compute the same."""
 
 import re
 
@@ -25,7 +25,7 @@ STEPS, BATCH, OBS, ACTIONS = 9, 4, 5, 3
 @pytest.fixture(scope="module")
 def page():
     """The names of the first two blocks, apart, and of the rest."""
-    before, after, *rest = recipes.blocks("scanned_rnn.md")
+    before, after, *rest = recipes.blocks("migrate/scanned_rnn.md")
     names = [{}, {}]
     exec(compile(before, "before", "exec"), names[0])
     for block in (after, *rest):
@@ -125,8 +125,8 @@ def test_training_goes_on_from_a_file(page, rollout):
 
 
 def test_the_line_counts():
-    text = (recipes.DOCS / "scanned_rnn.md").read_text()
-    before, after, *_ = recipes.blocks("scanned_rnn.md")
+    text = (recipes.DOCS / "migrate" / "scanned_rnn.md").read_text()
+    before, after, *_ = recipes.blocks("migrate/scanned_rnn.md")
     for code, start, name in (
         (before, "class ScannedRNN", "`ScannedRNN` above"),
         (after, "def gru", "`gru` above"),

@@ -1,6 +1,6 @@
 """Faults of the machine that a run must survive: nothing saved is lost, nothing wrong is loaded.
 
-`docs/robustness.md` has the table; the line that a test prints of what it tried is seen with
+`docs/reference/robustness.md` has the table. To see what each test tried, run
 `python -m pytest -n 0 -rP tests/robustness/test_faults.py -m "slow or not slow"`.
 """
 
