@@ -1,0 +1,73 @@
+"""What is measured of one network, in float64: slow directions are no larger than roundings."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+import jaxgru
+from experiments.common.model import Network, read_out
+from experiments.common.task import Example
+from experiments.copy_task.task import SYMBOLS
+from jaxgru import diagnostics
+from jaxgru.diagnostics import FixedPoints, LyapunovSpectrum
+from jaxgru.diagnostics.gates import gate_values
+
+DRAWN = 60  # states of a run that are kept for the picture
+EVERY = 4  # steps between two orthonormalizations
+
+
+class Moment(NamedTuple):
+    """Of one network, in the gap: H units, N examples."""
+
+    half_life: np.ndarray  # [H], steps
+    log_gain: np.ndarray  # [gap + 1], the last state of the gap to the one `lag` steps before
+    spectrum: LyapunovSpectrum
+    points: FixedPoints
+    states: np.ndarray  # [N, DRAWN, H], through the gap
+    distance: np.ndarray  # [N], from the last state of the gap to the nearest of the points
+    recall: float  # after the gap
+    recall_at_points: float  # from the nearest points instead, as after a gap without end
+
+
+def measure(network: Network, examples: Example, length: int, probes: int, steps: int) -> Moment:
+    """Of a network and examples `[N, T+20, ...]` of this gap, all float64."""
+    cell = network.cell
+    end = length + SYMBOLS - 1  # of the gap; the cue comes next
+    xs = examples.xs[:, :end]
+    blank = xs[0, SYMBOLS]
+    stride = max(1, (end - SYMBOLS) // DRAWN)
+
+    def one(xs: Array) -> tuple[Array, Array, Array]:
+        last, hs = jaxgru.scan(cell, xs)
+        z = gate_values(cell, xs)["z"][SYMBOLS:]
+        return last, hs[SYMBOLS::stride][:DRAWN], z.mean(0)
+
+    last, states, z = jax.jit(lambda xs: lax.map(one, xs))(xs)
+    key = jax.random.key(0)
+    memory = diagnostics.memory_gradient(
+        cell, xs[0, SYMBOLS:], jaxgru.scan(cell, xs[0, :SYMBOLS])[0], probes=probes, key=key
+    )
+    gap = jnp.broadcast_to(blank, (min(steps, end - SYMBOLS), len(blank)))
+    spectrum = diagnostics.lyapunov_spectrum(cell, gap, states[0, 0], every=EVERY)
+    points = diagnostics.fixed_points(cell, blank, key, last, starts=len(last), spread=0)
+
+    rest = np.concatenate([points.fixed.points, points.slow.points])
+    away = np.linalg.norm(np.asarray(last)[:, None] - rest[None], axis=2)
+    nearest = jnp.asarray(rest[away.argmin(1)])
+
+    def recall(carry: Array) -> float:
+        def share(carry: Array, example: Example) -> Array:
+            outputs = read_out(network, jaxgru.scan(cell, example.xs[end:], carry)[1])
+            asked = example.targets[-SYMBOLS:]
+            return (outputs[-SYMBOLS:].argmax(1) == asked).mean()
+
+        return float(jax.vmap(share)(carry, examples).mean())
+
+    half_life = np.log(0.5) / np.log1p(-np.asarray(z).mean(0))
+    return Moment(
+        half_life, np.asarray(memory.log_gain), jax.tree.map(np.asarray, spectrum), points,
+        np.asarray(states), away.min(1), recall(last), recall(nearest),
+    )  # fmt: skip
