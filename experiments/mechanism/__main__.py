@@ -107,7 +107,7 @@ def _say(console: Console, name: str, found: dict[str, Any], length: int) -> Non
         f"{found['exponents_slower_than_gap']} Lyapunov exponents slower than the gap",
         f"{found['fixed_points']} fixed points ({found['stable']} stable), "
         f"{found['slow_points']} slow ones, {found['lost']} starts lost",
-        f"recall {found['recall']:.2%}, from the nearest points {found['recall_from_nearest']:.2%}",
+        f"recall {found['recall']:.2%}, from the nearest point {found['recall_from_nearest']:.2%}",
     )
     console.print(f"{name}: {'; '.join(parts)}.", soft_wrap=True)
 

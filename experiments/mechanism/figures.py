@@ -76,20 +76,17 @@ def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
 
 
 def points(figure: Figure, moments: Moments, length: int) -> None:
-    """Runs through the gap with the points that they end at, after training."""
+    """Runs through the gap with the points found, and the slow directions at the gap's end."""
     left, right = figure.subplots(1, 2)
     *_, last = moments.values()
     plots.fixed_points(left, last.points, last.states)
     for k, (name, moment) in enumerate(moments.items()):
-        for each in (moment.points.fixed, moment.points.slow):
-            for number, constants in enumerate(each.time_constants):
-                slow = np.sort(constants[constants > 0])[::-1]
-                right.plot(1 + np.arange(len(slow)), slow, color=plots.COLOURS[k], linewidth=0.8,
-                           alpha=0.5, label=None if number else name)  # fmt: skip
+        values = np.median(moment.time_constants, axis=0)  # infinite ones are not drawn
+        right.plot(1 + np.arange(len(values)), values, color=plots.COLOURS[k], label=name)
     right.axhline(length, color=plots.GREY, linestyle="--", linewidth=1)
     right.set_yscale("log")
     right.set_xlabel("direction, sorted")
-    right.set_ylabel("time constant at the points, steps")
+    right.set_ylabel("time constant at the gap's end, steps")
     right.legend(frameon=False, fontsize=8)
     _finish(right)
 
@@ -97,7 +94,6 @@ def points(figure: Figure, moments: Moments, length: int) -> None:
 def numbers(moment: Moment, length: int) -> dict[str, Any]:
     exponents = np.asarray(moment.spectrum.exponents)
     fixed, slow = moment.points.fixed, moment.points.slow
-    held = [int(((c > length) | (c < 0)).sum()) for c in fixed.time_constants]
     return {
         "half_life": np.sort(moment.half_life).tolist(),
         "units_beyond_gap": int((moment.half_life > length).sum()),
@@ -110,7 +106,9 @@ def numbers(moment: Moment, length: int) -> dict[str, Any]:
         "stable": int(fixed.stable.sum()),
         "slow_points": len(slow.points),
         "lost": moment.points.lost,
-        "directions_slower_than_gap": held,
+        "speed_at_the_end": float(np.median(moment.speed)),
+        "directions_slower_than_gap": float(np.median((moment.time_constants > length).sum(1))),
+        "directions_that_grow": float(np.median(np.isinf(moment.time_constants).sum(1))),
         "distance_to_nearest": float(np.median(moment.distance)),
         "recall": moment.recall,
         "recall_from_nearest": moment.recall_at_points,

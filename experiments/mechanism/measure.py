@@ -27,9 +27,11 @@ class Moment(NamedTuple):
     spectrum: LyapunovSpectrum
     points: FixedPoints
     states: np.ndarray  # [N, DRAWN, H], through the gap
-    distance: np.ndarray  # [N], from the last state of the gap to the nearest of the points
+    speed: np.ndarray  # [N], |F(h) - h| at the last state of the gap, per step
+    time_constants: np.ndarray  # [N, H], of the Jacobian there, steps, the slowest first
+    distance: np.ndarray  # [N], from the last state of the gap to the nearest point, NaN without
     recall: float  # after the gap
-    recall_at_points: float  # from the nearest points instead, as after a gap without end
+    recall_at_points: float  # from the nearest point instead, as after a gap without end
 
 
 def measure(network: Network, examples: Example, length: int, probes: int, steps: int) -> Moment:
@@ -54,10 +56,6 @@ def measure(network: Network, examples: Example, length: int, probes: int, steps
     spectrum = diagnostics.lyapunov_spectrum(cell, gap, states[0, 0], every=EVERY)
     points = diagnostics.fixed_points(cell, blank, key, last, starts=len(last), spread=0)
 
-    rest = np.concatenate([points.fixed.points, points.slow.points])
-    away = np.linalg.norm(np.asarray(last)[:, None] - rest[None], axis=2)
-    nearest = jnp.asarray(rest[away.argmin(1)])
-
     def recall(carry: Array) -> float:
         def share(carry: Array, example: Example) -> Array:
             outputs = read_out(network, jaxgru.scan(cell, example.xs[end:], carry)[1])
@@ -66,8 +64,23 @@ def measure(network: Network, examples: Example, length: int, probes: int, steps
 
         return float(jax.vmap(share)(carry, examples).mean())
 
+    rest = np.concatenate([points.fixed.points, points.slow.points])
+    distance, recall_at_points = np.full(len(last), np.nan), np.nan
+    if len(rest):
+        away = np.linalg.norm(np.asarray(last)[:, None] - rest[None], axis=2)
+        distance, recall_at_points = away.min(1), recall(jnp.asarray(rest[away.argmin(1)]))
+    moved = jax.vmap(lambda h: jaxgru.gru_step(cell, h, blank))(last)
+    jacobians = jax.vmap(lambda h: diagnostics.state_jacobians(cell, blank[None], h)[0])(last)
     half_life = np.log(0.5) / np.log1p(-np.asarray(z).mean(0))
     return Moment(
         half_life, np.asarray(memory.log_gain), jax.tree.map(np.asarray, spectrum), points,
-        np.asarray(states), away.min(1), recall(last), recall(nearest),
+        np.asarray(states), np.linalg.norm(np.asarray(moved - last), axis=1),
+        time_constants(np.asarray(jacobians)), distance, recall(last), recall_at_points,
     )  # fmt: skip
+
+
+def time_constants(jacobians: np.ndarray) -> np.ndarray:
+    """`[N, H, H] -> [N, H]`: -1 / log |eigenvalue|; infinite for what does not fall."""
+    modulus = -np.sort(-np.abs(np.linalg.eigvals(jacobians)), axis=1)
+    with np.errstate(divide="ignore"):
+        return np.where(modulus < 1, -1 / np.log(modulus), np.inf)
