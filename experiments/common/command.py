@@ -1,4 +1,4 @@
-"""The command line of a study: settings, presets, and runs that are gone on with."""
+"""The command line of a study: settings, presets, and resumed runs."""
 
 import dataclasses
 import importlib.util
@@ -78,11 +78,10 @@ def main(
             check(settings)
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        task = make_task(settings)
-        check_task(task, settings)
-        join(settings)
+        join(settings)  # before anything is computed
         with together(_say), ExitStack() as held:
-            devices = devices_of(settings)
+            task, devices = make_task(settings), devices_of(settings)
+            check_task(task, settings)
             new = not settings.resume
             from_first(lambda: _take_folder(settings.out, held, new=new, repeated=True))
             return _run(task, settings, defaults, devices, module)
@@ -129,7 +128,7 @@ def _listed(presets: Mapping[str, Preset]) -> str:
 
 
 def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int]) -> int:
-    """Check and run a study that is not gone on with; returns the exit code."""
+    """Check and run a study that cannot be resumed; returns the exit code."""
     try:
         check()
         with ExitStack() as held, writing(out):

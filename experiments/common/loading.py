@@ -79,5 +79,5 @@ def _fits(replica: Line, seed: int | None, learning_rate: float | None) -> bool:
 
 def _settings(fields: dict[str, Any]) -> Settings:
     """The settings that all tasks have."""
-    names = [field.name for field in dataclasses.fields(Settings)]
-    return from_json(Settings, {name: fields[name] for name in names})
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return from_json(Settings, {name: fields[name] for name in names & fields.keys()})
