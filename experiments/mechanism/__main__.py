@@ -101,13 +101,15 @@ def train_to_the_middle(
 
 def _say(console: Console, name: str, found: dict[str, Any], length: int) -> None:
     *_, (lag, gain) = found["log_gain"].items()
+    again = found["recall_from_nearest"]
+    at_points = f", from the nearest point {again:.2%}" if np.isfinite(again) else ""
     parts = (
         f"{found['units_beyond_gap']} units have a half-life beyond {length:,} steps",
-        f"gain {np.exp(gain):.2g} at lag {lag}",
+        f"gain {np.exp(np.median(gain)):.2g} at lag {lag}",
         f"{found['exponents_slower_than_gap']} Lyapunov exponents slower than the gap",
         f"{found['fixed_points']} fixed points ({found['stable']} stable), "
         f"{found['slow_points']} slow ones, {found['lost']} starts lost",
-        f"recall {found['recall']:.2%}, from the nearest point {found['recall_from_nearest']:.2%}",
+        f"recall {found['recall']:.2%}{at_points}",
     )
     console.print(f"{name}: {'; '.join(parts)}.", soft_wrap=True)
 

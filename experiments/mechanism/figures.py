@@ -11,6 +11,7 @@ from experiments.mechanism.measure import Moment
 from jaxgru.diagnostics import plots
 
 DPI = 200
+FLOOR = 1e-12  # of speeds: roundings
 Moments = Mapping[str, Moment]
 
 
@@ -52,11 +53,12 @@ def units(figure: Figure, moments: Moments, length: int) -> None:
 
 
 def gradient(figure: Figure, moments: Moments, length: int) -> None:
+    """From the last state of the gap backwards."""
     axes = figure.subplots()
     plots.memory_gradient(axes, {name: moment.log_gain for name, moment in moments.items()})
     axes.set_xscale("log")
     axes.set_xlim(left=1)
-    axes.set_ylim(1e-8, None)
+    axes.set_ylim(1e-8, 1e8)
 
 
 def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
@@ -72,23 +74,35 @@ def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
     right.set_yscale("log")
     right.set_xlabel("rank")
     right.set_ylabel("-1 / exponent, steps")
+    left.locator_params(axis="x", nbins=5)
     _finish(right)
 
 
 def points(figure: Figure, moments: Moments, length: int) -> None:
-    """Runs through the gap with the points found, and the slow directions at the gap's end."""
-    left, right = figure.subplots(1, 2)
+    """Runs through the gap after training, how fast the state moves, and its slow directions."""
+    left, middle, right = figure.subplots(1, 3)
     *_, last = moments.values()
     plots.fixed_points(left, last.points, last.states)
     for k, (name, moment) in enumerate(moments.items()):
+        colour = plots.COLOURS[k]
+        speed = np.maximum(moment.speed, FLOOR)
+        middle.fill_between(moment.times, speed.min(0), speed.max(0), color=colour, alpha=0.15,
+                            linewidth=0)  # fmt: skip
+        middle.plot(moment.times, np.median(speed, axis=0), color=colour, label=name)
         values = np.median(moment.time_constants, axis=0)  # infinite ones are not drawn
-        right.plot(1 + np.arange(len(values)), values, color=plots.COLOURS[k], label=name)
+        right.plot(1 + np.arange(len(values)), values, color=colour)
+    middle.set_xscale("log")
+    middle.set_yscale("log")
+    middle.set_xlabel("step of the gap")
+    middle.set_ylabel(r"$|h_t - h_{t-1}|$")
+    middle.legend(frameon=False, fontsize=7)
     right.axhline(length, color=plots.GREY, linestyle="--", linewidth=1)
     right.set_yscale("log")
     right.set_xlabel("direction, sorted")
     right.set_ylabel("time constant at the gap's end, steps")
-    right.legend(frameon=False, fontsize=8)
-    _finish(right)
+    left.xaxis.label.set_fontsize(8)
+    left.yaxis.label.set_fontsize(8)
+    _finish(middle, right)
 
 
 def numbers(moment: Moment, length: int) -> dict[str, Any]:
@@ -98,7 +112,8 @@ def numbers(moment: Moment, length: int) -> dict[str, Any]:
         "half_life": np.sort(moment.half_life).tolist(),
         "units_beyond_gap": int((moment.half_life > length).sum()),
         "log_gain": {
-            str(lag): float(moment.log_gain[lag]) for lag in _lags(len(moment.log_gain) - 1)
+            str(lag): moment.log_gain[:, lag].tolist()
+            for lag in _lags(moment.log_gain.shape[1] - 1)
         },
         "exponents": exponents.tolist(),
         "exponents_slower_than_gap": int((exponents > -1 / length).sum()),
@@ -106,7 +121,7 @@ def numbers(moment: Moment, length: int) -> dict[str, Any]:
         "stable": int(fixed.stable.sum()),
         "slow_points": len(slow.points),
         "lost": moment.points.lost,
-        "speed_at_the_end": float(np.median(moment.speed)),
+        "speed_at_the_end": float(np.median(moment.speed[:, -1])),
         "directions_slower_than_gap": float(np.median((moment.time_constants > length).sum(1))),
         "directions_that_grow": float(np.median(np.isinf(moment.time_constants).sum(1))),
         "distance_to_nearest": float(np.median(moment.distance)),

@@ -26,9 +26,9 @@ class MechanismSettings:
     """Folder of a finished run of the copy task with a curriculum, such as --preset urnn-10000."""
     seed: int = 0
     """Which of its replicas."""
-    examples: int = 64
+    examples: int = 32
     """Held out: where the fixed points are searched from."""
-    probes: int = 32
+    probes: int = 16
     """Random directions that estimate the gradient against lag."""
     steps: int = 2000
     """Of the gap, for the Lyapunov spectrum, at most."""
