@@ -54,7 +54,7 @@ class Config:
         tuple[tuple[int, int, int, int], ...], tyro.conf.arg(metavar="B T I H ...")
     ] = ()
     """Batch, time steps, inputs and units of what is timed; by default those of
-    docs/accelerators.md."""
+    docs/performance/accelerators.md."""
     check: bool = True
     """Whether numbers are compared before anything is timed."""
     tiny: bool = False

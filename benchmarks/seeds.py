@@ -23,11 +23,11 @@ def seeds(rounds: int, count: int = 4) -> Iterator[Row]:
     copying = CopySettings()
     for name, settings, task, stage, updates in (
         ("adding", adding, adding_task(adding), Stage(100), 20),
-        ("copy", copying, copy_task(copying), Stage(10, symbols=10), 20),
-        ("copy", copying, copy_task(copying), Stage(1000, symbols=10), 1),
+        ("copy", copying, copy_task(copying), Stage(10, level=10), 20),
+        ("copy", copying, copy_task(copying), Stage(1000, level=10), 1),
     ):
         chunk = make_train_chunk(task, settings, stage.length)
-        rest = [jnp.int32(value) for value in (updates, stage.symbols, stage.decay)]
+        rest = [jnp.int32(value) for value in (updates, stage.level, stage.decay)]
         numbers = jnp.arange(count, dtype=jnp.uint32)
         peak = jnp.float32(settings.learning_rate[0])
         init = jax.jit(lambda seed, t=task, s=settings, p=peak: train_init(t, s, seed, p))

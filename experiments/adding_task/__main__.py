@@ -9,7 +9,7 @@ from experiments.common import command
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    return command.main(AddingSettings, PRESETS, check, make_task, args)
+    return command.main(AddingSettings, make_task, args, presets=PRESETS, check=check)
 
 
 if __name__ == "__main__":

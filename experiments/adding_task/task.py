@@ -61,14 +61,13 @@ def make_task(settings: AddingSettings) -> Task:
     sample = LAYOUTS[settings.layout]
 
     def sampler(length: int) -> Callable[[Array, Array], Example]:
-        return lambda key, symbols: sample(key, length)
+        return lambda key, level: sample(key, length)
 
     return Task(
         name="adding_task",
         title=f"Adding problem, T={settings.length:,}, {settings.layout}, {settings.network()}",
         input_size=INPUT_SIZE,
         output_size=OUTPUT_SIZE,
-        prepare=lambda key, network: network,
         stages=lengths(FIRST_LENGTH, settings.length, settings.curriculum),
         sampler=sampler,
         measures=("loss",),
@@ -77,6 +76,5 @@ def make_task(settings: AddingSettings) -> Task:
         solved=(Mark("loss", settings.solved),) if settings.solved else (),
         marks=(Mark("loss", 1e-2), Mark("loss", 1e-3), Mark("loss", 5e-5)),
         baseline=BASELINE,
-        loss_scale=lambda length: 1.0,
         picture=predictions,
     )

@@ -5,6 +5,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from experiments.common.folder import writing
 from experiments.common.processes import array_from_first, from_first, is_first
+from experiments.common.settings import UsageError
 
 KEPT = 3
 PIECE = 2**16  # bytes; one more than the state has is what orbax may need for its own
@@ -50,7 +52,7 @@ class Checkpoints:
             self._manager.save(number, args=args)
 
     def latest(self) -> int | None:
-        numbers = self._numbers()
+        numbers = _numbers(self._folder)
         return numbers[0] if numbers else None
 
     def restore(self, like: Any, say: Callable[[str], None]) -> Restored | None:
@@ -68,11 +70,11 @@ class Checkpoints:
     def _newest(
         self, manager: ocp.CheckpointManager, like: Any, say: Callable[[str], None]
     ) -> Restored | None:
-        for number in self._numbers():
+        for number in _numbers(self._folder):
             try:
-                return _read(manager, number, like)
+                return _read(partial(manager.restore, number), like)
             except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                reason = _reason(error)
             aside = self._aside(number)
             with writing(aside):
                 (self._folder / str(number)).rename(aside)
@@ -85,10 +87,31 @@ class Checkpoints:
         names = (f"damaged_checkpoint_{number}{'_' * k}" for k in itertools.count())
         return next(path for path in map(self._folder.parent.joinpath, names) if not path.exists())
 
-    def _numbers(self) -> list[int]:
-        """Those in the folder, newest first, unfinished ones too."""
-        names = [path.name for path in self._folder.iterdir()]
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+def newest(folder: Path, like: Any) -> Any:
+    """The state of the newest checkpoint, of which nothing is changed. Raises: UsageError."""
+    numbers = _numbers(folder)
+    if not numbers:
+        raise UsageError(f"{folder.parent} has no checkpoint yet")
+    path = folder.absolute() / str(numbers[0])
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        try:
+            return _read(partial(checkpointer.restore, path), like).state
+        except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
+            raise UsageError(
+                f"checkpoint {path.name} of {folder.parent} cannot be read ({_reason(error)}); "
+                "--resume puts a damaged one aside and takes the one before"
+            ) from error
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Those of the checkpoints in the folder, newest first, unfinished ones too."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
@@ -107,12 +130,12 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(folder, options=options)
 
 
-def _read(manager: ocp.CheckpointManager, number: int, like: Any) -> Restored:
+def _read(restore: Callable[..., Any], like: Any) -> Restored:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()
     )
-    found = manager.restore(number, args=args)
+    found = restore(args=args)
     facts = dict(found["facts"])
     if facts.pop("digest") != _digest(found["state"], facts):
         raise ValueError("its content is not what was written")

@@ -1,11 +1,15 @@
-"""The command line of a study: settings, presets, and runs that are gone on with."""
+"""The command line of a study: settings, presets, and resumed runs."""
 
 import dataclasses
+import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from inspect import cleandoc
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -19,46 +23,68 @@ from experiments.common.programs import Devices, devices_of
 from experiments.common.run import EXIT_CODES, run
 from experiments.common.settings import (
     PLACE,
+    Preset,
     Settings,
     UsageError,
     as_json,
-    check,
     flag,
     from_json,
 )
-from experiments.common.task import Task
+from experiments.common.settings import check as check_settings
+from experiments.common.task import Task, check_task
 
 S = TypeVar("S", bound=Settings)
+ANEW = "choose another folder with --out, or remove that one"
+EXITS = """Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 4 cannot
+write, 5 another process lost, 130 interrupted."""
 
 
 def main(
     kind: type[S],
-    presets: Mapping[str, Mapping[str, Any]],
-    check_own: Callable[[S], None],
     make_task: Callable[[S], Task],
-    args: Sequence[str] | None,
+    args: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, Preset] = MappingProxyType({}),
+    check: Callable[[S], None] | None = None,
 ) -> int:
-    """Parse, check, run; returns the exit code. A wrong value is one line of error."""
-    prog = f"python -m experiments.{kind.__module__.split('.')[-2]}"
+    """The command of a study: parse, check, run; returns the exit code.
+
+    `kind` has the settings and their defaults. `check` raises `UsageError` for those of the task
+    that make no sense. A wrong value is one line of error.
+
+    Raises: TypeError if `kind` is no dataclass by itself; its own fields would be no flags.
+    """
+    if "__dataclass_fields__" not in vars(kind):
+        raise TypeError(
+            f"{kind.__name__} needs @dataclasses.dataclass(frozen=True, kw_only=True), so that its "
+            "fields become flags"
+        )
+    module = module_of(make_task)
+    description = f"{cleandoc(kind.__doc__ or '')}\n\n{EXITS}{_listed(presets)}"
 
     def parse(default: S) -> S:
-        return tyro.cli(kind, prog=prog, args=args, default=default)
+        return tyro.cli(kind, prog=module, args=args, default=default, description=description)
 
     try:
         settings = parse(kind())
+        defaults = _defaults(kind, presets, settings.preset)
+        if settings.preset:
+            settings = parse(defaults)
         if settings.resume:
             settings = _resumed(kind, settings, parse)
-        elif settings.preset:
-            settings = parse(kind(preset=settings.preset, **presets[settings.preset]))
-        check(settings)
-        check_own(settings)
+            defaults = _defaults(kind, presets, settings.preset)
+        check_settings(settings)
+        if check:
+            check(settings)
         if settings.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        join(settings)
+        join(settings)  # before anything is computed
         with together(_say), ExitStack() as held:
-            devices = devices_of(settings)
-            from_first(lambda: _take_folder(settings.out, held, new=not settings.resume))
-            return _run(kind, make_task(settings), settings, devices)
+            task, devices = make_task(settings), devices_of(settings)
+            check_task(task, settings)
+            new = not settings.resume
+            from_first(lambda: _take_folder(settings.out, held, new=new, repeated=True))
+            return _run(task, settings, defaults, devices, module)
     except UsageError as error:
         if is_first():
             _say(f"error: {error}")
@@ -67,12 +93,46 @@ def main(
         return EXIT_CODES["interrupted"]
 
 
+def module_of(function: Callable[..., Any]) -> str:
+    """The command that runs the module of a function, or the package around it."""
+    name = function.__module__
+    if name == "__main__":
+        spec = sys.modules[name].__spec__
+        if spec is None:  # python FILE
+            return f"python {shlex.quote(sys.argv[0])}"
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    package = name.rpartition(".")[0]
+    runs = package in sys.modules and importlib.util.find_spec(f"{package}.__main__")
+    return f"python -m {package if runs else name}"
+
+
+def _defaults(kind: type[S], presets: Mapping[str, Preset], name: str) -> S:
+    """Those of the settings, or of a preset, which has a folder of its own. Raises: UsageError."""
+    plain = kind()
+    if not name:
+        return plain
+    if name not in presets:
+        known = f"one of {', '.join(presets)}" if presets else "left out, for there are none"
+        raise UsageError(f"--preset must be {known}, got {name!r}")
+    out = plain.out.with_name(f"{plain.out.name}_{name}")
+    values: dict[str, Any] = {"out": out, **presets[name].settings, "preset": name}
+    return kind(**values)
+
+
+def _listed(presets: Mapping[str, Preset]) -> str:
+    if not presets:
+        return ""
+    width = max(map(len, presets)) + 2
+    lines = [f"\n- {name:<{width}}{preset.about}" for name, preset in presets.items()]
+    return f"\n\nPresets, whose settings other flags change:{''.join(lines)}"
+
+
 def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int]) -> int:
-    """Check and run a study that is not gone on with; returns the exit code."""
+    """Check and run a study that cannot be resumed; returns the exit code."""
     try:
         check()
         with ExitStack() as held, writing(out):
-            _take_folder(out, held, new=True)
+            _take_folder(out, held, new=True, repeated=False)
             return run(Console(highlight=False))
     except (UsageError, NotWritten) as error:
         return refused(error)
@@ -90,23 +150,23 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _take_folder(out: Path, held: ExitStack, *, new: bool) -> None:
-    """For this study alone, until `held` is left."""
+def _take_folder(out: Path, held: ExitStack, *, new: bool, repeated: bool) -> None:
+    """For this study alone, until `held` is left. `repeated`: it can be resumed."""
     if new and not os.path.exists(out / LOCK):
-        make_folder(out)
+        make_folder(out, repeated=repeated)
     held.enter_context(alone(out))
     if new:  # another study may have used it before the lock was ours
-        make_folder(out)
+        make_folder(out, repeated=repeated)
 
 
-def _run(kind: type[S], task: Task, settings: S, devices: Devices) -> int:
+def _run(task: Task, settings: S, defaults: S, devices: Devices, module: str) -> int:
     console = Console(highlight=False, quiet=not is_first())
     try:
-        return run(console, task, settings, kind(), devices)
+        return run(console, task, settings, defaults, devices, module)
     except NotWritten as error:
         how = "again"
         if (settings.out / "metrics.jsonl").exists():
-            how = f"go on: python -m experiments.{task.name} --out {settings.out} --resume"
+            how = f"go on: {module} --out {settings.out} --resume"
         _say(f"error: {error}. What was saved before is whole; make room, then {how}")
         return leave(EXIT_CODES["not written"])
 
@@ -114,7 +174,7 @@ def _run(kind: type[S], task: Task, settings: S, devices: Devices) -> int:
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
     """The settings of the run in --out. Flags may repeat them, not change them."""
     saved = saved_settings(kind, asked.out)
-    place = {name: getattr(kind(), name) for name in PLACE}
+    place = {name: getattr(kind(), name) for name in PLACE} | {"out": asked.out}
     settings = parse(dataclasses.replace(saved, **place))
     for name, value in as_json(settings).items():
         if name not in PLACE and value != as_json(saved)[name]:
@@ -136,16 +196,29 @@ def saved_settings(kind: type[S], out: Path) -> S:
         raise UsageError(f"no run in {out}: {error}") from error
 
 
-def make_folder(out: Path) -> None:
+def make_folder(out: Path, *, repeated: bool = False) -> None:
     """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(path.name not in (UNFINISHED, LOCK) for path in out.iterdir()):
-            raise UsageError(
-                f"{out} is in use; go on with its run by --resume, choose another folder with "
-                "--out, or remove it"
-            )
+            raise UsageError(_in_use(out) if repeated else f"{out} is in use; {ANEW}")
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error.strerror}") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {out}: permission denied")
+
+
+def _in_use(out: Path) -> str:
+    """What a folder holds, and what can be done."""
+    try:
+        found = read_run(out / "metrics.jsonl")
+    except (OSError, ValueError):
+        return f"{out} is in use, by no run; {ANEW}"
+    if not found.results:
+        return f"{out} is in use by an unfinished run; go on with it by --resume, or {ANEW}"
+    verdicts = [result["verdict"] for result in found.results]
+    told = ", ".join(f"{name}: {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
+    return (
+        f"the run in {out} is finished ({told}); look at it with python -m experiments.report "
+        f"{out}. To run anew, {ANEW}"
+    )

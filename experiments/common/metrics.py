@@ -92,6 +92,11 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is no record of a run: {error}") from error
 
 
+def chances(runs: list[Run]) -> dict[str, float]:
+    """What guessing gives, for each measure of the runs that is a share."""
+    return {name: value for run in runs for name, value in run.header.get("chances", {}).items()}
+
+
 def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}

@@ -35,7 +35,7 @@ def draw(task: Task, settings: Settings, run: Run, networks: Network) -> list[st
     keys = test_keys(min(ANSWERS, settings.test_examples))
 
     def answer(key: Array) -> tuple[Example, Array]:
-        example = sample(key, jnp.int32(stage.symbols))
+        example = sample(key, jnp.int32(stage.level))
         hs = states(network, example.xs, settings.dtype, settings.checkpoint)
         return example, read_out(network, hs)
 
@@ -45,13 +45,16 @@ def draw(task: Task, settings: Settings, run: Run, networks: Network) -> list[st
     gated = examples.xs[:GATED].astype(network.w_out.dtype)
     name = f"{task.title}, seed {run.header['replicas'][shown]['seed']}"
 
+    def answers(figure: Figure) -> Any:
+        return task.picture(figure, examples, outputs, name) if task.picture else False
+
     def curves(figure: Figure) -> Any:
         if any(run.evals):
             learning_curves(figure, [run], [task.title])
 
     written = [
         _picture(settings.out / "learning_curves.png", curves),
-        _picture(settings.out / "answers.png", lambda f: task.picture(f, examples, outputs, name)),
+        _picture(settings.out / "answers.png", answers),
         _picture(
             settings.out / "gates.png",
             lambda f: draw_gates(f, network.cell, gated, name),

@@ -5,25 +5,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from experiments.common.metrics import Line, Run
+from experiments.common.metrics import Line, Run, chances
 from jaxgru.diagnostics.plots import COLOURS
 
 
 def learning_curves(figure: Figure, runs: list[Run], labels: list[str]) -> None:
-    """Loss, recall where there is one and the length of a curriculum, against updates.
+    """Every measure and the length of a curriculum, against updates.
 
     A thin line for each replica, a thick one for their mean over a band from least to greatest;
     a replica that has stopped counts with its last value. Dashes: the baseline.
     """
     lines = [line for run in runs for replica in run.evals for line in replica]
-    has_recall = any("train_recall" in line for line in lines)
     grows = len({line["length"] for line in lines}) > 1
-    panels = ["loss"] + ["recall"] * has_recall + ["length"] * grows
-    heights = {"loss": 3, "recall": 2, "length": 1.2}
-    figure.set_size_inches(7.2, 0.9 + sum(heights[panel] for panel in panels))
-    grid = figure.subplots(
-        len(panels), 1, sharex=True, squeeze=False, height_ratios=[heights[p] for p in panels]
-    )
+    panels = ["loss", *_others(runs)] + ["length"] * grows
+    heights = [{"loss": 3, "length": 1.2}.get(panel, 2) for panel in panels]
+    figure.set_size_inches(7.2, 0.9 + sum(heights))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     axes: dict[str, Axes] = dict(zip(panels, grid[:, 0], strict=True))
     for k, (run, label) in enumerate(zip(runs, labels, strict=True)):
         colours = [COLOURS[k % len(COLOURS)]] * len(run.evals)
@@ -54,16 +51,17 @@ def _curves(
             axes.plot([], [], color=colours[0], label=label)
         return
     grid = sorted({x for xs in updates for x in xs})
-    table = np.array([_held(grid, xs, ys) for xs, ys in zip(updates, curves, strict=True) if xs])
+    pairs = zip(updates, curves, strict=True)
+    table = np.array([np.interp(grid, xs, ys) for xs, ys in pairs if xs])
     colour = "0.15" if alone else colours[0]
     axes.fill_between(grid, table.min(0), table.max(0), color=colour, alpha=0.12, linewidth=0)
     axes.plot(grid, table.mean(0), color=colour, linewidth=1.8, label="mean" if alone else label)
 
 
-def _held(grid: list[int], xs: list[int], ys: list[float]) -> list[float]:
-    """The curve on the grid; between and after its points, its last value."""
-    places = np.searchsorted(xs, grid, side="right") - 1
-    return [ys[max(place, 0)] for place in places]
+def _others(runs: list[Run]) -> list[str]:
+    """The measures beside the loss, in the order in which they are first named."""
+    names = dict.fromkeys(name for run in runs for name in run.header["measures"])
+    return [name for name in names if name != "loss"]
 
 
 def _value(panel: str, line: Line) -> float:
@@ -78,23 +76,16 @@ def _label(axes: dict[str, Axes], runs: list[Run]) -> None:
     top, bottom = next(iter(axes.values())), list(axes.values())[-1]
     loss = axes["loss"]
     loss.set_yscale("log")
-    loss.set_ylabel("loss" if "recall" in axes else "mean squared error")
+    loss.set_ylabel("loss")
     if len({run.header["baseline"] for run in runs}) == 1:
         level = runs[0].header["baseline"]
-        loss.axhline(level, color="0.25", linestyle="--", linewidth=1)
-        loss.annotate(
-            f"baseline\n{level:.3g}", (1, level), xycoords=("axes fraction", "data"),
-            xytext=(5, 0), textcoords="offset points", verticalalignment="center", fontsize=9,
-            color="0.25",
-        )  # fmt: skip
-    if "recall" in axes:
-        axes["recall"].set_ylabel("recall")
-        axes["recall"].set_ylim(0, 1.03)
-        axes["recall"].axhline(1 / 8, color="0.25", linestyle="--", linewidth=1)
-        axes["recall"].annotate(
-            "chance", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(5, 0),
-            textcoords="offset points", verticalalignment="center", fontsize=9, color="0.25",
-        )  # fmt: skip
+        _dashes(loss, level, f"baseline\n{level:.3g}")
+    for name in _others(runs):
+        axes[name].set_ylabel(name)
+        chance = chances(runs).get(name)
+        if chance is not None:
+            axes[name].set_ylim(0, 1.03)
+            _dashes(axes[name], chance, "chance")
     if "length" in axes:
         axes["length"].set_yscale("log")
         axes["length"].set_ylabel("T in training")
@@ -107,3 +98,11 @@ def _label(axes: dict[str, Axes], runs: list[Run]) -> None:
     top.legend(frameon=False, fontsize=8)
     bottom.set_xlabel("updates")
     bottom.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+
+
+def _dashes(axes: Axes, level: float, text: str) -> None:
+    axes.axhline(level, color="0.25", linestyle="--", linewidth=1)
+    axes.annotate(
+        text, (1, level), xycoords=("axes fraction", "data"), xytext=(5, 0),
+        textcoords="offset points", verticalalignment="center", fontsize=9, color="0.25",
+    )  # fmt: skip

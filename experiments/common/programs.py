@@ -59,7 +59,7 @@ class Programs:
 
     def train(self, states: TrainState, count: int, stage: Stage) -> tuple[TrainState, Chunk]:
         make = partial(make_train_chunk, self._task, self.settings, stage.length, BATCH)
-        args = (states, *(np.int32(value) for value in (count, stage.symbols, stage.decay)))
+        args = (states, *(np.int32(value) for value in (count, stage.level, stage.decay)))
         return self._run("train", make, stage, args)
 
     def evaluate(self, states: TrainState, stage: Stage) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One live line on a terminal; in a log, a plain line every few seconds."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,10 +15,12 @@ Show = Callable[[Line], None]
 
 
 @contextmanager
-def progress(console: Console, updates: int, replicas: int, baseline: float) -> Iterator[Show]:
+def progress(
+    console: Console, updates: int, replicas: int, baseline: float, shares: Collection[str] = ()
+) -> Iterator[Show]:
     """Yields `show(line)`, to be called with each evaluation that goes into the record.
 
-    `updates` is the budget of each replica.
+    `updates` is the budget of each replica, `shares` the measures that are told in percent.
     """
     latest: dict[int, Line] = {}
     first: dict[int, int] = {}
@@ -34,7 +36,7 @@ def progress(console: Console, updates: int, replicas: int, baseline: float) -> 
             updates - latest[r]["update"] if r in latest else updates for r in range(replicas)
         )
         loss = line.get("test_loss", line["train_loss"])
-        recall = line.get("test_recall", line.get("train_recall"))
+        others = [name.removeprefix("train_") for name in line if name.startswith("train_")]
         parts = [
             f"{update:,}/{updates:,} updates",
             f"T={line['length']:,}",
@@ -44,8 +46,10 @@ def progress(console: Console, updates: int, replicas: int, baseline: float) -> 
             parts.insert(1, f"{rate:.3g}/s")
         if replicas > 1:
             parts.insert(0, f"replica {replica}")
-        if recall is not None:
-            parts.append(f"recall {recall:.2%}")
+        for name in others:
+            value = line.get(f"test_{name}", line[f"train_{name}"])
+            if name != "loss" and value is not None:
+                parts.append(f"{name} {value:.2%}" if name in shares else f"{name} {value:.4g}")
         if rate:
             minutes, rest = divmod(round(left / rate), 60)
             parts.append(f"at most {minutes:,}:{rest:02d} left")

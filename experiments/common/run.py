@@ -1,8 +1,6 @@
 """A study as the user sees it: header, progress, records, checkpoints, pictures, verdict."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,7 +18,7 @@ from experiments.common.model import parameter_count
 from experiments.common.processes import any_of, is_first
 from experiments.common.programs import Devices, Programs
 from experiments.common.progress import progress
-from experiments.common.settings import Settings, UsageError, as_json, command_line
+from experiments.common.settings import Settings, as_json, command_line, replicas_of
 from experiments.common.task import Mark, Task
 from experiments.common.training import TrainState, train_init
 
@@ -56,11 +54,14 @@ def run(
     settings: Settings,
     defaults: Settings,
     devices: Devices,
+    module: str,
 ) -> int:
-    """Train every replica until solved or until its budget is spent; returns the exit code."""
-    replicas = _replicas(settings)
-    study = _start(task, settings, replicas)
-    header = _header(task, settings, defaults, study, replicas, len(devices))
+    """Train every replica until solved or until its budget is spent; returns the exit code.
+
+    `module` is the command that was called, without its flags.
+    """
+    study = _start(task, settings)
+    header = _header(task, settings, defaults, study, len(devices), module)
     _print_header(console, header)
 
     path = settings.out / "metrics.jsonl"
@@ -75,7 +76,8 @@ def run(
     programs = Programs(task, settings, devices)
     interrupted = False
     last_save = time.monotonic()
-    told = progress(console, settings.updates, len(replicas), task.baseline)
+    count = len(study.verdicts)
+    told = progress(console, settings.updates, count, task.baseline, task.chances)
     try:
         with interrupts() as wish, told as show:
             while not interrupted and (group := _next_group(study, settings)) is not None:
@@ -122,7 +124,8 @@ def _conclude(
     console.print(f"Wrote metrics.jsonl, {', '.join(written)} to {settings.out}", soft_wrap=True)
 
 
-def _start(task: Task, settings: Settings, replicas: list[tuple[int, float]]) -> Study:
+def _start(task: Task, settings: Settings) -> Study:
+    replicas = replicas_of(settings)
     seeds = jnp.array([seed for seed, _ in replicas], jnp.uint32)
     rates = jnp.array([rate for _, rate in replicas], jnp.float32)
     init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, settings, seed, rate)))
@@ -190,8 +193,8 @@ def _advance(
         fine.append(k)
         updates[r] += group.updates
         line = {"replica": r, "update": updates[r], "length": stage.length}
-        if stage.symbols:
-            line["symbols"] = stage.symbols
+        if stage.level:
+            line["level"] = stage.level
         line |= {f"train_{name}": value for name, value in train.items()}
         line |= {f"test_{name}": value for name, value in test.items()}
         line["seconds"] = round(seconds, 3)
@@ -236,36 +239,15 @@ def _save(checkpoints: Checkpoints, study: Study) -> None:
     checkpoints.save(study.chunks, facts.pop("states"), facts)
 
 
-def load(task: Task, settings: Settings, out: Path, say: Callable[[str], None]) -> Study:
-    """A run as its last checkpoint has it. Raises: UsageError without one."""
-    replicas = _replicas(settings)
-    checkpoints = Checkpoints(out / "checkpoints")
-    found = _read(checkpoints, _start(task, settings, replicas), say)
-    checkpoints.close()
+def _restore(console: Console, checkpoints: Checkpoints, start: Study) -> Study:
+    found = checkpoints.restore(start.states, console.print)
     if found is None:
-        raise UsageError(f"{out} has no checkpoint")
-    return found
-
-
-def _replicas(settings: Settings) -> list[tuple[int, float]]:
-    return [(seed, rate) for rate in settings.learning_rate for seed in settings.seeds]
-
-
-def _read(checkpoints: Checkpoints, start: Study, say: Callable[[str], None]) -> Study | None:
-    found = checkpoints.restore(start.states, say)
-    if found is None:
-        return None
+        console.print("No checkpoint yet: starting from the first update.")
+        return start
     facts = {name: found.facts[name] for name in Study._fields if name != "states"}
     for name in ("stages", "updates", "verdicts"):
         facts[name] = tuple(facts[name])
-    return Study(states=found.state, **facts)
-
-
-def _restore(console: Console, checkpoints: Checkpoints, start: Study) -> Study:
-    study = _read(checkpoints, start, console.print)
-    if study is None:
-        console.print("No checkpoint yet: starting from the first update.")
-        return start
+    study = Study(states=found.state, **facts)
     console.print(f"Going on after {', '.join(f'{u:,}' for u in study.updates)} updates.")
     return study
 
@@ -275,19 +257,22 @@ def _header(
     settings: Settings,
     defaults: Settings,
     study: Study,
-    replicas: list[tuple[int, float]],
     devices: int,
+    module: str,
 ) -> Line:
     network = jax.tree.map(lambda leaf: leaf[0], study.states.network)
     return {
         "task": task.name,
         "title": task.title,
-        "module": f"python -m experiments.{task.name}",
-        "command": command_line(f"python -m experiments.{task.name}", settings, defaults),
+        "module": module,
+        "command": command_line(module, settings, defaults),
         "settings": as_json(settings),
-        "replicas": [{"seed": seed, "learning_rate": rate} for seed, rate in replicas],
+        "replicas": [{"seed": seed, "learning_rate": rate} for seed, rate in replicas_of(settings)],
+        "input_size": task.input_size,
+        "output_size": task.output_size,
         "parameters": parameter_count(network),
         "baseline": task.baseline,
+        "chances": dict(task.chances),
         "measures": task.measures,
         "solved": [str(mark) for mark in task.solved],
         "stages": len(task.stages),

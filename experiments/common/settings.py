@@ -3,14 +3,23 @@
 import dataclasses
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
 
 class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and what to do."""
+
+
+class Preset(NamedTuple):
+    """Other defaults under a name, for `--preset`."""
+
+    about: str
+    """A line for `--help`."""
+    settings: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,9 +76,10 @@ class Settings:
     """How many there are."""
     process_id: int = 0
     """Which this is; 0 alone writes."""
-    preset: str = ""
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """One of the presets, if there are any: other defaults."""
     out: Path = Path("runs")
-    """Folder of the run; a used one is refused."""
+    """Folder of the run; _NAME is added with a preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --out."""
 
@@ -127,7 +137,6 @@ def as_json(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings) | {"out": str(settings.out)}
 
 
-PRESET: Any = tyro.conf.arg(metavar="NAME")
 S = TypeVar("S", bound=Settings)
 
 
@@ -140,12 +149,20 @@ def from_json(kind: type[S], fields: dict[str, Any]) -> S:
     return kind(**values)
 
 
+def replicas_of(settings: Settings) -> list[tuple[int, float]]:
+    """The seed and the learning rate of each replica."""
+    return [(seed, rate) for rate in settings.learning_rate for seed in settings.seeds]
+
+
 def command_line(module: str, settings: Any, defaults: Any) -> str:
-    """The shortest command that has these settings."""
+    """The shortest command that has these settings, where the preset, if any, sets the defaults."""
     words = [module]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value == getattr(defaults, field.name) or field.name in ("resume", "process_id"):
+        chosen = field.name == "preset" and value
+        if value == getattr(defaults, field.name) and not chosen:
+            continue
+        if field.name in ("resume", "process_id"):
             continue
         values = value if isinstance(value, tuple) else (value,)
         words += [flag(field.name), *(shlex.quote(str(item)) for item in values)]

@@ -42,7 +42,11 @@ def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> Trai
     """The state before the first update; a pure function of the seed."""
     network_key, own_key = jax.random.split(_key(seed, WEIGHTS))
     network = network_init(network_key, settings, task.input_size, task.output_size)
-    network = task.prepare(own_key, network)
+    return first_state(settings, task.prepare(own_key, network), seed, peak)
+
+
+def first_state(settings: Settings, network: Network, seed: Array, peak: Array) -> TrainState:
+    """The state before the first update of a network."""
     opt_state = make_optimizer(settings).init(cast(Any, network))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(network, opt_state, seed, peak, zero, zero)
@@ -51,10 +55,10 @@ def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> Trai
 def make_train_chunk(
     task: Task, settings: Settings, length: int, axis: str | None = None
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Chunk]]:
-    """`(state, updates, symbols, decay) -> (state, what happened)`.
+    """`(state, updates, level, decay) -> (state, what happened)`.
 
     All three are int32 scalars and may be traced, so one program serves chunks of every size, and
-    how a run is cut into chunks changes nothing that it computes. `symbols` and `decay` are those
+    how a run is cut into chunks changes nothing that it computes. `level` and `decay` are those
     of a `Stage`. `axis` is one of a mesh, over which the batch is divided.
     """
     sample = task.sampler(length)
@@ -67,7 +71,7 @@ def make_train_chunk(
         return scale * means["loss"], means
 
     def train_chunk(
-        state: TrainState, updates: Array, symbols: Array, decay: Array
+        state: TrainState, updates: Array, level: Array, decay: Array
     ) -> tuple[TrainState, Chunk]:
         data_key = _key(state.seed, DATA)
 
@@ -78,7 +82,7 @@ def make_train_chunk(
             local = lax.pcast(params, axis, to="varying") if axis else params
             keys = jax.random.split(jax.random.fold_in(data_key, state.update), settings.batch_size)
             keys = keys[_share(settings.batch_size, axis)]
-            batch = jax.vmap(sample, in_axes=(0, None))(keys, symbols)
+            batch = jax.vmap(sample, in_axes=(0, None))(keys, level)
             grads, means = jax.grad(batch_loss, has_aux=True)(local, batch)
             if axis:
                 grads, means = lax.pmean((grads, means), axis)
@@ -118,7 +122,7 @@ def make_evaluate(
 
     def evaluate(network: Network) -> dict[str, Array]:
         def one(key: Array) -> dict[str, Array]:
-            return _measure(task, settings, network, sample(key, jnp.int32(stage.symbols)))
+            return _measure(task, settings, network, sample(key, jnp.int32(stage.level)))
 
         mine = _share(len(keys), axis)
         counted = (mine < len(keys)).astype(jnp.float32)

@@ -9,7 +9,7 @@ from experiments.copy_task.task import make_task
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    return command.main(CopySettings, PRESETS, check, make_task, args)
+    return command.main(CopySettings, make_task, args, presets=PRESETS, check=check)
 
 
 if __name__ == "__main__":

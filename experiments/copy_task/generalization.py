@@ -15,9 +15,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.common.command import refused, saved_settings
-from experiments.common.folder import NotWritten, alone, writing
+from experiments.common.folder import NotWritten, writing
+from experiments.common.loading import all_networks
 from experiments.common.plots import COLOURS
-from experiments.common.run import load
 from experiments.common.settings import UsageError
 from experiments.common.task import Stage
 from experiments.common.training import make_evaluate
@@ -46,13 +46,12 @@ def measure(out: Path, config: Config) -> Curve:
     """Recall of every replica of a run, at every length."""
     settings = saved_settings(CopySettings, out)
     task = make_task(settings)
-    with alone(out):
-        network = load(task, settings, out, print).states.network
+    _, networks = all_networks(out)
     tested = dataclasses.replace(settings, test_examples=config.test_examples)
     curve: Curve = {str(seed): [] for seed in settings.seeds}
     for length in config.lengths:
         evaluate = make_evaluate(task, tested, Stage(length, SYMBOLS))
-        recalls = jax.jit(jax.vmap(evaluate))(network)["recall"]
+        recalls = jax.jit(jax.vmap(evaluate))(networks)["recall"]
         for seed, recall in zip(curve, recalls.tolist(), strict=True):
             curve[seed].append(recall)
         print(f"{out}: T={length:,}: {', '.join(f'{recall:.2%}' for recall in recalls.tolist())}")

@@ -2,43 +2,70 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from experiments.common.settings import PRESET, Settings, require
+from experiments.common.settings import Preset, Settings, require
 
 # Without a curriculum, on the mean over all steps, for the whole budget, as published.
 _DIRECT: dict[str, Any] = {"curriculum": 0, "train_on": "mean", "schedule": "constant"}
 _DIRECT |= {"optimizer": "rmsprop", "solved_recall": 0.0, "updates": 50_000}
 # Tallec & Ollivier 2018: no clipping, gate biases for memories of up to 1.5 T steps.
 _CHRONO = _DIRECT | {"cell": "lstm", "learning_rate": (1e-3,), "clip_norm": 0.0}
-PRESETS: dict[str, dict[str, Any]] = {
-    # Bai, Kolter & Koltun 2018: a GRU of about 16,000 parameters, trained as their TCN.
-    "bai-1000": _DIRECT
-    | {
-        "length": 1000,
-        "layout": "tcn",
-        "cell": "gru-reset-after",
-        "hidden_size": 70,
-        "chrono": 0.0,
-        "learning_rate": (5e-4,),
-    },
-    "chrono-500": _CHRONO | {"length": 500, "chrono": 750.0},
-    "chrono-2000": _CHRONO | {"length": 2000, "chrono": 3000.0},
-    # What solves the tcn layout here.
-    "tcn": {"layout": "tcn", "slope": 2.0, "chrono": 30.0, "batch_size": 64, "updates": 30_000},
+# Bai, Kolter & Koltun 2018: a GRU of about 16,000 parameters, trained as their TCN.
+_BAI = _DIRECT | {"layout": "tcn", "cell": "gru-reset-after", "hidden_size": 70, "chrono": 0.0}
+
+# The rows of experiments/results.
+_ROW: dict[str, Any] = {"seeds": (0, 1, 2), "half_life": 1000}
+_200 = _ROW | {"length": 200, "updates": 10_000}
+_1000 = _ROW | {"length": 1000, "solved_loss": 3.5e-5}
+_FRESH = {"seeds": tuple(range(10, 20))}
+_NO_CURRICULUM = {"curriculum": 0.0, "half_life": 3000, "updates": 1500}
+_NO_CURRICULUM |= {"test_examples": 500, "eval_every": 50}
+_FAR: dict[str, Any] = {"length": 100_000, "seeds": (2,), "checkpoint": 1000, "curriculum": 10.0}
+_FAR |= {"pass_nats": 0.1, "test_examples": 100, "eval_every": 10}
+_TCN: dict[str, Any] = {"length": 1000, "layout": "tcn", "slope": 2.0, "chrono": 30.0}
+_TCN |= {"batch_size": 64, "updates": 30_000, "seeds": (0, 1, 2), "solved_loss": 3.5e-5}
+
+PRESETS = {
+    "urnn-200": Preset("T=200, GRU of 128", _200),
+    "urnn-200-all-symbols": Preset("all ten symbols from the start", _200 | {"first_symbols": 10}),
+    "urnn-200-direct": Preset("no curriculum", _200 | {"curriculum": 0.0, "updates": 2000}),
+    "urnn-200-no-chrono": Preset("no chrono biases", _200 | {"chrono": 0.0}),
+    "urnn-200-reset-after": Preset(
+        "reset gate after the product", _200 | {"cell": "gru-reset-after"}
+    ),
+    "urnn-200-uniform": Preset("uniform weights, as in torch", _200 | {"init": "torch"}),
+    "urnn-1000": Preset("T=1,000, GRU of 128", _1000),
+    "urnn-1000-fresh-seeds": Preset("ten other seeds", _1000 | _FRESH),
+    "urnn-1000-direct": Preset("no curriculum", _1000 | _NO_CURRICULUM),
+    "urnn-1000-lstm": Preset("LSTM of 110", _1000 | {"cell": "lstm", "hidden_size": 110}),
+    "urnn-1000-elman": Preset(
+        "plain RNN of 224", _1000 | {"cell": "elman", "hidden_size": 224, "chrono": 0.0}
+    ),
+    "urnn-10000": Preset("T=10,000, GRU of 128", _ROW | {"length": 10_000}),
+    "urnn-100000": Preset("T=100,000, GRU of 128, one seed", _ROW | _FAR),
+    "tcn-1000": Preset("tcn layout, T=1,000, GRU of 128", _TCN),
+    "tcn-1000-lstm": Preset("LSTM of 111", _TCN | {"cell": "lstm", "hidden_size": 111}),
+    "tcn-1000-elman": Preset(
+        "plain RNN of 220", _TCN | {"cell": "elman", "hidden_size": 220, "chrono": 0.0}
+    ),
+    "bai-1000": Preset(
+        "as Bai et al. 2018 trained, tcn layout, T=1,000",
+        _BAI | {"length": 1000, "learning_rate": (5e-4,)},
+    ),
+    "chrono-500": Preset(
+        "as Tallec & Ollivier 2018, LSTM, T=500", _CHRONO | {"length": 500, "chrono": 750.0}
+    ),
+    "chrono-2000": Preset(
+        "as Tallec & Ollivier 2018, LSTM, T=2,000", _CHRONO | {"length": 2000, "chrono": 3000.0}
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CopySettings(Settings):
-    """Train recurrent networks to recall ten symbols after a gap.
+    """Train recurrent networks to recall ten symbols after a gap."""
 
-    Exit code: 0 solved, 1 not solved, 2 wrong usage, 3 loss not finite, 4 cannot
-    write, 5 another process lost, 130 interrupted.
-    """
-
-    preset: Annotated[Literal["", "bai-1000", "chrono-500", "chrono-2000", "tcn"], PRESET] = ""
-    """Of settings: bai-1000, chrono-500, chrono-2000, tcn."""
     layout: Literal["urnn", "tcn", "hippo", "selective", "variable"] = "urnn"
     """How the sequence is laid out."""
     hidden_size: int = 128
@@ -70,7 +97,7 @@ class CopySettings(Settings):
     eval_every: int = 20
     """Updates between two evaluations."""
     out: Path = Path("runs/copy_task")
-    """Folder of the run; a used one is refused."""
+    """Folder of the run; _NAME is added with a preset."""
 
 
 def check(settings: CopySettings) -> None:

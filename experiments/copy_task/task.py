@@ -148,11 +148,11 @@ def stages(settings: CopySettings) -> tuple[Stage, ...]:
     The learning rate's schedule moves on only when all symbols are in.
     """
     grown = lengths(FIRST_LENGTH, settings.length, settings.curriculum)
-    full = tuple(stage._replace(symbols=SYMBOLS) for stage in grown)
+    full = tuple(stage._replace(level=SYMBOLS) for stage in grown)
     if not settings.curriculum or settings.first_symbols == SYMBOLS:
         return full
     counts = range(settings.first_symbols, SYMBOLS)
-    few = [Stage(grown[0].length, symbols=count, decay=False) for count in counts]
+    few = [Stage(grown[0].length, level=count, decay=False) for count in counts]
     return (*few, *full)
 
 
@@ -177,10 +177,6 @@ def spread_thresholds(key: Array, network: Network, slope: float) -> Network:
     return dataclasses.replace(network, cell=cell)
 
 
-def _as_drawn(key: Array, network: Network) -> Network:
-    return network
-
-
 def make_task(settings: CopySettings) -> Task:
     layout = LAYOUTS[settings.layout]
 
@@ -191,7 +187,7 @@ def make_task(settings: CopySettings) -> Task:
         return SYMBOLS if layout.recall_only else length + 2 * SYMBOLS
 
     def passed(stage: Stage) -> Mark:
-        if stage.symbols < SYMBOLS:
+        if stage.level < SYMBOLS:
             return Mark("recall", settings.pass_symbols, above=True)
         return Mark("loss", settings.pass_nats / counted(stage.length))
 
@@ -202,12 +198,11 @@ def make_task(settings: CopySettings) -> Task:
         Mark("recall", settings.solved_recall, above=True),
         Mark("loss", settings.solved_loss),
     )
-    return Task(
+    task = Task(
         name="copy_task",
         title=f"Copy task, T={settings.length:,}, {settings.layout}, {settings.network()}",
         input_size=layout.input_size,
         output_size=layout.output_size,
-        prepare=partial(spread_thresholds, slope=settings.slope) if settings.slope else _as_drawn,
         stages=stages(settings),
         sampler=sampler,
         measures=("loss", "recall"),
@@ -216,6 +211,10 @@ def make_task(settings: CopySettings) -> Task:
         solved=tuple(mark for mark in solved if mark.value),
         marks=tuple(Mark("recall", share, above=True) for share in (0.5, 0.99, 0.999)),
         baseline=baseline(settings.layout, settings.length),
+        chances={"recall": 1 / KINDS},
         loss_scale=loss_scale,
         picture=rasters,
     )
+    if not settings.slope:
+        return task
+    return dataclasses.replace(task, prepare=partial(spread_thresholds, slope=settings.slope))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.metrics import Run
 from experiments.common.plots import learning_curves
-from experiments.report.table import COLUMNS, Row, Table
+from experiments.report.table import Table
 
 PICTURES = {
     "learning_curves.png": "Learning curves",
@@ -50,7 +50,7 @@ def comparison(table: Table) -> bytes:
 
 
 def _section(table: Table, folders: dict[str, Path]) -> str:
-    parts = [f"<h2>{html.escape(table.title)}</h2>\n", _html_table(table.rows)]
+    parts = [f"<h2>{html.escape(table.title)}</h2>\n", _html_table(table)]
     drawable = [run for run in table.runs if any(run.evals)]
     if len(drawable) > 1:
         parts.append(_figure(comparison(table), "All runs of the table"))
@@ -59,11 +59,11 @@ def _section(table: Table, folders: dict[str, Path]) -> str:
     return "".join(parts)
 
 
-def _html_table(rows: list[Row]) -> str:
-    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     lines = (
-        "".join(f"<td>{html.escape(row.get(column, ''))}</td>" for column in COLUMNS)
-        for row in rows
+        "".join(f"<td>{html.escape(row.get(column, ''))}</td>" for column in table.columns)
+        for row in table.rows
     )
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"

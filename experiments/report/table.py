@@ -4,18 +4,11 @@ import dataclasses
 import statistics
 from typing import Any
 
-from experiments.common.metrics import Line, Run
+from experiments.common.metrics import Line, Run, chances
+from experiments.common.settings import PLACE
 from experiments.report.published import PUBLISHED
 
-COLUMNS = (
-    "network",
-    "parameters",
-    "test loss",
-    "recall",
-    "solved",
-    "updates",
-    "minutes",
-)
+NAMES = {"adding_task": "Adding problem", "copy_task": "Copy task"}
 Row = dict[str, str]
 
 
@@ -24,6 +17,7 @@ class Table:
     """The runs of one task, layout and length, beside what is published of them."""
 
     title: str
+    columns: list[str]
     rows: list[Row]
     runs: list[Run]
     labels: list[str]  # of the runs: what sets them apart
@@ -33,52 +27,54 @@ def tables(runs: list[Run]) -> list[Table]:
     groups: dict[tuple[str, str, int], list[Run]] = {}
     for run in runs:
         settings = run.header["settings"]
-        key = (run.header["task"], settings["layout"], settings["length"])
+        key = (run.header["task"], settings.get("layout", ""), settings["length"])
         groups.setdefault(key, []).append(run)
     return [_table(*key, groups[key]) for key in sorted(groups)]
 
 
 def markdown(table: Table) -> str:
-    lines = [f"## {table.title}", "", " | ".join(["", *COLUMNS, ""]).strip()]
-    lines.append("| " + " | ".join("---" for _ in COLUMNS) + " |")
+    columns = table.columns
+    lines = [f"## {table.title}", "", " | ".join(["", *columns, ""]).strip()]
+    lines.append("| " + " | ".join("---" for _ in columns) + " |")
     for row in table.rows:
-        lines.append("| " + " | ".join(row.get(column, "") for column in COLUMNS) + " |")
+        lines.append("| " + " | ".join(row.get(column, "") for column in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
-def commands(runs: list[Run]) -> list[str]:
-    return [run.header["command"] for run in runs]
-
-
 def _table(task: str, layout: str, length: int, runs: list[Run]) -> Table:
-    name = {"adding_task": "Adding problem", "copy_task": "Copy task"}[task]
+    shares = chances(runs)
     baseline = {
         "network": "no memory: the baseline",
         "test loss": f"{runs[0].header['baseline']:.3g}",
-    }
-    if task == "copy_task":
-        baseline["recall"] = "12.5%"
+    } | {name: f"{value:.1%}" for name, value in shares.items()}
     published = [
         {"network": f"{row.network} ({row.source})", "test loss": f"{row.loss:.3g}"}
         for row in PUBLISHED
         if (row.task, row.layout, row.length) == (task, layout, length)
     ]
+    others = dict.fromkeys(name for run in runs for name in run.header["measures"])
+    others.pop("loss")
+    forms = {name: "{:.2%}" if name in shares else "{:.4g}" for name in others}
     labels = _labels(runs)
-    rows = [_row(run, label) for run, label in zip(runs, labels, strict=True)]
-    return Table(f"{name}, {layout}, T={length:,}", [baseline, *published, *rows], runs, labels)
+    rows = [_row(run, label, forms) for run, label in zip(runs, labels, strict=True)]
+    title = ", ".join(part for part in (NAMES.get(task, task), layout, f"T={length:,}") if part)
+    columns = ["network", "parameters", "test loss", *others, "solved", "updates", "minutes"]
+    return Table(title, columns, [baseline, *published, *rows], runs, labels)
 
 
-def _row(run: Run, label: str) -> Row:
+def _row(run: Run, label: str, forms: dict[str, str]) -> Row:
+    """`forms`: how each measure is written, but for the loss."""
     lasts = [_last(run, replica) for replica in range(len(run.evals))]
     solved = sum(last.get("verdict") == "solved" for last in lasts)
     row = {
         "network": label,
         "parameters": f"{run.header['parameters']:,}",
         "test loss": _spread([last.get("test_loss") for last in lasts], "{:.2g}"),
-        "recall": _spread([last.get("test_recall") for last in lasts], "{:.2%}"),
         "solved": f"{solved} of {len(lasts)}",
         "updates": _spread([last.get("update") for last in lasts], "{:,}"),
     }
+    for name, form in forms.items():
+        row[name] = _spread([last.get(f"test_{name}") for last in lasts], form)
     seconds = max((last.get("seconds") or 0 for last in lasts), default=0)
     row["minutes"] = f"{seconds / 60:.1f}"
     if not run.results:
@@ -105,7 +101,7 @@ def _spread(values: list[Any], form: str) -> str:
 
 def _labels(runs: list[Run]) -> list[str]:
     """The cell and size of each run, and the settings that set it apart from most of the others."""
-    ignored = ("out", "resume", "save_every", "cell", "hidden_size", "preset", "length", "layout")
+    ignored = (*PLACE, "save_every", "cell", "hidden_size", "preset", "length", "layout")
     all_settings = [run.header["settings"] for run in runs]
     labels = []
     for settings in all_settings:

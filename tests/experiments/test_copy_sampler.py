@@ -132,7 +132,7 @@ def test_recall_counts_the_symbols_alone():
 
 def test_the_curriculum_adds_symbols_then_length():
     stages = task.stages(CopySettings(length=200, curriculum=3, first_symbols=8))
-    found = [(stage.length, stage.symbols, stage.decay) for stage in stages]
+    found = [(stage.length, stage.level, stage.decay) for stage in stages]
     few = [(10, 8, False), (10, 9, False)]
     assert found == [*few, *((length, 10, True) for length in (10, 30, 90, 200))]
     assert [s.length for s in task.stages(CopySettings(length=200, curriculum=0))] == [200]

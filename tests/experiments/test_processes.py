@@ -154,5 +154,5 @@ def test_sigterm_to_one_stops_all_and_one_goes_on(alone, tmp_path):
 def test_what_the_first_refuses_all_refuse(alone):
     codes, _, errors = finish(start(2, alone, *FLAGS))
     assert codes == [2, 2]
-    assert f"error: {alone} is in use" in errors[0]
+    assert f"error: the run in {alone} is finished" in errors[0]
     assert "error: " not in errors[1]

@@ -4,12 +4,15 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from experiments.adding_task.__main__ import main as adding
+from experiments.common.metrics import read_run
 from experiments.copy_task import generalization
 from experiments.copy_task.__main__ import main as copying
+from experiments.report import thin
 from experiments.report.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
@@ -48,6 +51,7 @@ def test_the_table_sets_runs_beside_what_is_published(report):
     adding_table, copy_table = text.split("\n## ")
     assert "Adding problem, anywhere, T=600" in adding_table
     assert "no memory: the baseline | | 0.167" in re.sub(" +", " ", adding_table)
+    assert "recall" not in adding_table
     assert "GRU (Bai, Kolter & Koltun 2018) | | 5.3e-05" in re.sub(" +", " ", adding_table)
     assert "| gru of 4 |" in adding_table
     assert "| 2 of 2 |" in adding_table
@@ -56,7 +60,7 @@ def test_the_table_sets_runs_beside_what_is_published(report):
     for label in ("gru of 4", "gru of 4, chrono 0", "lstm of 4, layers 2"):
         assert f"| {label} |" in copy_table
     for line in text.splitlines():
-        assert line.count("|") in (0, 8)
+        assert line.count("|") in (0, 7, 8)
 
 
 def test_the_page_needs_no_network(report, runs):
@@ -109,3 +113,51 @@ def test_recall_of_no_run_is_one_line_of_error(runs, tmp_path, capsys):
     for flags in ([], [str(tmp_path)], [str(runs[1]), "--lengths", "0"]):
         assert generalization.main(flags) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def record(path, losses, lengths):
+    """A record of one replica."""
+    header = {"kind": "header", "replicas": [{"seed": 0, "learning_rate": 0.01}]}
+    evals = [
+        {"kind": "eval", "replica": 0, "update": k, "length": length, "train_loss": loss}
+        for k, (loss, length) in enumerate(zip(losses, lengths, strict=True))
+    ]
+    lines = [header, *evals, {"kind": "result", "replica": 0, "verdict": "solved"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_a_thinned_curve_keeps_its_look(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    draw = np.random.default_rng(0)
+    losses = np.exp(-np.arange(2000) / 300 + 0.01 * draw.standard_normal(2000))
+    losses[[700, 1301]] *= 5  # spikes of one evaluation
+    lengths = np.where(np.arange(2000) < 1500, 10, 30)
+    lines = record(path, losses.tolist(), lengths.tolist())
+    assert thin.main([str(tmp_path)]) == 0
+    run = read_run(path)
+    assert run.header == lines[0] | {"evaluations": [2000]}
+    assert run.results == lines[-1:]
+    (evals,) = run.evals
+    assert len(evals) == thin.KEPT
+    updates = [line["update"] for line in evals]
+    assert {0, 700, 1301, 1499, 1500, 1999} <= set(updates)
+    assert [lines[1 + update] for update in updates] == evals
+    drawn = np.interp(np.arange(2000), updates, np.log([line["train_loss"] for line in evals]))
+    assert np.abs(drawn - np.log(losses)).max() < 0.05
+    text = path.read_text()
+    assert thin.main([str(tmp_path)]) == 0
+    assert path.read_text() == text
+
+
+def test_what_is_short_or_unfinished_is_not_thinned(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    record(path, [1.0] * 50, [10] * 50)
+    text = path.read_text()
+    assert thin.main([str(tmp_path)]) == 0
+    assert path.read_text() == text
+    lines = text.splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    assert thin.main([str(tmp_path)]) == 2
+    assert "the run has not finished" in capsys.readouterr().err
+    assert path.read_text() == "".join(lines[:-1])

@@ -178,11 +178,20 @@ def test_a_used_folder_is_refused(finished, capsys):
     before = (out / "metrics.jsonl").read_bytes()
     assert run(out) == 2
     error = capsys.readouterr().err
-    assert str(out) in error
+    assert error.startswith(f"error: the run in {out} is finished (not solved: 2)")
+    assert f"python -m experiments.report {out}. To run anew, " in error
     assert "--out" in error
-    assert "--resume" in error
     assert error.count("\n") == 1
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_an_unfinished_run_is_refused(finished, tmp_path, capsys):
+    lines = (finished[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
+    assert run(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "is in use by an unfinished run; go on with it by --resume" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -237,12 +246,13 @@ def test_a_wrong_flag_is_refused(flags, command, capsys):
 
 
 @pytest.mark.parametrize("command", [main, copy_main])
-def test_help_fits_a_screen(command, capsys, monkeypatch):
+def test_the_flags_fit_a_screen(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stop:
         command(["--help"])
     assert stop.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) <= 56
+    _, flags = capsys.readouterr().out.split("--help")
+    assert len(flags.splitlines()) <= 56
 
 
 @pytest.mark.usefixtures("no_pictures")

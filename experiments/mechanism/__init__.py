@@ -1,0 +1,1 @@
+"""How a trained GRU holds what it recalls."""
