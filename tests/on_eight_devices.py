@@ -21,7 +21,7 @@ import jaxgru
 import recipes
 from benchmarks import collectives
 from benchmarks.collectives import count
-from cases import KINDS, draw, planned, weigh
+from cases import BUILT_IN, LAYERS, draw, planned, weigh
 from jaxgru import diagnostics
 from jaxgru.backends import TPU_KERNEL, tpu
 
@@ -89,7 +89,7 @@ def looked_at(params, xs):
 
 
 def checks():
-    kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in KINDS}
+    kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in (*BUILT_IN, *LAYERS, "own_gru")}
     keys = jax.random.split(jax.random.key(1), 5)
     xs = jax.random.normal(keys[0], (BATCH, STEPS, INPUT))
     lengths = jax.random.randint(keys[1], (BATCH,), 1, STEPS + 1)
