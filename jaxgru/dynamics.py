@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxgru import backends, own
 from jaxgru.backends.loop import forward
 from jaxgru.cell import Blocks, Carry, Cell, Params, StepCell, advance, cell_of, products
+from jaxgru.mesh import alike
 
 
 class Inputs(NamedTuple):
@@ -149,7 +150,7 @@ class ByStep(NamedTuple):
     def dense(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> Array:
         """J, by D forward derivatives."""
         points, push = self.push(inputs, flags, before, gates)
-        eye = jnp.eye(before.shape[-1], dtype=before.dtype)
+        eye, _ = alike((jnp.eye(before.shape[-1], dtype=before.dtype), before))
         columns = jax.vmap(push, in_axes=(None, 0), out_axes=1)
         return jax.vmap(columns, in_axes=(0, None))(points, eye)
 
@@ -160,6 +161,7 @@ class ByStep(NamedTuple):
 
         def entry(place: Array) -> Array:
             along = (jnp.arange(before.shape[-1]) == place).astype(before.dtype)
+            along, _ = alike((along, before))
             return push(jnp.broadcast_to(along, before.shape))[:, place]
 
         return lax.map(entry, jnp.arange(before.shape[-1])).T
