@@ -227,6 +227,26 @@ def check_built_in(caller: str, params: Params, what: str) -> None:
         raise checks.error(TypeError, caller, "params", expected, type(params).__name__)
 
 
+def check_state(caller: str, params: Params) -> None:
+    """Raises where the carry of params, or of a layer of theirs, is no vector of numbers."""
+    if isinstance(params, Stack):
+        for layer in params.layers:
+            check_state(caller, layer)
+    elif isinstance(params, Bidirectional):
+        check_state(caller, params.forward)
+        check_state(caller, params.backward)
+    else:
+        name, carry = f"the carry of {type(params).__name__}", carry_shape(params)
+        if not jax.tree.leaves(carry):
+            raise checks.error(ValueError, caller, name, "a tree with an array in it", f"{carry}")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+            if leaf.dtype != dtype(params):
+                where = name + jax.tree_util.keystr(path)
+                expected, got = f"{dtype(params)} as params are", checks.describe(leaf)
+                fix = "A state has Jacobians where it is made of such numbers only: use scan."
+                raise checks.error(TypeError, caller, where, expected, got, fix)
+
+
 def _check_stack(caller: str, params: Stack) -> None:
     if not isinstance(params.layers, tuple):
         got = checks.describe(params.layers)

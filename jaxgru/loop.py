@@ -151,7 +151,7 @@ def run(
     carry, reset_carry, inputs, fresh, valid = alike((carry, reset_carry, inputs, fresh, valid))
     again = None
     if valid is not None:
-        again = _first(reverse, carry, reset_carry, inputs, fresh, valid)
+        again = first_real(reverse, carry, reset_carry, inputs, fresh, valid)
 
     def body(carry, now):
         inputs, fresh, real = now
@@ -176,7 +176,7 @@ def _select(which, one, other):
     return jax.tree.map(partial(jnp.where, which), one, other)
 
 
-def _first(reverse, carry, reset_carry, inputs, fresh, valid):
+def first_real(reverse, carry, reset_carry, inputs, fresh, valid):
     """(carry, inputs) of the real step that this direction comes to first.
 
     What the padding is computed on. A select of the results alone would not do: where the step's

@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.export import is_symbolic_dim
 
-from jaxgru import checks, layers, sequence
-from jaxgru.cell import Carry, Params, cell_of
+from jaxgru import checks, layers, own, sequence
+from jaxgru.cell import Carry, Params, StepCell, cell_of
+from jaxgru.dynamics import Flags, Inputs, dynamics_of, pack, unpack
 from jaxgru.layers import Bidirectional, Stack
+from jaxgru.loop import first_real
 from jaxgru.mesh import alike
-from jaxgru.trajectory import Flags, Inputs, Method, NewtonInfo, pack, solve, unpack
+from jaxgru.programs import by_type
+from jaxgru.trajectory import Method, NewtonInfo, solve, states_before
 
 JACOBIANS = ("dense", "diagonal")
 
@@ -50,7 +53,9 @@ def newton_scan(
     until the residual F(h_{t-1}, x_t) - h_t is nothing but rounding, all t at once. The layers of a
     Stack are solved one after the other. States are kept within the bounds that the cell sets, and
     what is not finite is replaced by F(h_{t-1}, x_t), so that after k steps at least the first k
-    states are right. A MinGRU is linear in its state: one step is exact.
+    states are right. A MinGRU is linear in its state: one step is exact. Of a cell that `register`
+    has made no bounds are known, and J_t comes from D forward derivatives of its step, where D is
+    how many numbers the carry has.
 
     `converged` says that the residual is at most tol, and that the answer is not at the mercy of
     rounding: a disturbance of size tol**(2/3) in every step, of random sign, moves no state by more
@@ -65,17 +70,18 @@ def newton_scan(
     back, the batch pays for a scan.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them, in float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Bidirectional
+            or Stack of them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
-        carry: where to start; zeros if None.
+        carry: where to start. None stands for `initial_carry(params)`.
         length: how many of the T steps are real, may be traced; as in `scan`.
         mask: bool `[T]`; False at t makes a hole of step t; as in `scan`.
         reset: bool `[T]`; True at t starts a new segment at t; as in `scan`.
-        reset_carry: where segments start, a carry; zeros if None.
+        reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
         reverse: from the last real step to the first.
         jacobian: `"dense"` (few iterations, memory for T matrices) or `"diagonal"` (the diagonal
-            of J_t only: more iterations, memory for T states).
+            of J_t only: more iterations, memory for T states). Of a registered cell the diagonal
+            is computed unit after unit, which saves memory but not time.
         guess: where the iteration starts, as `NewtonInfo.states` has it; `[T, H]` for a GRU. Zeros
             take the longest, the trajectory before the last update of params a few steps. No
             gradient flows into it.
@@ -110,7 +116,7 @@ def newton_scan(
     trust regions), arXiv:2407.19115.
     """
     sequence.check("newton_scan", params, xs, carry, length, reset, reset_carry, reverse, mask)
-    layers.check_built_in("newton_scan", params, ", whose derivatives it knows")
+    layers.check_state("newton_scan", params)
     steps, dtype = xs.shape[0], layers.dtype(params)
     if dtype not in (jnp.float32, jnp.float64):
         fix = "Rounding in 16 bits leaves Newton's method nothing to converge to: use scan."
@@ -148,7 +154,7 @@ def newton_scan(
     return _newton_scan(method, reverse, params, xs, carry, length, mask, reset, reset_carry, guess)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@by_type(static=2)
 def _newton_scan(method, reverse, params, xs, carry, length, mask, reset, reset_carry, guess):
     if xs.shape[0] == 0:
         states = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), carry)
@@ -198,15 +204,30 @@ def _joined(*infos: NewtonInfo) -> NewtonInfo:
 
 
 def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
-    cell = cell_of(params)
-    turn = (lambda a: jnp.flip(a, 0)) if reverse else (lambda a: a)
-    flags = Flags(*jax.tree.map(turn, (sequence.entered(marks, reverse), marks.valid)))
+    cell, dynamics = cell_of(params), dynamics_of(params)
+    if isinstance(cell, StepCell):
+        xs = own.inputs("newton_scan", params, xs)
+    turn = partial(jax.tree.map, (lambda a: jnp.flip(a, 0)) if reverse else (lambda a: a))
+    fresh, keep = turn((sequence.entered(marks, reverse), marks.valid))
     restart = None if reset_carry is None else pack(reset_carry)
-    inputs = Inputs(params, turn(xs), pack(carry), restart)
-    guess = None if guess is None else turn(pack(guess))
+    inputs, flags = Inputs(params, turn(xs), pack(carry), restart), Flags(fresh, keep)
+    guess = None if guess is None else turn(pack(guess, 1))
     inputs, flags, guess = alike((inputs, flags, guess))
-    states, info = solve(cell, method, inputs, flags, guess)
+    if isinstance(cell, StepCell) and keep is not None:
+        inputs, flags = _with_defined_padding(inputs, flags)
+    states, info = solve(dynamics, method, inputs, flags, guess)
     trajectory = unpack(cell, params, turn(states))
-    ys = sequence.mask(marks, cell.output(trajectory))
+    before = states_before(inputs, flags, states)
+    ys = sequence.mask(marks, turn(dynamics.outputs(inputs, flags, before, states)))
     info = info._replace(states=lax.stop_gradient(trajectory))
     return unpack(cell, params, states[-1]), ys, info
+
+
+def _with_defined_padding(inputs: Inputs, flags: Flags) -> tuple[Inputs, Flags]:
+    """As in `loop`, steps that do not count are computed on what the first real one gets."""
+    begins = (inputs.start, inputs.start if inputs.restart is None else inputs.restart)
+    state, x = first_real(False, *begins, inputs.xs, flags.fresh, flags.keep)
+    xs = jax.tree.map(
+        lambda a, b: jnp.where(flags.keep.reshape(-1, *(1,) * b.ndim), a, b), inputs.xs, x
+    )
+    return inputs._replace(xs=xs), flags._replace(spare=state)

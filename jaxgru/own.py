@@ -21,12 +21,7 @@ def run(
     checkpoint: int | None,
 ) -> tuple[Carry, Array]:
     """(last carry, outputs `[T, H]`) over one sequence."""
-    inputs = cell_of(params).project(params, xs)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(inputs):
-        if not (checks.is_array(leaf) and leaf.shape[:1] == xs.shape[:1]):
-            name = "what project returns" + jax.tree_util.keystr(path)
-            expected = f"an array of shape [{xs.shape[0]}, ...]"
-            raise checks.error(TypeError, "scan", name, expected, checks.describe(leaf))
+    projected = inputs("scan", params, xs)
 
     # The gradient of params is a sum over time, in the dtype of what the loop closes over. A sum in
     # 16 bits stops growing after some hundred steps, so the loop closes over wide copies.
@@ -36,7 +31,21 @@ def run(
         same = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), wide, params)
         return advance("scan", same, carry, inputs)
 
-    return run_loop("scan", step, carry, (inputs,), marks, reset_carry, reverse, checkpoint)
+    return run_loop("scan", step, carry, (projected,), marks, reset_carry, reverse, checkpoint)
+
+
+def inputs(caller: str, params: Params, xs: Array) -> Any:
+    """What the steps get of xs, a tree of `[T, ...]`."""
+    projected = cell_of(params).project(params, xs)
+    if not jax.tree.leaves(projected):
+        expected = "a tree with an array in it"
+        raise checks.error(TypeError, caller, "what project returns", expected, f"{projected}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(projected):
+        if not (checks.is_array(leaf) and leaf.shape[:1] == xs.shape[:1]):
+            name = "what project returns" + jax.tree_util.keystr(path)
+            expected = f"an array of shape [{xs.shape[0]}, ...]"
+            raise checks.error(TypeError, caller, name, expected, checks.describe(leaf))
+    return projected
 
 
 def advance(caller: str, params: Params, carry: Carry, inputs: Any) -> tuple[Carry, Array]:

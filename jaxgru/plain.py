@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks
-from jaxgru.cell import Params
+from jaxgru.cell import Params, is_cell
 from jaxgru.forms import FORMS
 from jaxgru.layers import Bidirectional, Stack
 
@@ -111,6 +111,11 @@ def _check(caller: str, params: Params) -> None:
         _check(caller, params.forward)
         _check(caller, params.backward)
     elif not any(type(params) is form.params_type for form in FORMS.values()):
+        if is_cell(params):
+            name = type(params).__name__
+            fix = f'register({name}, forms={{"{name.lower()}": {{}}}}, ...) names its weights.'
+            expected = "of types that are registered with forms"
+            raise checks.error(TypeError, caller, "params", expected, name, fix)
         expected = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional or Stack"
         fix = "Other arrays that are trained, a head's say, go beside them into a file of your own."
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)

@@ -1,7 +1,9 @@
 """Cells by their equations alone: those of your own, and some of this library."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +16,16 @@ from jaxgru.layers import Bidirectional, Stack
 
 #: Of what compositions are made.
 TAKEN = ("layers", "forward", "backward")
+#: What JAX and everybody put other things into.
+CONTAINERS = (object, dict, list, tuple)
+#: What the functions of a cell are called with.
+TAKEN_BY = {
+    "step": ("params", "carry", "x"),
+    "initial_carry": ("params",),
+    "sizes": ("params",),
+    "project": ("params", "xs"),
+    "check": ("caller", "params"),
+}
 
 
 def register(
@@ -33,11 +45,10 @@ def register(
 
     From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
     alone and beside other cells, with every option but compute_dtype. The params run under `vmap`
-    over data and params, and have derivatives of any order in both modes. The diagnostics of states
-    and of their Jacobians take the params too. With forms, so do `save`, `to_dict` and the
-    programs of `jax.export`. The cell runs as `loop` over its step. `newton_scan` and
-    `gradient_norms` are for the GRU, the LSTM, the plain RNN and the minimal GRU. The cell in
-    `jaxgru/mgu.py` is made like this.
+    over data and params, and have derivatives of any order in both modes. With forms, `save`,
+    `to_dict` and the programs of `jax.export` take the params too. So do `newton_scan` and the
+    diagnostics of states, gradients and Jacobians, where the carry is made of floats of the dtype
+    of params. The cell runs as `loop` over its step. The cell in `jaxgru/mgu.py` is made like this.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
@@ -98,13 +109,20 @@ def register(
         raise checks.error(
             TypeError, "register", "params_type", expected, params_type.__name__, fix
         )
+    if params_type in CONTAINERS or issubclass(params_type, Array):
+        expected, got = "a class of your own", params_type.__name__
+        fix = "A dataclass with a field for each array is one."
+        raise checks.error(TypeError, "register", "params_type", expected, got, fix)
     functions = {"step": step, "initial_carry": initial_carry, "sizes": sizes}
     optional = {"project": project, "check": check}
     functions |= {name: given for name, given in optional.items() if given is not None}
     for name, function in functions.items():
+        expected = f"a function of {', '.join(TAKEN_BY[name])}"
         if not callable(function):
-            got = checks.describe(function)
-            raise checks.error(TypeError, "register", name, "a function", got)
+            raise checks.error(TypeError, "register", name, expected, checks.describe(function))
+        if not _takes(function, len(TAKEN_BY[name])):
+            got = f"one of {inspect.signature(function)}"
+            raise checks.error(TypeError, "register", name, expected, got)
 
     def check_all(caller: str, params: Any) -> None:
         if check is not None:
@@ -115,7 +133,8 @@ def register(
     if forms is not None:
         _name(params_type, forms)
     project = _as_they_are if project is None else project
-    cell.register(params_type, StepCell(step, project, sizes, check_all, initial_carry))
+    start = partial(_start, initial_carry)
+    cell.register(params_type, StepCell(step, project, sizes, check_all, start))
 
 
 def _name(params_type: type, forms: Any) -> None:
@@ -149,6 +168,29 @@ def _name(params_type: type, forms: Any) -> None:
 def _again(new: type, old: type) -> bool:
     """Whether it is the same class, defined once more, as a notebook does."""
     return (new.__module__, new.__qualname__) == (old.__module__, old.__qualname__)
+
+
+def _start(initial_carry: Callable[[Any], Any], params: Any) -> Any:
+    """The carry that a sequence starts from, of arrays."""
+    carry = initial_carry(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if not checks.is_array(leaf):
+            caller = f"initial_carry of {type(params).__name__}"
+            name = "what it returns" + jax.tree_util.keystr(path)
+            got, fix = checks.describe(leaf), "jnp.zeros(shape, dtype) makes one."
+            raise checks.error(TypeError, caller, name, "an array", got, fix)
+    return carry
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments, or does not say."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C have no signature
+        return True
+    return True
 
 
 def _as_they_are(params: Any, xs: Array) -> Array:

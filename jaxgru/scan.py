@@ -1,6 +1,5 @@
 """Any network over one sequence: lengths, resets, direction and checkpointing, for every cell."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from jax.core import Tracer
 from jaxgru import checks, layers, own, sequence
 from jaxgru.cell import Carry, Params, StepCell, cell_of
 from jaxgru.layers import Bidirectional, Stack
+from jaxgru.programs import by_type
 from jaxgru.recurrence import recurrence
 
 
@@ -109,7 +109,7 @@ class _Options(NamedTuple):
     compute_dtype: Any
 
 
-@partial(jax.jit, static_argnums=0)
+@by_type(static=1)
 def _scan(options, params, xs, carry, length, mask, reset, reset_carry, key, rate=None):
     """Compiled once per shape and options, whatever the length, the mask and the resets are."""
     if xs.shape[0] == 0:

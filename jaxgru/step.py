@@ -82,7 +82,7 @@ def _step(params: Params, carry: Carry, x: Array, compute_dtype: Any) -> tuple[C
         return tuple(carries), x
     cell = cell_of(params)
     if isinstance(cell, StepCell):
-        inputs = jax.tree.map(lambda a: a[0], cell.project(params, x[None]))
+        inputs = jax.tree.map(lambda a: a[0], own.inputs("step", params, x[None]))
         return own.advance("step", params, carry, inputs)
     cell = cell._replace(compute_dtype=compute_dtype)
     carry, _ = advance(cell, operands(cell, cell.blocks(params)), carry, x)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxgru import backends, exportable
-from jaxgru.backends.loop import forward
-from jaxgru.cell import Blocks, Carry, Cell, Params, advance, products
+from jaxgru import exportable
+from jaxgru.cell import Carry
+from jaxgru.dynamics import Dynamics, Flags, Inputs
 from jaxgru.linear import recur, recur_in_order, rescue, shift, times
 
 
@@ -45,78 +45,37 @@ class Method(NamedTuple):
     fallback: bool
 
 
-class Inputs(NamedTuple):
-    """What the trajectory of one cell depends on, smoothly."""
-
-    params: Params
-    xs: Array
-    start: Array
-    """`[D]`"""
-    restart: Any
-    """`[D]`, or None where nothing is reset."""
-
-
-class Flags(NamedTuple):
-    """The steps that start from restart, and those that count, `[T]`; None: no step, and every."""
-
-    fresh: Array | None
-    keep: Array | None
+def step_all(
+    dynamics: Dynamics, inputs: Inputs, flags: Flags, states: Array, offset: Any = None
+) -> tuple[Array, Array, Any]:
+    """(F of all steps at once, plus an offset; the states before them; what J needs of them)."""
+    before = states_before(inputs, flags, states)
+    after, kept = dynamics.advance(inputs, flags, before)
+    after = after if offset is None else after + offset
+    if flags.keep is not None:
+        after = jnp.where(flags.keep[:, None], after, before)
+    return after, before, kept
 
 
-def pack(carry: Carry) -> Array:
-    """Carries, `[..., H]` each, as one array `[..., D]`."""
-    return jnp.concatenate(jax.tree.leaves(carry), axis=-1)
-
-
-def unpack(cell: Cell, params: Params, packed: Array) -> Carry:
-    """`[..., D]` -> a carry of `[..., H]` each."""
-    tree = jax.tree.structure(cell.carry_shape(params))
-    return jax.tree.unflatten(tree, jnp.split(packed, tree.num_leaves, axis=-1))
-
-
-def _advance(cell: Cell, inputs: Inputs, flags: Flags, states: Array, offset: Any = None) -> Any:
-    """(F of all steps at once, plus an offset; the states before them; their gates)."""
-    params, xs, start, restart = inputs
-    fresh, keep = flags
-    before = jnp.concatenate([start[None], states[:-1]])
-    if fresh is not None:
-        before = jnp.where(fresh[:, None], restart[None], before)
-    after, gates = advance(cell, cell.blocks(params), unpack(cell, params, before), xs)
-    after = pack(after) if offset is None else pack(after) + offset
-    if keep is not None:
-        after = jnp.where(keep[:, None], after, before)
-    return after, before, gates
-
-
-def _coefficients(cell: Cell, inputs: Inputs, before: Array, gates: Any) -> tuple[Any, Any]:
-    """The coefficients and, all zero, the sources of `Cell.tangent` at these states."""
-    blocks = cell.blocks(inputs.params)
-    still = Blocks(None, (None,) * len(blocks.w_hh), None)
-    dx = jnp.zeros((before.shape[0], cell.gates * cell.sizes(inputs.params)[1]), before.dtype)
-    states = unpack(cell, inputs.params, before)
-    return cell.coefficients(states, gates), cell.sources(still, dx, states, gates)
+def states_before(inputs: Inputs, flags: Flags, states: Array) -> Array:
+    """What every step starts from, given the states after each, `[T, D]`."""
+    before = jnp.concatenate([inputs.start[None], states[:-1]])
+    if flags.fresh is not None:
+        before = jnp.where(flags.fresh[:, None], inputs.restart[None], before)
+    return before
 
 
 def jacobian_of(
-    cell: Cell, dense: bool, inputs: Inputs, flags: Flags, before: Array, gates: Any
+    dynamics: Dynamics, dense: bool, inputs: Inputs, flags: Flags, before: Array, kept: Any
 ) -> Array:
     """J of every step, `[T, D, D]`, or its diagonal, `[T, D]`."""
-    params, (fresh, keep) = inputs.params, flags
-    blocks = cell.blocks(params)
-    linear = _coefficients(cell, inputs, before, gates)
-    size = before.shape[-1]
-    if dense and blocks.w_hh:
-        weights = products(blocks.w_hh)
+    size, keep, fresh = before.shape[-1], flags.keep, flags.fresh
+    if dense and not dynamics.is_diagonal(inputs.params):
+        jacobian = dynamics.dense(inputs, flags, before, kept)
         eye = jnp.eye(size, dtype=before.dtype)
-
-        def column(coefficients, sources, e):
-            de = unpack(cell, params, e)
-            return pack(cell.tangent(weights, coefficients, de, sources))
-
-        columns = jax.vmap(column, in_axes=(None, None, 0), out_axes=1)
-        jacobian = jax.vmap(columns, in_axes=(0, 0, None))(*linear, eye)
     else:
-        jacobian, eye = pack(cell.diagonal(blocks, linear[0])), jnp.ones(size, before.dtype)
+        jacobian = dynamics.diagonal(inputs, flags, before, kept)
+        eye = jnp.ones(size, before.dtype)
     if keep is not None:
         jacobian = jnp.where(_like(keep, jacobian), jacobian, eye[None])
     if fresh is not None:  # last, for a segment may start at a hole
@@ -136,34 +95,33 @@ class _Iterate(NamedTuple):
     """Newton steps so far."""
     states: Array
     ahead: tuple[Array, Array, Any]
-    """F of the states, the states before each step, gates."""
+    """What `step_all` makes of the states."""
     residual: Array
 
 
 def solve(
-    cell: Cell, method: Method, inputs: Inputs, flags: Flags, guess: Array | None
+    dynamics: Dynamics, method: Method, inputs: Inputs, flags: Flags, guess: Array | None
 ) -> tuple[Array, NewtonInfo]:
     """The packed trajectory `[T, D]`, a function of inputs, and what became of the iteration."""
-    states, info = _iterate(cell, method, *lax.stop_gradient((inputs, flags, guess)))
-    # A cell whose gates do not see the carry has no more than the diagonal.
-    whole = method.dense or not cell.blocks(inputs.params).w_hh
-    return _differentiable(cell, whole, states, inputs, flags, info.converged), info
+    states, info = _iterate(dynamics, method, *lax.stop_gradient((inputs, flags, guess)))
+    whole = method.dense or dynamics.is_diagonal(inputs.params)
+    return _differentiable(dynamics, whole, states, inputs, flags, info.converged), info
 
 
-def _iterate(cell, method, inputs, flags, guess):
-    params, xs, start, restart = inputs
-    steps = xs.shape[0]
+def _iterate(dynamics, method, inputs, flags, guess):
+    start, restart = inputs.start, inputs.restart
+    steps = jax.tree.leaves(inputs.xs)[0].shape[0]
     tol, limit = method.tol, method.max_iterations
     largest = jnp.abs(start) if restart is None else jnp.maximum(jnp.abs(start), jnp.abs(restart))
-    bound = pack(cell.bound(unpack(cell, params, largest), steps))[None]
+    bound = dynamics.bound(inputs.params, largest, steps)[None]
 
     def observe(done, states, offset):
-        ahead = _advance(cell, inputs, flags, states, offset)
+        ahead = step_all(dynamics, inputs, flags, states, offset)
         return _Iterate(done, states, ahead, _distance(ahead[0], states))
 
     def newton(iterate, offset):
-        after, before, gates = iterate.ahead
-        jacobian = jacobian_of(cell, method.dense, inputs, flags, before, gates)
+        after, before, kept = iterate.ahead
+        jacobian = jacobian_of(dynamics, method.dense, inputs, flags, before, kept)
         if method.damping:
             jacobian *= 1 - method.damping
         states = iterate.states + recur(jacobian, after - iterate.states)
@@ -181,9 +139,9 @@ def _iterate(cell, method, inputs, flags, guess):
         observe(none, first, None),
     )
     converged = found.residual <= tol
-    if cell.blocks(params).w_hh:  # others are contractions: nothing grows
+    if not dynamics.is_diagonal(inputs.params):  # those cells are contractions
         size = tol ** (2 / 3)
-        offset = size * _signs(first.shape).astype(xs.dtype)
+        offset = size * _signs(first.shape).astype(start.dtype)
         moved = lax.while_loop(
             lambda i: (i.done < limit) & ~(i.residual <= 0.1 * size),
             lambda i: newton(i, offset),
@@ -193,11 +151,7 @@ def _iterate(cell, method, inputs, flags, guess):
         converged &= (moved.residual <= 0.1 * size) & still
 
     def scanned():
-        both = (start, start if restart is None else restart)
-        arguments = (params, xs, *(unpack(cell, params, packed) for packed in both), *flags)
-        plan = backends.portable()
-        _, (carries, _) = forward(plan, cell, 0, False, arguments, differentiated=False)
-        return pack(carries)
+        return dynamics.in_order(inputs, flags)
 
     states = rescue(converged, found.states, scanned) if method.fallback else found.states
     return states, NewtonInfo(found.done, found.residual, converged, states)
@@ -219,25 +173,25 @@ def _signs(shape: tuple[int, ...]) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _differentiable(cell, whole, states, inputs, flags, converged):
+def _differentiable(dynamics, whole, states, inputs, flags, converged):
     """The states, as the function of inputs that they are; whole: J can be had as a whole."""
-    del cell, whole, inputs, flags, converged
+    del dynamics, whole, inputs, flags, converged
     return states
 
 
 @_differentiable.defjvp
-def _differentiable_jvp(cell, whole, primals, tangents):
+def _differentiable_jvp(dynamics, whole, primals, tangents):
     _, inputs, flags, converged = primals
-    states = _differentiable(cell, whole, *primals)
+    states = _differentiable(dynamics, whole, *primals)
 
     def ahead(inputs):
-        return _advance(cell, inputs, flags, states)[0]
+        return step_all(dynamics, inputs, flags, states)[0]
 
     _, sources = jax.jvp(ahead, (inputs,), (tangents[1],))
-    _, before, gates = _advance(cell, inputs, flags, states)
+    _, before, kept = step_all(dynamics, inputs, flags, states)
     if not whole:
-        return states, _tangent_in_order(cell, inputs, flags, before, gates, sources)
-    jacobian = jacobian_of(cell, whole, inputs, flags, before, gates)
+        return states, _tangent_in_order(dynamics, inputs, flags, before, kept, sources)
+    jacobian = jacobian_of(dynamics, whole, inputs, flags, before, kept)
 
     def solve(_, b):
         run = partial(recur_in_order, jacobian, b)
@@ -255,18 +209,17 @@ def _differentiable_jvp(cell, whole, primals, tangents):
     return states, lax.custom_linear_solve(apply, sources, solve, solve_transposed)
 
 
-def _tangent_in_order(cell, inputs, flags, before, gates, sources):
+def _tangent_in_order(dynamics, inputs, flags, before, kept, sources):
     """The linear recurrence by J times a vector, as the loop of `scan` has it."""
-    weights = products(cell.blocks(inputs.params).w_hh)
+    linear, push = dynamics.push(inputs, flags, before, kept)
 
     def step(e, stretch):
         linear, source, fresh, keep = stretch
         e = e if fresh is None else jnp.where(fresh, 0, e)
-        new = cell.tangent(weights, linear[0], unpack(cell, inputs.params, e), linear[1])
-        new = pack(new) if keep is None else jnp.where(keep, pack(new), e)
+        new = push(linear, e)
+        new = new if keep is None else jnp.where(keep, new, e)
         new = new + source
         return new, new
 
-    linear = _coefficients(cell, inputs, before, gates)
-    stretches = (linear, sources, *flags)
+    stretches = (linear, sources, flags.fresh, flags.keep)
     return lax.scan(step, jnp.zeros_like(sources[0]), stretches)[1]

@@ -13,6 +13,7 @@ import pytest
 import jaxgru
 from jaxgru import backends
 from jaxgru.backends import loop
+from own_gru import OwnParams
 
 #: Sizes used by most tests: all different, so a swapped axis cannot go unnoticed.
 INPUT, HIDDEN, STEPS = 3, 4, 6
@@ -25,9 +26,11 @@ VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
 #: Derivatives: sums over all steps, so a hundred times more rounding than values.
 GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
-CELLS = ("gru", "gru_after", "lstm", "elman", "min_gru")
-#: The cells that are registered by their step alone: (init, step). tests/test_own_cells.py is about
-#: all of them. They are no part of CELLS, whose tests look at derivatives that are written out.
+BUILT_IN = ("gru", "gru_after", "lstm", "elman", "min_gru")
+#: With the GRU once more, as a user registers it, for all that `scan` and `step` promise.
+CELLS = (*BUILT_IN, "own_gru")
+#: The cells of this library that are registered by their step alone: (init, step), which
+#: tests/test_own_cells.py is about.
 OWN: dict[str, Any] = {
     "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
     "layer_norm_gru": (jaxgru.layer_norm_gru_init, jaxgru.layer_norm_gru_step),
@@ -41,9 +44,9 @@ OWN: dict[str, Any] = {
     ),
 }
 LAYERS = ("bidirectional", "stack", "mixed")
-KINDS = CELLS + LAYERS
+KINDS = (*CELLS, *LAYERS, "own_mixed")
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
-STREAMABLE = (*CELLS, "stack")
+STREAMABLE = (*CELLS, "stack", "own_stack")
 
 
 def slow(*values):
@@ -56,7 +59,8 @@ def each_way(kinds):
     not know the direction, and a Bidirectional in both: "mixed" is a Stack that has one.
     """
     short = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
-             ("min_gru", False), ("bidirectional", True), ("mixed", False)}  # fmt: skip
+             ("min_gru", False), ("own_gru", True), ("bidirectional", True),
+             ("mixed", False)}  # fmt: skip
     pairs = itertools.product(kinds, (False, True))
     return [pair if pair in short else slow(*pair) for pair in pairs]
 
@@ -93,6 +97,9 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
             w_hh=normal(hidden, 4, hidden),
             b=normal(4, hidden) if bias else None,
         )
+    if kind == "own_gru":
+        b = normal(3, hidden) if bias else None
+        return OwnParams(normal(inputs, 3, hidden), normal(hidden, 3, hidden), b)
     if kind == "min_gru":
         return jaxgru.MinGRUParams(
             w_ih=normal(inputs, 2, hidden), b=normal(2, hidden) if bias else None
@@ -116,9 +123,16 @@ def draw(kind, inputs=INPUT, hidden=HIDDEN, dtype="float64", seed=0, bias=True) 
         return jaxgru.Bidirectional(cell("gru", inputs, hidden), cell("lstm", inputs, hidden + 1))
     if kind == "stack":
         return jaxgru.Stack((cell("gru", inputs, hidden), cell("gru_after", hidden, hidden + 1)))
+    if kind == "own_stack":
+        return jaxgru.Stack((cell("own_gru", inputs, hidden), cell("own_gru", hidden, hidden + 1)))
     if kind == "mixed":
         both = jaxgru.Bidirectional(cell("gru_after", hidden, hidden), cell("gru", hidden, hidden))
         return jaxgru.Stack((cell("lstm", inputs, hidden), both, cell("elman", 2 * hidden, hidden)))
+    if kind == "own_mixed":
+        both = jaxgru.Bidirectional(cell("own_gru", hidden, hidden), cell("lstm", hidden, hidden))
+        return jaxgru.Stack(
+            (cell("own_gru", inputs, hidden), both, cell("gru", 2 * hidden, hidden))
+        )
     return cell(kind, inputs, hidden)
 
 

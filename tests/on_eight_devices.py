@@ -21,7 +21,7 @@ import jaxgru
 import recipes
 from benchmarks import collectives
 from benchmarks.collectives import count
-from cases import KINDS, draw, planned, weigh
+from cases import BUILT_IN, LAYERS, draw, planned, weigh
 from jaxgru import diagnostics
 from jaxgru.backends import TPU_KERNEL, tpu
 
@@ -89,7 +89,7 @@ def looked_at(params, xs):
 
 
 def checks():
-    kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in KINDS}
+    kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in (*BUILT_IN, *LAYERS, "own_gru")}
     keys = jax.random.split(jax.random.key(1), 5)
     xs = jax.random.normal(keys[0], (BATCH, STEPS, INPUT))
     lengths = jax.random.randint(keys[1], (BATCH,), 1, STEPS + 1)
@@ -108,11 +108,13 @@ def checks():
     back = batched(partial(scan, reverse=True))
     yield Check("lstm, reverse", kinds["lstm"], back, (xs,))
     yield Check("gru, Newton", kinds["gru"], batched(newton), (xs,))
+    yield Check("own_gru, Newton", kinds["own_gru"], batched(newton), (xs,))
     segments = batched(partial(scan, checkpoint=4))
     yield Check("gru, checkpoint", kinds["gru"], segments, (xs,))
     masks = jax.random.split(keys[4], BATCH)
     yield Check("stack, dropout", kinds["stack"], batched(dropped), (xs, masks))
-    yield Check("lstm, diagnostics", kinds["lstm"], batched(looked_at), (xs,), gradient=False)
+    for kind in ("lstm", "own_gru"):
+        yield Check(f"{kind}, diagnostics", kinds[kind], batched(looked_at), (xs,), gradient=False)
     named = batched(scan, spmd_axis_name="x")
     yield Check("gru, spmd_axis_name", kinds["gru"], named, (xs,), (AUTOMATIC,))
     twice = batched(batched(scan))

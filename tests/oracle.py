@@ -7,6 +7,7 @@ matrix product per gate, no selects: a step that is padding or a hole is not com
 import numpy as np
 
 import jaxgru
+from own_gru import OwnParams
 
 
 def f64(x):
@@ -28,7 +29,7 @@ def gru_step(params, h, x):
     b = _bias(params.b, (3, hidden))
     r = sigmoid(x @ w_ih[:, 0] + h @ w_hh[:, 0] + b[0])
     z = sigmoid(x @ w_ih[:, 1] + h @ w_hh[:, 1] + b[1])
-    if params.reset_after:
+    if getattr(params, "reset_after", False):
         b_hn = _bias(params.b_hn, (hidden,))
         n = np.tanh(x @ w_ih[:, 2] + b[2] + r * (h @ w_hh[:, 2] + b_hn))
     else:
@@ -115,6 +116,7 @@ def leaky_step(params, h, x):
 
 CELLS = {
     jaxgru.GRUParams: gru_step,
+    OwnParams: gru_step,
     jaxgru.LSTMParams: lstm_step,
     jaxgru.ElmanParams: elman_step,
     jaxgru.MinGRUParams: min_gru_step,

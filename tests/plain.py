@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxgru
+import own_gru
 
 
 def _cell_step(params, carry, x):
@@ -17,6 +18,8 @@ def _cell_step(params, carry, x):
     if isinstance(params, jaxgru.LSTMParams):
         carry = jaxgru.lstm_step(params, carry, x)
         return carry, carry.h
+    if isinstance(params, own_gru.OwnParams):
+        return own_gru.step(params, carry, x)
     min_gru = isinstance(params, jaxgru.MinGRUParams)
     h = (jaxgru.min_gru_step if min_gru else jaxgru.elman_step)(params, carry, x)
     return h, h

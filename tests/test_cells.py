@@ -7,6 +7,7 @@ import pytest
 
 import jaxgru
 import oracle
+import own_gru
 from cases import (
     CELLS,
     HIDDEN,
@@ -28,6 +29,7 @@ STEPS = {
     "lstm": (jaxgru.lstm_step, oracle.lstm_step),
     "elman": (jaxgru.elman_step, oracle.elman_step),
     "min_gru": (jaxgru.min_gru_step, oracle.min_gru_step),
+    "own_gru": (lambda *arguments: own_gru.step(*arguments)[0], oracle.gru_step),
 }
 
 

@@ -7,7 +7,17 @@ import pytest
 
 import jaxgru
 import oracle
-from cases import CELLS, assert_close, assert_same, draw, draw_carry, draw_xs, only, planned, weigh
+from cases import (
+    BUILT_IN,
+    assert_close,
+    assert_same,
+    draw,
+    draw_carry,
+    draw_xs,
+    only,
+    planned,
+    weigh,
+)
 
 #: A product of two numbers that are rounded to 8 bits is off by at most 2**-8 of itself, and about
 #: three of size one are added up in each of a few gates and steps.
@@ -44,7 +54,7 @@ def test_operands_are_rounded_and_nothing_else():
     assert 1e-4 < apart < TOL
 
 
-@pytest.mark.parametrize("kind", only(["gru", "lstm"], (*CELLS, "mixed")))
+@pytest.mark.parametrize("kind", only(["gru", "lstm"], (*BUILT_IN, "mixed")))
 def test_values_and_gradients_are_near_the_exact_ones(kind):
     """And have the dtype of params."""
     params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
@@ -80,7 +90,7 @@ def test_every_way_of_the_loop(changes):
         assert_close(jax.jit(jax.value_and_grad(loss))(params), expected, TOL)
 
 
-@pytest.mark.parametrize("kind", [*CELLS, "stack"])
+@pytest.mark.parametrize("kind", [*BUILT_IN, "stack"])
 def test_step_rounds_as_scan_does(kind):
     params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
     carry = draw_carry(params)

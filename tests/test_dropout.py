@@ -24,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 WIDTH, LONG = 20, 200
 SMALL = 1e-3
+BELOW = ["gru", slow("own_gru")]
+STACKS = ["stack", slow("own_stack")]
 
 
 def lens(width=WIDTH):
@@ -45,8 +47,9 @@ def mask_of(layers, rate, key, steps=LONG, **options):
 
 
 @pytest.mark.parametrize("rate", [slow(0.1), 0.5])
-def test_rate_scale_and_freshness(rate):
-    layers = (draw("gru", hidden=WIDTH), lens())
+@pytest.mark.parametrize("kind", BELOW)
+def test_rate_scale_and_freshness(kind, rate):
+    layers = (draw(kind, hidden=WIDTH), lens())
     _, _, mask = mask_of(layers, rate, jax.random.key(0))
     kept = mask > 0.5
     # Inverting tanh divides rounding by SMALL: 1e-16 / 1e-3 / |h|, and some h are as small as 1e-4.
@@ -64,9 +67,10 @@ def test_rate_scale_and_freshness(rate):
     assert np.max(np.abs(jnp.mean(~kept, axis=1) - rate)) < 5 * np.sqrt(rate * (1 - rate) / WIDTH)
 
 
-def test_each_layer_has_its_own_mask():
+@pytest.mark.parametrize("kind", BELOW)
+def test_each_layer_has_its_own_mask(kind):
     """Two lenses in a row: seen through both, a unit survives with probability 1/4, not 1/2."""
-    below, xs = draw("gru", hidden=WIDTH), draw_xs(LONG)
+    below, xs = draw(kind, hidden=WIDTH), draw_xs(LONG)
     _, ys = jaxgru.scan(
         jaxgru.Stack((below, lens(), lens())), xs, dropout=0.5, key=jax.random.key(1)
     )
@@ -81,15 +85,17 @@ def test_the_last_layer_is_not_dropped():
     assert_same(ys[-1], last)
 
 
-def test_the_carry_of_the_dropped_layer_is_untouched():
+@pytest.mark.parametrize("kind", STACKS)
+def test_the_carry_of_the_dropped_layer_is_untouched(kind):
     """Dropout acts on what goes up, not on what goes on in time."""
-    params, xs = draw("stack"), draw_xs()
+    params, xs = draw(kind), draw_xs()
     (first, _), _ = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(0))
     assert_close(first, jaxgru.scan(params.layers[0], xs)[0], 1e-15)
 
 
-def test_same_key_same_numbers_other_key_others():
-    params, xs = draw("mixed"), draw_xs()
+@pytest.mark.parametrize("kind", ["mixed", slow("own_mixed")])
+def test_same_key_same_numbers_other_key_others(kind):
+    params, xs = draw(kind), draw_xs()
 
     def run(seed):
         return jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(seed))
@@ -99,13 +105,14 @@ def test_same_key_same_numbers_other_key_others():
 
 
 @pytest.mark.parametrize("key", [None, 0])
-def test_no_dropout_is_no_dropout(key):
-    params, xs = draw("stack"), draw_xs()
+@pytest.mark.parametrize("kind", STACKS)
+def test_no_dropout_is_no_dropout(kind, key):
+    params, xs = draw(kind), draw_xs()
     key = None if key is None else jax.random.key(key)
     assert_same(jaxgru.scan(params, xs, dropout=0.0, key=key), jaxgru.scan(params, xs))
 
 
-@pytest.mark.parametrize("kind", [slow("stack"), "mixed"])
+@pytest.mark.parametrize("kind", [*map(slow, ("stack", "own_stack", "own_mixed")), "mixed"])
 @pytest.mark.parametrize("rate", [0.25, slow(0.5)])
 def test_a_rate_that_is_data_drops_as_a_number_does(kind, rate):
     params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
@@ -120,9 +127,10 @@ def test_a_rate_that_is_data_drops_as_a_number_does(kind, rate):
     assert jnp.max(jnp.abs(expected[1] - run(0.0)[1])) > 1e-3
 
 
-def test_a_traced_rate_of_zero_drops_nothing():
+@pytest.mark.parametrize("kind", ["mixed", slow("own_mixed")])
+def test_a_traced_rate_of_zero_drops_nothing(kind):
     """Exactly, in values and gradients."""
-    params, xs, key = draw("mixed"), draw_xs(), jax.random.key(0)
+    params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
 
     def loss(params, rate, key=key):
         return weigh(jaxgru.scan(params, xs, dropout=rate, key=key))
@@ -131,16 +139,18 @@ def test_a_traced_rate_of_zero_drops_nothing():
     assert_same(slope(params, 0.0), jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, 0))
 
 
-def test_a_known_zero_needs_no_key():
-    params, xs = draw("stack"), draw_xs()
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_known_zero_needs_no_key(kind):
+    params, xs = draw(kind), draw_xs()
     for zero in (0, np.float32(0), jnp.zeros(())):
         assert_same(jaxgru.scan(params, xs, dropout=zero), jaxgru.scan(params, xs))
         assert_same(jaxgru.scan(draw("gru"), xs, dropout=zero), jaxgru.scan(draw("gru"), xs))
 
 
-def test_a_population_of_rates():
+@pytest.mark.parametrize("kind", BELOW)
+def test_a_population_of_rates(kind):
     """With one key, whatever a low rate drops a higher one drops too: the coins are the same."""
-    params, key = jaxgru.Stack((draw("gru", hidden=WIDTH), lens())), jax.random.key(0)
+    params, key = jaxgru.Stack((draw(kind, hidden=WIDTH), lens())), jax.random.key(0)
     xs, rates = draw_xs(STEPS), jnp.array([0.0, 0.2, 0.6])
 
     def run(rate):
@@ -165,7 +175,8 @@ def test_the_dtype_is_that_of_params(dtype):
 
 
 @pytest.mark.parametrize(("rate", "acts_as"), [(-0.5, 0.0), (3.0, 1.0)])
-def test_a_traced_rate_out_of_range_is_clipped(rate, acts_as):
+@pytest.mark.parametrize("kind", BELOW)
+def test_a_traced_rate_out_of_range_is_clipped(kind, rate, acts_as):
     """A rate of 1 drops everything, and its gradient is zero, not NaN."""
     xs, key = draw_xs(), jax.random.key(0)
 
@@ -174,16 +185,17 @@ def test_a_traced_rate_out_of_range_is_clipped(rate, acts_as):
         return weigh(ys), ys
 
     run = jax.jit(jax.value_and_grad(outputs, has_aux=True))
-    (_, ys), grads = run(draw("gru", hidden=WIDTH), rate)
-    (_, expected), expected_grads = run(draw("gru", hidden=WIDTH), acts_as)
+    (_, ys), grads = run(draw(kind, hidden=WIDTH), rate)
+    (_, expected), expected_grads = run(draw(kind, hidden=WIDTH), acts_as)
     assert_same((ys, grads), (expected, expected_grads))
     for leaf in jax.tree.leaves((ys, grads)):
         assert jnp.all(leaf == 0) if acts_as == 1 else jnp.any(leaf != 0)
 
 
-def test_new_rates_compile_nothing():
+@pytest.mark.parametrize("kind", STACKS)
+def test_new_rates_compile_nothing(kind):
     """A schedule: a rate that is an array is data."""
-    params, xs, key = draw("stack"), draw_xs(), jax.random.key(0)
+    params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
     traces = []
 
     @jax.jit
@@ -205,8 +217,9 @@ def test_one_layer_has_nothing_to_drop(rate):
     )
 
 
-def test_a_stack_in_one_direction_of_two_is_dropped():
-    both = jaxgru.Bidirectional(draw("stack"), draw("gru"))
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_stack_in_one_direction_of_two_is_dropped(kind):
+    both = jaxgru.Bidirectional(draw(kind), draw("gru"))
     xs, key = draw_xs(), jax.random.key(0)
     width = oracle.output_size(both.forward)
     dropped, expected = jaxgru.scan(both, xs, dropout=0.5, key=key)[1], jaxgru.scan(both, xs)[1]
@@ -214,22 +227,25 @@ def test_a_stack_in_one_direction_of_two_is_dropped():
     assert_same(dropped[:, width:], expected[:, width:])
 
 
-def test_a_raw_key_works_too():
-    params, xs = draw("stack"), draw_xs()
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_raw_key_works_too(kind):
+    params, xs = draw(kind), draw_xs()
     new = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(4))
     old = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.PRNGKey(4))
     assert_same(old, new)
 
 
-def test_padding_stays_zero():
-    params, xs = draw("stack"), draw_xs()
+@pytest.mark.parametrize("kind", STACKS)
+def test_padding_stays_zero(kind):
+    params, xs = draw(kind), draw_xs()
     _, ys = jaxgru.scan(params, xs, length=3, dropout=0.5, key=jax.random.key(0))
     assert_same(ys[3:], jnp.zeros_like(ys[3:]))
 
 
-def test_the_mean_over_masks_is_the_input():
+@pytest.mark.parametrize("kind", BELOW)
+def test_the_mean_over_masks_is_the_input(kind):
     """Inverted dropout: the layer above sees the undropped value on average."""
-    layers = (draw("gru", hidden=WIDTH), lens())
+    layers = (draw(kind, hidden=WIDTH), lens())
     xs = draw_xs(STEPS)
     _, hs = jaxgru.scan(layers[0], xs)
 
@@ -243,8 +259,9 @@ def test_the_mean_over_masks_is_the_input():
     assert worst < 5 / np.sqrt(4000)
 
 
-def test_gradient_is_that_of_the_masked_computation():
-    layers = (draw("gru", hidden=WIDTH), lens())
+@pytest.mark.parametrize("kind", BELOW)
+def test_gradient_is_that_of_the_masked_computation(kind):
+    layers = (draw(kind, hidden=WIDTH), lens())
     key = jax.random.key(5)
     xs = draw_xs(STEPS)
     _, _, mask = mask_of(layers, 0.5, key, steps=STEPS)
@@ -261,8 +278,9 @@ def test_gradient_is_that_of_the_masked_computation():
     )
 
 
-def test_under_vmap_every_example_has_its_key():
-    params = draw("stack")
+@pytest.mark.parametrize("kind", STACKS)
+def test_under_vmap_every_example_has_its_key(kind):
+    params = draw(kind)
     xs = jnp.stack([draw_xs(seed=1)] * 3)
     keys = jax.random.split(jax.random.key(0), 3)
 
@@ -275,9 +293,10 @@ def test_under_vmap_every_example_has_its_key():
         assert_close(ys[i], run(xs[i], keys[i]), 1e-12)
 
 
-def test_one_key_for_a_batch_drops_the_same_units_of_every_example():
+@pytest.mark.parametrize("kind", BELOW)
+def test_one_key_for_a_batch_drops_the_same_units_of_every_example(kind):
     """What the docstring says of a shared key, and of one for each example."""
-    params = jaxgru.Stack((draw("gru", hidden=WIDTH), lens()))
+    params = jaxgru.Stack((draw(kind, hidden=WIDTH), lens()))
     xs, key = jnp.stack([draw_xs(seed=i) for i in (1, 2)]), jax.random.key(0)
 
     def dropped(xs, key):

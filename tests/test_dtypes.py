@@ -10,9 +10,9 @@ import pytest
 import jaxgru
 import oracle
 from cases import (
-    CELLS,
+    BUILT_IN,
     HIDDEN,
-    KINDS,
+    LAYERS,
     STEPS,
     draw,
     draw_carry,
@@ -50,7 +50,7 @@ def dtypes_of(tree):
     ("kind", "dtype"),
     [
         (kind, dtype) if dtype == "bfloat16" or kind == "gru" else slow(kind, dtype)
-        for kind in KINDS
+        for kind in (*BUILT_IN, *LAYERS)
         for dtype in DTYPES
     ],
 )
@@ -69,7 +69,7 @@ def test_carry_outputs_and_gradients_have_the_dtype_of_params(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [*CELLS, "stack"])
+@pytest.mark.parametrize("kind", [*BUILT_IN, "stack"])
 def test_step_keeps_the_dtype(kind, dtype):
     params = draw(kind, dtype=dtype)
     out = jax.eval_shape(jaxgru.step, params, jaxgru.initial_carry(params), draw_xs(dtype=dtype)[0])
@@ -90,7 +90,7 @@ def test_init_draws_float32_unless_told(init):
 
 
 @pytest.mark.parametrize("dtype", [*LOW, "float32"])
-@pytest.mark.parametrize("kind", only((*CELLS, "mixed"), KINDS))
+@pytest.mark.parametrize("kind", only((*BUILT_IN, "mixed"), (*BUILT_IN, *LAYERS)))
 def test_values_of_the_narrow_dtypes(kind, dtype):
     """Against float64 on the same, rounded, numbers. Each step rounds the carry to half an ulp of
     1 and the next steps multiply it by less than 2 in all: one ulp a step and layer is generous for
@@ -105,7 +105,7 @@ def test_values_of_the_narrow_dtypes(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_a_step_rounds_once(kind, dtype):
     """Products and gates in float32: the result is the exact one, rounded to the dtype. Gates
     computed in 16 bits would be several ulp off. Half an ulp, and 2% for float32's own error."""
@@ -160,7 +160,7 @@ def products_in(program, *args):
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_every_product_is_accumulated_in_float32(kind, dtype):
     """Forward, backward and forward mode: no product of the program has a 16-bit result."""
     params, xs = draw(kind, dtype=dtype), draw_xs(20, dtype=dtype)
@@ -177,7 +177,7 @@ def test_every_product_is_accumulated_in_float32(kind, dtype):
         assert set(products_in(program, params, xs)) == {"f32"}
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_the_narrow_dtypes_stay_narrow_in_memory(kind):
     """Outputs of a long sequence are stored in 16 bits, not in float32 and cast at the end."""
     params, xs = draw(kind, dtype="bfloat16"), draw_xs(64, dtype="bfloat16")

@@ -487,6 +487,19 @@ CASES = {
     "compute_dtype an integer": Wrong(
         lambda: scan(compute_dtype="int8"), TypeError, "scan: compute_dtype", "bfloat16", "int8"
     ),
+    "compute_dtype an array": Wrong(
+        lambda: scan(compute_dtype=zeros(2)), TypeError, "scan: compute_dtype", "", "float32[2]"
+    ),
+    "compute_dtype of no known name": Wrong(
+        lambda: scan(compute_dtype="bf16"), TypeError, "scan: compute_dtype", "", "'bf16'"
+    ),
+    "compute_dtype a bool, in step": Wrong(
+        lambda: jaxgru.step(params_of(), zeros(4), xs_of()[0], compute_dtype=True),
+        TypeError,
+        "step: compute_dtype",
+        "bfloat16",
+        "True",
+    ),
     "compute_dtype wider than params": Wrong(
         lambda: jaxgru.scan(
             draw("gru", dtype="bfloat16"), xs_of().astype("bfloat16"), compute_dtype="float32"
@@ -617,6 +630,25 @@ CASES = {
         "loop: reset_carry",
         "given for a carry with keys",
         "None",
+    ),
+    "mask of integers in a loop": Wrong(
+        lambda: loop(mask=zeros(STEPS, "int32")), TypeError, "loop: mask", "bool", "int32[6]. True"
+    ),
+    "mask too short in a loop": Wrong(
+        lambda: loop(mask=zeros(STEPS - 1, bool)), ValueError, "loop: mask", "[6]", "bool[5]"
+    ),
+    "mask a scalar in a loop": Wrong(
+        lambda: loop(mask=True), TypeError, "loop: mask", "[6]", "bool. One flag for each step"
+    ),
+    "length a mask in a loop": Wrong(
+        lambda: loop(length=zeros(STEPS, bool)), ValueError, "loop: length", "", "through mask="
+    ),
+    "no step for a loop": Wrong(
+        lambda: jaxgru.loop(None, zeros(4), xs_of()),
+        TypeError,
+        "loop: step",
+        "a function (carry, x) -> (carry, y)",
+        "NoneType",
     ),
     "a seed for the key of a loop": Wrong(
         lambda: loop(key=0), TypeError, "loop: key", "one key", "int"

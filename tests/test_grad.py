@@ -91,6 +91,7 @@ def test_equals_plain_scan_with_checkpoint(kind, reverse, checkpoint):
         ("gru_after", False),
         ("lstm", False),
         ("min_gru", False),
+        slow("own_gru", False),
     ],
 )
 def test_equals_plain_scan_without_options(kind, bias):
@@ -103,7 +104,7 @@ def test_equals_plain_scan_without_options(kind, bias):
     assert_close(actual, expected, TOL)
 
 
-@pytest.mark.parametrize("kind", [slow("gru_after"), "lstm"])
+@pytest.mark.parametrize("kind", [slow("gru_after"), "lstm", slow("own_gru")])
 def test_only_the_carry_or_only_the_outputs(kind):
     """Cotangents that are symbolically zero take other paths than full ones."""
     params, xs = draw(kind), draw_xs()
@@ -115,9 +116,10 @@ def test_only_the_carry_or_only_the_outputs(kind):
         assert_close(actual, expected, TOL)
 
 
-def test_equals_plain_scan_on_a_long_sequence():
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_equals_plain_scan_on_a_long_sequence(kind):
     """Long enough to span several chunks, and no multiple of a power of two."""
-    params, xs = draw("gru"), draw_xs(77)
+    params, xs = draw(kind), draw_xs(77)
     for length in (77, 50):
         actual, expected = (
             jax.jit(jax.grad(lambda p, n, scan=scan: weigh(scan(p, xs, length=n))))(params, length)
@@ -140,9 +142,10 @@ def test_check_grads_order_2(kind):
     check_grads(jax.jit(run), (params, xs, carry), order=2, modes=("fwd", "rev"))
 
 
-def test_checkpoint_keeps_less():
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_checkpoint_keeps_less(kind):
     """The compiler's own account of temporary memory, forward and backward together."""
-    params, xs = draw("gru", hidden=32), draw_xs(1024)
+    params, xs = draw(kind, hidden=32), draw_xs(1024)
 
     def temporary(checkpoint):
         loss = jax.grad(lambda p: weigh(jaxgru.scan(p, xs, checkpoint=checkpoint)[0]))
@@ -153,9 +156,10 @@ def test_checkpoint_keeps_less():
     assert temporary(32) < temporary(None) / 3
 
 
-def test_gradients_reach_every_leaf():
+@pytest.mark.parametrize("kind", ["mixed", "own_mixed"])
+def test_gradients_reach_every_leaf(kind):
     """No leaf may have lost its derivative: all are non-zero for a loss of everything."""
-    params, xs = draw("mixed"), draw_xs()
+    params, xs = draw(kind), draw_xs()
     for leaf in jax.tree.leaves(jax.jit(jax.grad(lambda p: weigh(jaxgru.scan(p, xs))))(params)):
         assert jnp.all(leaf != 0)
 

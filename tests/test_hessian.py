@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 import jaxgru
 import plain
 from cases import (
+    BUILT_IN,
     CELLS,
     GRAD_TOL,
     assert_close,
@@ -49,12 +50,12 @@ def both(kind, transform, **options):
     return out
 
 
-@pytest.mark.parametrize("kind", [slow("gru"), *CELLS[1:]])
+@pytest.mark.parametrize("kind", [*map(slow, ("gru", "own_gru")), *BUILT_IN[1:]])
 def test_hessian(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v)))), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru_after", slow("bidirectional")])
+@pytest.mark.parametrize("kind", ["gru_after", slow("own_gru"), slow("bidirectional")])
 def test_hessian_backwards(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v))), reverse=True), TOL)
 
@@ -91,7 +92,7 @@ def test_hessian_vector_products(kind):
     assert_close(actual[0], actual[2], TOL)
 
 
-@pytest.mark.parametrize("kind", ["elman", slow("gru")])
+@pytest.mark.parametrize("kind", ["elman", slow("gru"), slow("own_gru")])
 def test_third_derivative(kind):
     """Along one line, with every derivative taken forward, then every one in reverse."""
 
@@ -115,9 +116,10 @@ def test_third_derivative(kind):
     assert_close(actual, expected, TOL * scale)
 
 
-def test_hessian_with_checkpoint():
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_hessian_with_checkpoint(kind):
     hessians = []
     for options in ({}, {"checkpoint": 2}):
-        run, vector = flat("gru", jaxgru.scan, **options)
+        run, vector = flat(kind, jaxgru.scan, **options)
         hessians.append(jax.jit(jax.hessian(lambda v, run=run: weigh(run(v))))(vector))
     assert_close(*hessians, TOL)

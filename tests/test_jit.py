@@ -79,7 +79,7 @@ def test_one_compilation_for_all_values(compilations):
     assert compilations() == before + 1
 
 
-@pytest.mark.parametrize("kind", ["gru", "mixed"])
+@pytest.mark.parametrize("kind", ["gru", "mixed", slow("own_mixed")])
 def test_new_lengths_compile_nothing_without_jit(kind, compilations):
     """Plain calls share one program too: a length is data, also where it is a Python number."""
     params, xs = draw(kind), draw_xs(9)
@@ -133,7 +133,7 @@ def training(scan, params, xs):
     return jax.lax.scan(update, params, None, length=3)
 
 
-@pytest.mark.parametrize("kind", ["gru", slow("mixed")])
+@pytest.mark.parametrize("kind", ["gru", *map(slow, ("mixed", "own_gru"))])
 def test_lax_scan_around(kind):
     """Training as one compiled loop gives what single steps give."""
     params, xs = draw(kind), draw_xs()

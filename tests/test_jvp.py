@@ -75,7 +75,7 @@ def check_one(args, value, into, reverse=False):
 
 
 @pytest.mark.parametrize("argument", [0, 1, 2, 3])
-@pytest.mark.parametrize("kind", [slow("gru"), "gru_after"])
+@pytest.mark.parametrize("kind", [slow("gru"), slow("own_gru"), "gru_after"])
 def test_one_argument_at_a_time(kind, argument):
     args = arguments(kind)
 
@@ -115,7 +115,7 @@ def _dot(a, b):
     return sum(jax.tree.leaves(products))
 
 
-@pytest.mark.parametrize("kind", [slow("gru"), "gru_after"])
+@pytest.mark.parametrize("kind", [slow("gru"), slow("own_gru"), "gru_after"])
 def test_linearize(kind):
     args = arguments(kind)
     tangents = draw_like(args, 11)
@@ -125,7 +125,8 @@ def test_linearize(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "checkpoint"), [("gru", 4), slow("gru", 1), slow("lstm", 4), ("lstm", 1)]
+    ("kind", "checkpoint"),
+    [("gru", 4), slow("gru", 1), slow("lstm", 4), ("lstm", 1), slow("own_gru", 4)],
 )
 def test_with_checkpoint(kind, checkpoint):
     params, xs = draw(kind), draw_xs()

@@ -30,8 +30,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
 
 
-def test_bidirectional_is_two_scans_side_by_side():
-    params, xs = draw("bidirectional"), draw_xs()
+@pytest.mark.parametrize("kind", ["gru", "own_gru"])
+def test_bidirectional_is_two_scans_side_by_side(kind):
+    params, xs = jaxgru.Bidirectional(draw(kind), draw("lstm", INPUT, HIDDEN + 1)), draw_xs()
     carry = draw_carry(params)
     last, ys = jaxgru.scan(params, xs, carry, length=4)
     ahead, hs = jaxgru.scan(params.forward, xs, carry[0], length=4)
@@ -41,8 +42,9 @@ def test_bidirectional_is_two_scans_side_by_side():
     assert isinstance(last, tuple)
 
 
-def test_stack_feeds_each_layer_by_the_one_below():
-    params, xs = draw("mixed"), draw_xs()
+@pytest.mark.parametrize("kind", ["mixed", "own_mixed"])
+def test_stack_feeds_each_layer_by_the_one_below(kind):
+    params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     last, ys = jaxgru.scan(params, xs, carry, length=4)
     expected, below = [], xs
@@ -53,8 +55,9 @@ def test_stack_feeds_each_layer_by_the_one_below():
     assert_close(ys, below, TOL)
 
 
-def test_a_stack_of_one_is_its_layer():
-    cell, xs = draw("gru"), draw_xs()
+@pytest.mark.parametrize("kind", ["gru", "own_gru"])
+def test_a_stack_of_one_is_its_layer(kind):
+    cell, xs = draw(kind), draw_xs()
     (last,), ys = jaxgru.scan(jaxgru.Stack((cell,)), xs)
     assert_close((last, ys), jaxgru.scan(cell, xs), TOL)
 

@@ -130,10 +130,11 @@ def test_padding_in_forward_mode(kind):
     assert_same(push(jnp.nan), push(0.0))
 
 
-def test_nan_in_a_real_step_is_not_hidden():
+@pytest.mark.parametrize("kind", ["gru", "own_gru"])
+def test_nan_in_a_real_step_is_not_hidden(kind):
     """The masks must not launder what is really wrong with the data."""
-    params, xs = draw("gru"), draw_xs()
-    last, ys = compiled("gru", False)(params, xs.at[1].set(jnp.nan), draw_carry(params), 3)
+    params, xs = draw(kind), draw_xs()
+    last, ys = compiled(kind, False)(params, xs.at[1].set(jnp.nan), draw_carry(params), 3)
     assert jnp.all(jnp.isnan(last))
     assert jnp.all(jnp.isfinite(ys[0]))
     assert jnp.all(jnp.isnan(ys[1:3]))

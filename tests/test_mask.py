@@ -275,7 +275,7 @@ def test_gradients(kind, reverse):
         assert_close(actual, expected, GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize("kind", ["gru_after", slow("gru"), slow("bidirectional")])
+@pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("gru", "own_gru", "bidirectional"))])
 @pytest.mark.parametrize("transform", [jax.hessian, slow(jax.jacfwd), slow(jax.jacrev)])
 def test_other_derivatives(kind, transform):
     params = draw(kind, 2, 2)
@@ -315,7 +315,8 @@ def test_a_batch_each_with_its_mask(kind, reverse):
 
 @pytest.mark.parametrize("jacobian", ["dense", slow("diagonal")])
 @pytest.mark.parametrize(
-    ("kind", "reverse"), [slow("gru", False), ("lstm", True), slow("mixed", True)]
+    ("kind", "reverse"),
+    [slow("gru", False), slow("own_gru", False), ("lstm", True), slow("mixed", True)],
 )
 def test_newton_scan(kind, jacobian, reverse):
     """Values and gradients of `scan`, with resets at holes, without falling back."""

@@ -13,11 +13,15 @@ from jax.test_util import check_grads
 
 import jaxgru
 import oracle
+import own_gru
+import own_memory
 from cases import (
+    BUILT_IN,
     CELLS,
     GRAD_TOL,
     KINDS,
     LAYERS,
+    OWN,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -29,8 +33,8 @@ from cases import (
     slow,
     weigh,
 )
-from jaxgru import trajectory
-from jaxgru.cell import advance, cell_of
+from jaxgru import dynamics, trajectory
+from jaxgru.cell import cell_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -201,32 +205,32 @@ def test_ten_thousand_steps_of_a_trained_network(dtype, jacobian):
 # --- the Jacobian
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", [*CELLS, *OWN])
 def test_jacobians_are_those_of_autodiff(kind):
     params, xs = draw(kind), draw_xs()
-    cell = cell_of(params)
-    before = jnp.outer(jnp.linspace(0.1, 1, STEPS), trajectory.pack(draw_carry(params)))
-    inputs = trajectory.Inputs(params, xs, before[0], None)
-    blocks = cell.blocks(params)
+    of = dynamics.dynamics_of(params)
+    before = jnp.outer(jnp.linspace(0.1, 1, STEPS), dynamics.pack(draw_carry(params)))
 
     def step(h, x):
-        carry = trajectory.unpack(cell, params, h)
-        return trajectory.pack(advance(cell, blocks, carry, x)[0])
+        carry = dynamics.unpack(of.cell, params, h)
+        return dynamics.pack(jaxgru.step(params, carry, x)[0])
 
     expected = jax.vmap(jax.jacfwd(step))(before, xs)
-    carries = trajectory.unpack(cell, params, before)
-    _, gates = advance(cell, blocks, carries, xs)
-    flags = trajectory.Flags(None, None)
-    diagonal = trajectory.jacobian_of(cell, False, inputs, flags, before, gates)
+    if isinstance(of, dynamics.ByStep):
+        xs = of.cell.project(params, xs)
+    inputs, flags = dynamics.Inputs(params, xs, before[0], None), dynamics.Flags(None, None)
+    after, kept = of.advance(inputs, flags, before)
+    assert_close(after, jax.vmap(step)(before, draw_xs()), TOL)
+    diagonal = trajectory.jacobian_of(of, False, inputs, flags, before, kept)
     assert_close(diagonal, jnp.diagonal(expected, axis1=1, axis2=2), TOL)
-    dense = trajectory.jacobian_of(cell, True, inputs, flags, before, gates)
+    dense = trajectory.jacobian_of(of, True, inputs, flags, before, kept)
     if kind == "min_gru":  # nothing but a diagonal
         assert_close(jax.vmap(jnp.diag)(dense), expected, TOL)
     else:
         assert_close(dense, expected, TOL)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_no_state_exceeds_its_bound(kind):
     """Not even of an iterate: from a carry that is large, with Jacobians that expand."""
     params = jax.tree.map(lambda w: 5 * w, draw(kind))
@@ -260,7 +264,10 @@ def gradient(run, reverse=False, length=4):
         ("gru_after", *WAYS[0]),
         ("lstm", *WAYS[1]),
         ("min_gru", *WAYS[0]),
-        *(slow(kind, *WAYS[0]) for kind in ("gru", "lstm", "elman", *LAYERS)),
+        *(
+            slow(kind, *WAYS[0])
+            for kind in ("gru", "lstm", "elman", "own_gru", "own_mixed", *LAYERS)
+        ),
         *(slow(kind, *WAYS[1]) for kind in KINDS if kind != "lstm"),
     ],
 )
@@ -321,6 +328,70 @@ def test_no_gradient_flows_into_the_guess_or_out_of_the_info():
     out_of_info = jax.grad(lambda params: loss(guess, params)[1])(params)
     for tree in (through_guess, out_of_info):
         assert_same(tree, jax.tree.map(jnp.zeros_like, tree))
+
+
+# --- a cell of any carry
+
+
+@functools.cache
+def of_a_memory(run, reverse):
+    """Values, and their gradients for all that a call depends on."""
+
+    def loss(params, xs, carry, restart, mask, reset):
+        options = {"mask": mask, "reset": reset, "reset_carry": restart, "reverse": reverse}
+        out = run(params, xs, carry, **options)[:2]
+        return weigh(out), out
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+@pytest.mark.parametrize(("jacobian", "reverse"), [*WAYS, slow("dense", False)])
+def test_a_cell_of_any_carry(jacobian, reverse):
+    """Whatever stands in the holes, where its step is not defined."""
+    params, xs = own_memory.draw(3, 4), draw_xs()
+    carry, restart = draw_carry(params, 7), draw_carry(params, 8)
+    run = DENSE if jacobian == "dense" else DIAGONAL
+    for mask in (np.ones(STEPS, bool), np.array([0, 1, 0, 1, 1, 0], bool), np.zeros(STEPS, bool)):
+        expected = own_memory.numpy_scan(params, xs, carry, mask, RESET, restart, reverse)
+        arguments = (params, jnp.where(mask[:, None], xs, jnp.nan), carry, restart, mask, RESET)
+        (_, found), grads = of_a_memory(run, reverse)(*arguments)
+        assert_close(found, expected, TOL)
+        _, expected_grads = of_a_memory(jaxgru.scan, reverse)(*arguments)
+        assert_close(grads, expected_grads, GRAD_TOL["float64"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [DENSE, DIAGONAL], ids=MODES)
+def test_second_derivatives_of_a_cell_of_any_carry(run):
+    arguments = (own_memory.draw(2, 2), draw_xs(3, 2))
+    outputs = lambda params, xs: run(params, xs, length=2)[:2]  # noqa: E731
+    check_grads(jax.jit(outputs), arguments, order=2, modes=("fwd", "rev"))
+
+
+def test_a_cell_of_any_carry_starts_from_its_own_and_falls_back():
+    params, xs = own_memory.draw(3, 4), draw_xs(20)
+    reset = np.arange(20) % 7 == 3
+    expected = jaxgru.scan(params, xs, reset=reset, length=17)
+    last, ys, info = jaxgru.newton_scan(params, xs, reset=reset, length=17)
+    assert info.converged
+    assert_close((last, ys), expected, TOL)
+    assert jax.tree.map(jnp.shape, info.states) == {"matrix": (20, 4, 3), "total": (20,)}
+    again = jaxgru.newton_scan(params, xs, reset=reset, length=17, guess=info.states)[2]
+    assert again.iterations == 0
+    run = functools.partial(jaxgru.newton_scan, max_iterations=1, reset=reset, length=17)
+    last, ys, info = run(params, xs)
+    assert not info.converged
+    assert_close((last, ys), expected, TOL)
+    assert jnp.max(jnp.abs(run(params, xs, fallback=None)[1] - ys)) > 1e-9
+
+
+def test_the_gru_as_a_cell_of_the_users_own_takes_one_iteration_more_at_most():
+    """One is known to keep its states in [-1, 1], the other is not."""
+    params, xs = draw("gru"), draw_xs(200)
+    known = compiled("dense")(params, xs)[2]
+    found = compiled("dense")(own_gru.OwnParams(params.w_ih, params.w_hh, params.b), xs)[2]
+    assert found.iterations <= known.iterations + 1
+    assert_close(found.states, known.states, TOL)
 
 
 # --- vmap

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = VALUE_TOL["float64"]
 # A Bidirectional needs the end of the sequence first: no pieces for it.
-KINDS = ("gru", "gru_after", "lstm", "elman", "min_gru", "stack")
+KINDS = ("gru", "gru_after", "lstm", "elman", "min_gru", "own_gru", "stack")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_second_piece_may_be_all_padding(kind):
     assert_close(last, jaxgru.scan(params, xs, length=4)[0], TOL)
 
 
-@pytest.mark.parametrize("kind", only(["stack"], ("gru", "lstm", "stack")))
+@pytest.mark.parametrize("kind", only(["stack"], ("gru", "lstm", "own_gru", "stack")))
 def test_gradients_flow_through_the_carry(kind):
     params, xs = draw(kind), draw_xs()
 

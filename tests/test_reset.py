@@ -61,7 +61,7 @@ def test_equals_separate_segments(kind, reverse):
     assert_close(last, parts[0 if reverse else -1][0], TOL)
 
 
-@pytest.mark.parametrize("kind", only(["mixed"], LAYERS))
+@pytest.mark.parametrize("kind", only(["mixed"], (*LAYERS, "own_mixed")))
 def test_layers_equal_separate_segments(kind):
     params, xs = draw(kind), draw_xs()
     _, ys = jaxgru.scan(params, xs, reset=jnp.asarray(at(2, 5)))
@@ -96,7 +96,7 @@ def test_no_reset_is_reset_never(kind):
     assert_close(never, jaxgru.scan(params, xs, carry), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "own_gru"])
 def test_reset_at_zero_drops_the_carry(kind):
     params, xs = draw(kind), draw_xs()
     restart = draw_carry(params, 8)
@@ -148,7 +148,7 @@ def test_nan_does_not_cross_a_reset(kind, reverse):
     assert_same(grad[healthy], expected_grad[healthy])
 
 
-@pytest.mark.parametrize(("kind", "reverse"), each_way(("gru", "bidirectional")))
+@pytest.mark.parametrize(("kind", "reverse"), each_way(("gru", "own_gru", "bidirectional")))
 def test_gradient_of_the_reset_carry(kind, reverse):
     """The restart state may be learned: its gradient is the sum over the segments."""
     params, xs = draw(kind), draw_xs()

@@ -11,6 +11,7 @@ import pytest
 import jaxgru
 import plain
 from cases import (
+    BUILT_IN,
     CELLS,
     GRAD_TOL,
     HIDDEN,
@@ -83,15 +84,16 @@ def test_population(kind):
     assert_close(actual, loop(lambda i: single_scan(pick(params, i), xs)), TOL)
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", slow("own_gru")])
 def test_population_each_with_its_data(kind):
     params, xs = population(kind), batch_of_xs()
     actual = jax.jit(jax.vmap(jaxgru.scan))(params, xs)
     assert_close(actual, loop(lambda i: single_scan(pick(params, i), xs[i])), TOL)
 
 
-def test_population_of_batches():
-    params, xs = population("gru"), batch_of_xs()
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_population_of_batches(kind):
+    params, xs = population(kind), batch_of_xs()
     nested = jax.vmap(jax.vmap(jaxgru.scan, in_axes=(None, 0)), in_axes=(0, None))
     expected = loop(lambda i: loop(lambda j: single_scan(pick(params, i), xs[j])))
     assert_close(jax.jit(nested)(params, xs), expected, TOL)
@@ -99,7 +101,7 @@ def test_population_of_batches():
 
 ORDERS = (("data", "weights", "data"), ("weights", "data", "weights"), ("both", "one weight"))
 #: In the short run every order is that of two cells or more, and every cell has one.
-CHOSEN = {"gru": 0, "gru_after": 2, "lstm": 0, "elman": 1, "min_gru": 2}
+CHOSEN = {"gru": 0, "gru_after": 2, "lstm": 0, "elman": 1, "min_gru": 2, "own_gru": 1}
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,9 @@ def test_time_major_is_an_axis_of_vmap():
     assert_close((carry, jnp.swapaxes(ys, 0, 1)), (expected_carry, expected), TOL)
 
 
-def test_step_and_initial_carry_batch_too():
-    params, xs = population("stack"), batch_of_xs()[:, 0]
+@pytest.mark.parametrize("kind", ["stack", slow("own_stack")])
+def test_step_and_initial_carry_batch_too(kind):
+    params, xs = population(kind), batch_of_xs()[:, 0]
     carry = jax.vmap(jaxgru.initial_carry)(params)
     actual = jax.vmap(jaxgru.step)(params, carry, xs)
     expected = loop(
@@ -200,9 +203,10 @@ def test_grad_of_vmap(kind):
     assert_close(jax.jit(jax.grad(batched))(params), expected, GRAD_TOL["float64"])
 
 
-def test_nan_in_the_padding_of_a_batch():
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_nan_in_the_padding_of_a_batch(kind):
     """One gradient over a ragged batch: what is in the padding does not matter."""
-    params, xs = draw("gru"), batch_of_xs()
+    params, xs = draw(kind), batch_of_xs()
     real = (np.arange(STEPS) < np.asarray(LENGTHS)[:, None])[:, :, None]
 
     @jax.jit
@@ -215,8 +219,9 @@ def test_nan_in_the_padding_of_a_batch():
     assert_same(loss(params, jnp.where(real, xs, jnp.nan)), clean)
 
 
-def test_jvp_and_hessian_under_vmap():
-    params, xs = draw("gru", 2, 2), batch_of_xs(3, 2)
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
+def test_jvp_and_hessian_under_vmap(kind):
+    params, xs = draw(kind, 2, 2), batch_of_xs(3, 2)
 
     def hessian(xs):
         return jax.hessian(lambda x: weigh(jaxgru.scan(params, x)))(xs)
@@ -238,7 +243,7 @@ def shapes_in(jaxpr):
                 yield from shapes_in(inner)
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", BUILT_IN)
 def test_no_weight_gradient_per_example(kind):
     """The gradient of a batch's mean adds examples up inside the products: no array of the program
     has the batch axis beside both axes of a weight."""

@@ -1,6 +1,5 @@
 """Where a network comes to rest when its input stays the same."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from jax import Array, lax
 from jaxgru import checks, layers
 from jaxgru.cell import Params
 from jaxgru.diagnostics.states import check_params, states_of
+from jaxgru.programs import by_type
 
 PATIENCE = 20  # rejected steps in a row that end a search: damping has risen by 4^20
 ROUNDING = 20  # |F(s) - s| of a fixed point, at most so many eps sqrt(S)
@@ -71,7 +71,8 @@ def fixed_points(
     Use float64 for such networks.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
+            them; float32 or float64.
         x: the input `[I]`, of the dtype of params.
         key: a `jax.random.key` for the starts.
         states: `[N, S]`, where the searches begin, one state after the other. States that the
@@ -121,7 +122,7 @@ def fixed_points(
             raise checks.error(ValueError, caller, name, "at least 0", f"{value}")
 
     begin = _starts(key, size, states, starts, spread, x.dtype)
-    found = jax.tree.map(np.asarray, _search(params, x, begin, iterations))
+    found = jax.tree.map(np.asarray, _search(iterations, params, x, begin))
     limit = (ROUNDING * float(jnp.finfo(x.dtype).eps)) ** 2 * size / 2
     is_fixed = found.speed <= limit
     is_slow = ~is_fixed & found.rests & (found.speed <= slow)
@@ -147,8 +148,8 @@ def _starts(
     return jnp.asarray(states, dtype)[np.arange(starts) % states.shape[0]] + spread * noise
 
 
-@partial(jax.jit, static_argnums=3)
-def _search(params: Params, x: Array, begin: Array, iterations: int) -> _Ends:
+@by_type(static=1)
+def _search(iterations: int, params: Params, x: Array, begin: Array) -> _Ends:
     return jax.vmap(lambda start: _descend(params, x, start, iterations))(begin)
 
 

@@ -1,7 +1,6 @@
 """How much of a gradient arrives at earlier states."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxgru.cell import Carry, Params
 from jaxgru.diagnostics.states import before, check, pulled, states_of
 from jaxgru.mesh import alike
 from jaxgru.orthonormal import norm
+from jaxgru.programs import by_type
 
 
 class MemoryGradient(NamedTuple):
@@ -38,19 +38,22 @@ def gradient_norms(
 
         g_t = |dL/ds_t|,    L = loss(hs),    t = 0 .. T
 
-    dL/ds_t is what a small change of s_t does to the loss through all that follows. One forward and
-    one backward pass; memory for T states.
+    dL/ds_t is what a small change of s_t does to the loss through all that follows, output t
+    included where it is computed from s_t. Of a cell that `register` has made, that is where its
+    step computes y from the arrays that it returns as the carry. One forward and one backward pass;
+    memory for T states.
 
     Args:
         loss: a function of the outputs hs `[T, H]`, as `scan` returns them, to a scalar. Compiled
             once for each function object, so pass the same one again.
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
+            them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
-        `[T + 1]`, the Euclidean norm over the whole state: h; [h, c] of an LSTM; all layers of a
-        Stack.
+        `[T + 1]`, the Euclidean norm over the whole state: h; [h, c] of an LSTM; all arrays of
+        another carry; all layers of a Stack.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or the loss is not a scalar.
@@ -66,12 +69,11 @@ def gradient_norms(
     Source: Bengio, Simard & Frasconi 1994.
     """
     carry = check("gradient_norms", params, xs, carry)
-    layers.check_built_in("gradient_norms", params, ", whose output is a part of the carry")
     _check_loss(loss, jax.ShapeDtypeStruct((xs.shape[0], layers.sizes(params)[1]), xs.dtype))
     return _gradient_norms(loss, params, xs, carry)
 
 
-@partial(jax.jit, static_argnums=0)
+@by_type(static=1)
 def _gradient_norms(
     loss: Callable[[Array], Array], params: Params, xs: Array, carry: Carry
 ) -> Array:
@@ -83,8 +85,8 @@ def _gradient_norms(
 
         def body(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             x, push = inputs
-            state = states.advance(state, x) + push
-            return state, states.output(state)
+            after = states.advance(state, x) + push
+            return after, states.output(state, x, after)
 
         return loss(lax.scan(body, start + push[0], (xs, push[1:]))[1])
 
@@ -113,7 +115,8 @@ def memory_gradient(
     decompositions of `[S, S]`.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
+            them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         probes: the number of random directions from which to estimate the gain. None computes the
@@ -147,7 +150,7 @@ def memory_gradient(
     return _memory_gradient(probes, singular_values, params, xs, carry, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@by_type(static=2)
 def _memory_gradient(
     probes: int | None,
     singular_values: bool,

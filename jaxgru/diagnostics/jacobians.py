@@ -10,6 +10,7 @@ from jaxgru import checks
 from jaxgru.cell import Carry, Params, advance, cell_of
 from jaxgru.diagnostics.states import before, check, states_of
 from jaxgru.gru import GRUParams
+from jaxgru.programs import by_type
 
 
 class GRUJacobianTerms(NamedTuple):
@@ -50,14 +51,16 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
     products of Jacobians without it.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
+            them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
         `[T, S, S]`. The state s is h, S = H, for a GRU and a plain RNN; [h, c], S = 2 H, for an
-        LSTM; the layers' states one after the other for a Stack, whose Jacobian is block lower
-        triangular, for a layer sees only itself and those below.
+        LSTM; all numbers of the carry for another cell; the layers' states one after the other for
+        a Stack, whose Jacobian is block lower triangular, for a layer sees only itself and those
+        below.
 
     Raises:
         TypeError: params have a Bidirectional, whose state has no single direction in time, or a
@@ -78,7 +81,7 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
     return _jacobians(params, xs, carry)
 
 
-@jax.jit
+@by_type()
 def _jacobians(params: Params, xs: Array, carry: Carry) -> Array:
     states = states_of(params)
     return jax.vmap(jax.jacfwd(states.advance))(before(states, carry, xs), xs)

@@ -1,6 +1,5 @@
 """How fast nearby states part or meet, on average over a long run."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxgru.cell import Carry, Params
 from jaxgru.diagnostics.states import check, pushed, states_of
 from jaxgru.mesh import alike
 from jaxgru.orthonormal import gram_schmidt
+from jaxgru.programs import by_type
 
 BLOCKS = 20
 
@@ -48,7 +48,8 @@ def lyapunov_spectrum(
     and an orthonormalization, S k^2.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, or a Stack of them; float32 or float64.
+        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
+            them; float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         k: the number of exponents, the largest first. None stands for all S.
@@ -90,7 +91,7 @@ def lyapunov_spectrum(
     return _spectrum(k, warm_up, every, params, xs, carry)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@by_type(static=3)
 def _spectrum(
     k: int, warm_up: int, every: int, params: Params, xs: Array, carry: Carry
 ) -> LyapunovSpectrum:

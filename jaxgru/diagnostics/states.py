@@ -1,11 +1,12 @@
 """The state of a network as one vector, and one time step as a map between such vectors.
 
-S is the size of that vector: H for a GRU or a plain RNN, 2 H for an LSTM, [h, c]; the sum over
-layers for a Stack, lowest layer first.
+S is the size of that vector: H for a GRU or a plain RNN; 2 H for an LSTM, [h, c]; all numbers of
+the carry of another cell, in the order of `jax.tree.leaves`; the sum over layers for a Stack,
+lowest layer first.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from jaxgru import checks, layers
-from jaxgru.cell import Carry, Params, cell_of
-from jaxgru.layers import Stack, initial_carry
+from jaxgru.cell import Carry, Params
+from jaxgru.diagnostics.outputs import output_of
+from jaxgru.layers import initial_carry
 from jaxgru.mesh import alike
 from jaxgru.step import step
 
@@ -30,8 +32,9 @@ class States(NamedTuple):
     """`[S]` -> carry."""
     advance: Callable[[Array, Array], Array]
     """(state `[S]`, x `[I]`) -> the next state `[S]`: one time step."""
-    output: Callable[[Array], Array]
-    """state `[S]` -> its part that is the output `[H]`."""
+    output: Callable[[Array, Array, Array], Array]
+    """(state `[S]`, x `[I]`, next state `[S]`) -> the output `[H]` of that step, if it ends in
+    that state."""
 
 
 def states_of(params: Params) -> States:
@@ -41,12 +44,15 @@ def states_of(params: Params) -> States:
     def advance(state: Array, x: Array) -> Array:
         return ravel_pytree(step(params, unravel(state), x)[0])[0]
 
+    def output(state: Array, x: Array, after: Array) -> Array:
+        return output_of(step, unravel(after), params, unravel(state), x)
+
     return States(
         size=zeros.size,
         flat=lambda carry: ravel_pytree(carry)[0],
         carry=unravel,
         advance=advance,
-        output=lambda state: _output(params, unravel(state)),
+        output=output,
     )
 
 
@@ -95,9 +101,4 @@ def check_params(caller: str, params: Params) -> None:
         raise checks.error(
             TypeError, caller, "params", "float32 or float64", jnp.dtype(dtype).name, fix
         )
-
-
-def _output(params: Params, carry: Any) -> Array:
-    if isinstance(params, Stack):
-        return _output(params.layers[-1], carry[-1])
-    return cell_of(params).output(carry)
+    layers.check_state(caller, params)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.traverse_util import unflatten_dict
 from jax import Array
+from jax.extend.core import Literal
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
@@ -268,17 +269,26 @@ class LinenRNN(linen.Module):
 
     @linen.nowrap
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
-        """A carry of zeros, with these axes in front; it needs no variables.
+        """That of `jaxgru.initial_carry`, with these axes in front.
 
-        A cell of your own may start from something else, which may depend on its params. Then leave
-        out the carry, or use `jaxgru.initial_carry`.
+        It needs variables only for a cell of your own whose carry starts from its params. Then call
+        it as `rnn.bind(variables).initialize_carry(batch_dims)`.
+
+        Raises:
+            ValueError: the carry depends on params, and the module has none yet.
         """
-
-        def make(key):  # no carry depends on the size of the inputs
-            return layers.initial_carry(self.init_params(key, 1), batch_dims)
-
-        shape = jax.eval_shape(make, jax.random.key(0))
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+        weights = () if self.scope is None else self.variables.get("params", ())
+        if weights:
+            return layers.initial_carry(from_dict(linen.unbox(weights)), batch_dims)
+        # No shape of a carry depends on the size of the inputs.
+        shapes = jax.eval_shape(lambda key: self.init_params(key, 1), jax.random.key(0))
+        params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        if _depends(layers.initial_carry, params):
+            expected, got = "the same for all params", "one that depends on them"
+            fix = "rnn.bind(variables).initialize_carry(...) has params; or leave out the carry."
+            caller = "LinenRNN.initialize_carry"
+            raise checks.error(ValueError, caller, "the carry", expected, got, fix)
+        return layers.initial_carry(params, batch_dims)
 
     @linen.nowrap
     def _options(self) -> dict[str, Any]:
@@ -307,6 +317,16 @@ class LinenRNN(linen.Module):
             got = ", ".join(named("LinenRNN", params))
             raise checks.error(ValueError, "LinenRNN", "parameters", expected, got)
         return params
+
+
+def _depends(function: Callable[[Any], Any], argument: Any) -> bool:
+    """Whether the program of a function computes what it returns from the argument."""
+    program = jax.make_jaxpr(function)(argument).jaxpr
+    moving = set(program.invars)
+    for equation in program.eqns:
+        if any(not isinstance(atom, Literal) and atom in moving for atom in equation.invars):
+            moving.update(equation.outvars)
+    return any(not isinstance(atom, Literal) and atom in moving for atom in program.outvars)
 
 
 def _partitioned(

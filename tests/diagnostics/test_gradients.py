@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import jaxgru
+import own_memory
 from cases import (
     GRAD_TOL,
+    HIDDEN,
+    INPUT,
     STEPS,
     STREAMABLE,
     VALUE_TOL,
@@ -64,6 +68,67 @@ def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
     expected[0] = np.linalg.norm(gradient)
     assert_close(found, expected, TOL)
     assert expected.min() > 1e-2
+
+
+def pushed_loss(params, xs, push, equations):
+    """Of a run that is written out, in which the carry after step t is moved by push[t + 1]."""
+    states, unravel = ravel_pytree(jaxgru.initial_carry(params))
+    state, hs = states + push[0], []
+    for x, move in zip(xs, push[1:], strict=True):
+        carry = unravel(ravel_pytree(equations[0](params, unravel(state), x))[0] + move)
+        state = ravel_pytree(carry)[0]
+        hs.append(equations[1](params, carry, x))
+    return jnp.sin(jnp.stack(hs)).sum()
+
+
+#: (params, its new carry, its output as a function of that).
+OUTPUTS = {
+    "a function of carry and input": (
+        lambda: own_memory.draw(INPUT, HIDDEN),
+        lambda params, carry, x: own_memory.equations(jnp, params, carry, x),
+        lambda params, carry, x: own_memory.output(jnp, carry, x),
+    ),
+    "a function of the carry": (
+        lambda: draw("leaky_rate_softplus"),
+        lambda params, carry, x: jaxgru.step(params, carry, x)[0],
+        lambda params, carry, x: jax.nn.softplus(carry),
+    ),
+    "of two layers": (
+        lambda: jaxgru.Stack((draw("own_gru"), draw("leaky_rate_softplus", HIDDEN))),
+        lambda params, carry, x: jaxgru.step(params, carry, x)[0],
+        lambda params, carry, x: jax.nn.softplus(carry[1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_gradient_norms_of_registered_cells(name):
+    draw_params, *equations = OUTPUTS[name]
+    params, xs = draw_params(), draw_xs()
+    size = ravel_pytree(jaxgru.initial_carry(params))[0].size
+    push = jnp.zeros((STEPS + 1, size))
+    grads = jax.jit(jax.grad(lambda push: pushed_loss(params, xs, push, equations)))(push)
+    found = gradient_norms(lambda hs: jnp.sin(hs).sum(), params, xs)
+    assert_close(found, np.linalg.norm(grads, axis=1), TOL)
+    assert found.min() > 1e-2
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda step: jax.jit(jax.jit(step))])
+def test_gradient_norms_of_a_step_that_is_wrapped(wrap):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Wrapped(own_memory.MemoryParams):
+        pass
+
+    jaxgru.register(
+        Wrapped,
+        step=wrap(own_memory.step),
+        initial_carry=own_memory.initial_carry,
+        sizes=lambda params: params.w.shape,
+    )
+    params, xs = own_memory.draw(INPUT, HIDDEN), draw_xs()
+    found = gradient_norms(jnp.sum, Wrapped(params.w, params.start), xs)
+    assert_close(found, gradient_norms(jnp.sum, params, xs), TOL)
 
 
 @pytest.mark.parametrize("kind", only(("gru", "lstm", "stack"), STREAMABLE))

@@ -1,6 +1,8 @@
 """The modules for flax: in the place of flax' own, in a model that optax trains."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 import jaxgru
 import peers
 import recipes
-from cases import HIDDEN, INPUT, STEPS, assert_close, assert_same, draw, draw_like
+from cases import HIDDEN, INPUT, STEPS, assert_close, assert_same, draw, draw_like, draw_xs
 
 nnx = peers.peer("flax.nnx")
 linen = peers.peer("flax.linen")
@@ -276,6 +278,70 @@ def test_initialize_carry(make, kind):
         assert_same(found, jaxgru.initial_carry(params, batch))
     with pytest.raises(TypeError, match="batch must be a tuple of sizes, got int"):
         make(params).initialize_carry(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """Of a cell that learns where it starts."""
+
+    w: Any
+    start: Any
+
+
+def learnt(start):
+    return lambda params: {"h": start(params), "steps": jnp.int32(0)}
+
+
+jaxgru.register(
+    Learnt,
+    step=lambda params, carry, x: ({**carry, "h": carry["h"] + x @ params.w}, carry["h"]),
+    initial_carry=learnt(lambda params: params.start),
+    sizes=lambda params: params.w.shape,
+    forms={"learnt": {}},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ones(Learnt):
+    pass
+
+
+jaxgru.register(
+    Ones,
+    step=lambda params, carry, x: ({**carry, "h": carry["h"] + x @ params.w}, carry["h"]),
+    initial_carry=learnt(lambda params: jnp.ones_like(params.start)),
+    sizes=lambda params: params.w.shape,
+    forms={"ones": {}},
+)
+
+
+@pytest.mark.parametrize("kind", [Learnt, Ones])
+def test_initialize_carry_of_a_registered_cell(kind):
+    """Zeros are never taken for a carry that is something else."""
+    params = kind(draw_xs(INPUT, HIDDEN), draw_xs(1, HIDDEN)[0])
+    rnn = LinenRNN(lambda key, size: params, return_carry=True)
+    variables = rnn.init(jax.random.key(0), data())
+    expected = jaxgru.initial_carry(params, (BATCH,))
+    assert_same(rnn.bind(variables).initialize_carry((BATCH,)), expected)
+    assert_same(RNN(params).initialize_carry((BATCH,)), expected)
+    if kind is Ones:
+        assert_same(rnn.initialize_carry((BATCH,)), expected)
+    else:
+        with pytest.raises(ValueError, match=r"^LinenRNN.initialize_carry: the carry must be the"):
+            rnn.initialize_carry((BATCH,))
+
+    class Model(linen.Module):
+        """One that makes its own carry, where there are variables and where there are not."""
+
+        @linen.compact
+        def __call__(self, xs):
+            inner = LinenRNN(lambda key, size: params)
+            start = None if self.is_initializing() else inner.initialize_carry((BATCH,))
+            return inner(xs, initial_carry=start)
+
+    model = Model()
+    outputs = model.apply(model.init(jax.random.key(0), data()), data())
+    assert_same(outputs, jax.vmap(jaxgru.scan, (None, 0))(params, data())[1])
 
 
 def test_dropout_of_nnx():

@@ -9,7 +9,7 @@ import pytest
 
 import jaxgru
 import jaxgru.cell
-from cases import CELLS, HIDDEN, INPUT, LAYERS, assert_close, assert_same, draw, draw_cell
+from cases import BUILT_IN, HIDDEN, INPUT, LAYERS, assert_close, assert_same, draw, draw_cell
 from jaxgru.interop import from_onnx, onnx_nodes, to_onnx, to_onnx_step
 from onnx_models import TOL, onnx, random_xs, session
 
@@ -72,7 +72,7 @@ def native(kind, dtype="float32", bias=True, seed=0, hidden=HIDDEN):
     return cell(one, INPUT)
 
 
-WITH_NODE = [kind for kind in CELLS if kind != "min_gru"]
+WITH_NODE = [kind for kind in BUILT_IN if kind != "min_gru"]
 NATIVE = [*WITH_NODE, *(f"{kind} x 2" for kind in WITH_NODE)]
 
 

@@ -15,7 +15,18 @@ from hypothesis import example, given, settings
 
 import jaxgru
 import oracle
-from cases import CELLS, HIDDEN, INPUT, KINDS, STEPS, VALUE_TOL, assert_close, draw, draw_xs
+from cases import (
+    BUILT_IN,
+    CELLS,
+    HIDDEN,
+    INPUT,
+    KINDS,
+    STEPS,
+    VALUE_TOL,
+    assert_close,
+    draw,
+    draw_xs,
+)
 
 KEY = jax.random.key(0)
 NUMPY = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16", "S3",
@@ -223,7 +234,7 @@ def test_arguments_of_step(carry, x, kind):
     call = lambda: jaxgru.step(params, good, x)  # noqa: E731
     carry = good
     names_the_argument("step", ["x"], call, right=right)
-    if kind in CELLS:
+    if kind in BUILT_IN:
         own = {"gru": "gru_step", "gru_after": "gru_step"}.get(kind, f"{kind}_step")
         call = lambda: getattr(jaxgru, own)(params, good, x)  # noqa: E731
         carry_right = lambda result: right((result, oracle.step(params, carry, x)[1]))  # noqa: E731
