@@ -5,6 +5,8 @@ import inspect
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxgru
@@ -12,6 +14,13 @@ import peers
 import recipes
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def x32():
+    """As for users who switch nothing on."""
+    with jax.enable_x64(False):
+        yield
 
 
 def documented(module):
@@ -64,6 +73,36 @@ def test_the_first_example(page):
     names: dict = {}
     exec(compile(block, page, "exec"), names)
     assert names["hs"].shape == (32, 100, 64)
+
+
+def test_the_recipes_for_acting():
+    """docs/recipes/online.md: two functions that give the same states, with a reset between."""
+    names = recipes.run("recipes/online.md")
+    params, carry = names["params"], jaxgru.initial_carry(names["params"])
+    xs = jax.random.normal(jax.random.key(0), (5, 32), "float32")
+    reset = jnp.arange(5) == 3
+    expected = names["states"](params, xs, carry, reset)
+    for t in range(5):
+        carry, y = names["act"](params, carry, xs[t], reset[t])
+        assert jnp.allclose(y, expected[t], atol=1e-6)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_the_recipe_for_populations():
+    losses = recipes.run("recipes/populations.md")["losses"]
+    assert losses.shape == (64,)
+    assert losses.min() < 1e-3  # some of the learning rates are good ones
+
+
+def test_the_shapes_of_a_batch():
+    """docs/reference/shapes.md"""
+    names = {"jax": jax, "jaxgru": jaxgru, "batch": jnp.ones((2, 4, 3), "float32")}
+    names["params"] = jaxgru.gru_init(jax.random.key(0), 3, 8)
+    (block,) = recipes.blocks("reference/shapes.md")
+    one, other = block.splitlines()
+    exec(one, names)
+    assert names["ys"].shape == (2, 4, 8)
+    exec(other, names | {"batch": names["batch"].swapaxes(0, 1)})
 
 
 def test_the_files_of_the_architecture_exist():

@@ -23,6 +23,13 @@ LENGTHS = np.array([2, 6, 1])
 REAL = (np.arange(STEPS) < LENGTHS[:, None])[..., None]
 
 
+@pytest.fixture(autouse=True)
+def x32():
+    """As for users who switch nothing on."""
+    with jax.enable_x64(False):
+        yield
+
+
 def random(*shape):
     return np.random.default_rng(1).standard_normal(shape).astype("float32")
 
