@@ -77,11 +77,17 @@ def run(console: Console, settings: MechanismSettings) -> int:
 def train_to_the_middle(
     task: Task, copying: CopySettings, seed: int
 ) -> tuple[Network, Network, int]:
-    """(the fresh network, the one whose gap begins to grow, its updates), as the run had them."""
-    rate = dict(replicas_of(copying))[seed]
-    init = jax.jit(lambda seed, rate: train_init(task, copying, seed, rate))
-    one = jax.device_get(init(jnp.uint32(seed), jnp.float32(rate)))
-    states = jax.tree.map(lambda leaf: np.asarray(leaf)[None], one)
+    """(the fresh network, the one whose gap begins to grow, its updates).
+
+    As the run had them, bit for bit if the seed was alone and the machine is the same.
+    """
+    replicas = replicas_of(copying)
+    seeds, rates = (jnp.array(column) for column in zip(*replicas, strict=True))
+    init = jax.jit(jax.vmap(lambda seed, rate: train_init(task, copying, seed, rate)))
+    whole = jax.device_get(init(seeds.astype(jnp.uint32), rates.astype(jnp.float32)))
+    place = [own for own, _ in replicas].index(seed)
+    states = jax.tree.map(lambda leaf: leaf[[place]], whole)
+    fresh = jax.tree.map(lambda leaf: leaf[0], states.network)
     programs = Programs(task, copying, jax.devices()[:1])
     updates = 0
     for stage in task.stages:
@@ -96,7 +102,7 @@ def train_to_the_middle(
                 {name: float(values[0]) for name, values in happened.means.items()}
             )
     middle = jax.tree.map(lambda leaf: leaf[0], states.network)
-    return one.network, middle, updates
+    return fresh, middle, updates
 
 
 def _say(console: Console, name: str, found: dict[str, Any], length: int) -> None:

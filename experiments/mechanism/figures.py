@@ -100,8 +100,10 @@ def points(figure: Figure, moments: Moments, length: int) -> None:
     right.set_yscale("log")
     right.set_xlabel("direction, sorted")
     right.set_ylabel("time constant at the gap's end, steps")
-    left.xaxis.label.set_fontsize(8)
-    left.yaxis.label.set_fontsize(8)
+    for axes in (left, middle, right):
+        axes.xaxis.label.set_fontsize(8)
+        axes.yaxis.label.set_fontsize(8)
+        axes.tick_params(labelsize=8)
     _finish(middle, right)
 
 
@@ -109,7 +111,6 @@ def numbers(moment: Moment, length: int) -> dict[str, Any]:
     exponents = np.asarray(moment.spectrum.exponents)
     fixed, slow = moment.points.fixed, moment.points.slow
     return {
-        "half_life": np.sort(moment.half_life).tolist(),
         "units_beyond_gap": int((moment.half_life > length).sum()),
         "log_gain": {
             str(lag): moment.log_gain[:, lag].tolist()

@@ -26,8 +26,8 @@ def test_three_moments_are_measured(tmp_path, capsys):
     grown = next(line["update"] for line in evals if line["length"] > 10)
     assert found["updates_at_the_shortest_gap"] == grown - 5
     assert list(found["moments"]) == ["as drawn", "at a gap of 10", "at a gap of 14"]
-    for moment in found["moments"].values():
-        assert len(moment["half_life"]) == 12
+    for name, moment in found["moments"].items():
+        assert len(found["half_life"][name]) == 12
         assert len(moment["log_gain"]["10"]) == 3
         assert len(moment["exponents"]) == 12
         assert 0 <= moment["recall"] <= 1
@@ -38,7 +38,7 @@ def test_three_moments_are_measured(tmp_path, capsys):
             assert moment["lost"] == 3
             assert moment["recall_from_nearest"] is None
     # chrono biases of up to 100 steps
-    assert 1 < found["moments"]["as drawn"]["half_life"][0] < 100
+    assert all(0.5 < steps < 200 for steps in found["half_life"]["as drawn"])
     for name in ("units", "gradient", "lyapunov", "fixed_points"):
         assert imread(out / f"{name}.png").std() > 0
     assert "The gap began to grow after" in capsys.readouterr().out
