@@ -359,6 +359,38 @@ def test_a_cell_of_any_carry(jacobian, reverse):
         assert_close(grads, expected_grads, GRAD_TOL["float64"])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quotient:
+    """Of a step that is not defined where the carry, the input before, equals the input."""
+
+    w: jax.Array
+
+
+jaxgru.register(
+    Quotient,
+    step=lambda params, carry, x: (x, params.w / (x - carry)),
+    initial_carry=lambda params: jnp.zeros_like(params.w),
+    sizes=lambda params: (1, 1),
+)
+
+
+@pytest.mark.parametrize("run", [DENSE, slow(DIAGONAL)], ids=MODES)
+def test_carry_and_input_of_the_padding_belong_together(run):
+    """As in `loop`: there the first input would meet the last carry, which is equal to it."""
+    xs = jnp.asarray([[1.0], [2.0], [1.0], [0.0]])
+
+    def loss(scan, params):
+        return weigh(scan(params, xs, length=3)[:2])
+
+    params = Quotient(jnp.asarray([0.7]))
+    actual, expected = (
+        jax.grad(functools.partial(loss, scan))(params) for scan in (run, jaxgru.scan)
+    )
+    assert jnp.isfinite(expected.w).all()
+    assert_close(actual, expected, GRAD_TOL["float64"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [DENSE, DIAGONAL], ids=MODES)
 def test_second_derivatives_of_a_cell_of_any_carry(run):
