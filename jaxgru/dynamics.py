@@ -34,7 +34,7 @@ class Flags(NamedTuple):
 
     fresh: Array | None
     keep: Array | None
-    spare: Array | None = None
+    spare: Any = None
     """`[D]`: the state on which steps that do not count are computed, for a cell whose step may not
     be defined just anywhere."""
 

@@ -176,7 +176,9 @@ def _select(which, one, other):
     return jax.tree.map(partial(jnp.where, which), one, other)
 
 
-def first_real(reverse, carry, reset_carry, inputs, fresh, valid):
+def first_real(
+    reverse: bool, carry: Any, reset_carry: Any, inputs: Any, fresh: Array | None, valid: Array
+) -> tuple[Any, Any]:
     """(carry, inputs) of the real step that this direction comes to first.
 
     What the padding is computed on. A select of the results alone would not do: where the step's

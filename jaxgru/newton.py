@@ -223,11 +223,13 @@ def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
     return unpack(cell, params, states[-1]), ys, info
 
 
-def _with_defined_padding(inputs: Inputs, flags: Flags) -> tuple[Inputs, Flags]:
+def _with_defined_padding(inputs: Inputs, flags: Any) -> tuple[Inputs, Flags]:
     """As in `loop`, steps that do not count are computed on what the first real one gets."""
     begins = (inputs.start, inputs.start if inputs.restart is None else inputs.restart)
     state, x = first_real(False, *begins, inputs.xs, flags.fresh, flags.keep)
-    xs = jax.tree.map(
-        lambda a, b: jnp.where(flags.keep.reshape(-1, *(1,) * b.ndim), a, b), inputs.xs, x
-    )
+
+    def defined(all_of_them: Array, first: Array) -> Array:
+        return jnp.where(flags.keep.reshape(-1, *(1,) * first.ndim), all_of_them, first)
+
+    xs = jax.tree.map(defined, inputs.xs, x)
     return inputs._replace(xs=xs), flags._replace(spare=state)

@@ -19,7 +19,7 @@ TAKEN = ("layers", "forward", "backward")
 #: What JAX and everybody put other things into.
 CONTAINERS = (object, dict, list, tuple)
 #: What the functions of a cell are called with.
-TAKEN_BY = {
+TAKEN_BY: dict[str, tuple[str, ...]] = {
     "step": ("params", "carry", "x"),
     "initial_carry": ("params",),
     "sizes": ("params",),
@@ -54,7 +54,10 @@ def register(
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
             such as a frozen dataclass with `jax.tree_util.register_dataclass`. With forms, it must
             be a dataclass that is not a pytree yet. Its fields hold arrays. Fields whose names
-            begin with b, for biases, may be None.
+            begin with b, for biases, may be None. Give forms to classes that you pass to one
+            `jax.jit` of your own. JAX takes the structures of two classes for equal if
+            `register_dataclass` made both pytrees and they have as many fields, and may run the
+            program that it compiled for the other.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
             carry keeps its structure, shapes and dtypes, and y has the dtype of params.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be

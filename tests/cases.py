@@ -46,7 +46,7 @@ OWN: dict[str, Any] = {
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = (*CELLS, *LAYERS, "own_mixed")
 #: `step` takes everything but a Bidirectional, on its own or inside a Stack.
-STREAMABLE = (*CELLS, "stack", "own_stack")
+STREAMABLE = (*CELLS, "stack")
 
 
 def slow(*values):
@@ -54,13 +54,15 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def each_way(kinds):
-    """(kind, reverse) of every pair. The short run takes every cell in one direction, as cells do
-    not know the direction, and a Bidirectional in both: "mixed" is a Stack that has one.
-    """
-    short = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
-             ("min_gru", False), ("own_gru", True), ("bidirectional", True),
-             ("mixed", False)}  # fmt: skip
+#: Every cell in one direction, as cells do not know the direction, and a Bidirectional in both:
+#: "mixed" is a Stack that has one.
+SHORT = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
+         ("min_gru", False), ("own_gru", True), ("bidirectional", True),
+         ("mixed", False)}  # fmt: skip
+
+
+def each_way(kinds, short=frozenset(SHORT)):
+    """(kind, reverse) of every pair, of which the short run takes these."""
     pairs = itertools.product(kinds, (False, True))
     return [pair if pair in short else slow(*pair) for pair in pairs]
 

@@ -17,6 +17,7 @@ from cases import (
     assert_close,
     draw,
     draw_carry,
+    slow,
     weigh,
 )
 
@@ -99,7 +100,7 @@ def test_step_dispatches_on_the_params(kind):
     assert_close(out, oracle.step(params, carry, x), TOL)
 
 
-@pytest.mark.parametrize("kind", STREAMABLE)
+@pytest.mark.parametrize("kind", [*STREAMABLE, slow("own_stack")])
 def test_step_is_a_scan_over_one_step(kind):
     """With every option, in values and gradients, also traced."""
     params = draw(kind)

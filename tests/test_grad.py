@@ -156,7 +156,7 @@ def test_checkpoint_keeps_less(kind):
     assert temporary(32) < temporary(None) / 3
 
 
-@pytest.mark.parametrize("kind", ["mixed", "own_mixed"])
+@pytest.mark.parametrize("kind", ["mixed", slow("own_mixed")])
 def test_gradients_reach_every_leaf(kind):
     """No leaf may have lost its derivative: all are non-zero for a loss of everything."""
     params, xs = draw(kind), draw_xs()

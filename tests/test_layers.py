@@ -22,6 +22,7 @@ from cases import (
     draw_carry,
     draw_like,
     draw_xs,
+    slow,
     weigh,
 )
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
 
 
-@pytest.mark.parametrize("kind", ["gru", "own_gru"])
+@pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
 def test_bidirectional_is_two_scans_side_by_side(kind):
     params, xs = jaxgru.Bidirectional(draw(kind), draw("lstm", INPUT, HIDDEN + 1)), draw_xs()
     carry = draw_carry(params)
