@@ -58,7 +58,8 @@ def gradient(figure: Figure, moments: Moments, length: int) -> None:
     plots.memory_gradient(axes, {name: moment.log_gain for name, moment in moments.items()})
     axes.set_xscale("log")
     axes.set_xlim(left=1)
-    axes.set_ylim(1e-8, 1e8)
+    largest = max(moment.log_gain.max() for moment in moments.values())
+    axes.set_ylim(1e-8, np.exp(np.clip(largest, np.log(100), np.log(1e8))))
 
 
 def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
