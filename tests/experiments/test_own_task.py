@@ -96,7 +96,7 @@ def test_train_interrupt_resume_report_load(lab, capsys):
 
     networks = [load(out, seed=seed) for seed in (5, 3)]
     assert networks[0].cell.w_ih.shape == (4, 8)
-    xs = jax.nn.one_hot(jnp.array([2, 3, 0, 3, 1]), 4)
+    xs = jax.nn.one_hot(jnp.array([2, 3, 0, 3, 1]), 4, dtype="float32")
     answers = [read_out(n, jaxgru.scan(n.cell, xs)[1]) for n in networks]
     assert answers[0].shape == (5, 2)
     assert not jnp.allclose(*answers)
@@ -143,9 +143,8 @@ def test_what_is_loaded_is_what_was_tested(order, finished):
 
         def one(key, network=network):
             example = task.sampler(12)(key, jnp.int32(0))
-            return task.measure(
-                read_out(network, jaxgru.scan(network.cell, example.xs)[1]), example
-            )
+            hs = jaxgru.scan(network.cell, example.xs.astype("float32"))[1]
+            return task.measure(read_out(network, hs), example)
 
         found = jax.jit(lambda keys, one=one: jax.vmap(one)(keys))(training.test_keys(50))
         for name in ("loss", "accuracy"):
