@@ -33,6 +33,7 @@ class Config:
                 "lstm",
                 "elman",
                 "layers",
+                "own",
                 "batch",
                 "population",
                 "seeds",

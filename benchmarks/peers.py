@@ -15,6 +15,32 @@ import jaxgru
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+Sizes = tuple[tuple[int, int, int, int], ...]
+#: B, T, I, H
+GRID: Sizes = (
+    (32, 1000, 10, 128),
+    (64, 256, 128, 256),
+    (64, 64, 512, 512),
+    (1, 1000, 64, 128),
+    (256, 64, 64, 64),
+    (8, 10000, 8, 32),
+    (50, 600, 2, 128),
+    (32, 128, 256, 1024),
+)
+SMALL_GRID = ((32, 1000, 10, 128), (64, 256, 128, 256), (256, 64, 64, 64))
+
+
+def name(sizes: tuple[int, ...]) -> str:
+    """Sizes in words."""
+    return "B={} T={} I={} H={}".format(*sizes)
+
+
+def assert_equal(first: Any, *others: Any) -> None:
+    """Raises unless arrays are the same, but for float32 sums in another order, of 10,000 steps."""
+    scale = float(np.abs(first).max())
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=0, atol=2e-4 * scale)
+
 
 class Problem(NamedTuple):
     """What is to be computed. Inputs are `[B, T, I]`, the outputs' cotangent `[B, T, H]`."""

@@ -17,22 +17,10 @@ from jax import lax
 import jaxgru
 from benchmarks import by_hand, peers
 from benchmarks.newton import crossover, newton
+from benchmarks.own import own
+from benchmarks.peers import GRID, SMALL_GRID, Sizes
 from benchmarks.seeds import seeds
 from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, summary, temporary, wait
-
-Sizes = tuple[tuple[int, int, int, int], ...]
-#: B, T, I, H
-GRID: Sizes = (
-    (32, 1000, 10, 128),
-    (64, 256, 128, 256),
-    (64, 64, 512, 512),
-    (1, 1000, 64, 128),
-    (256, 64, 64, 64),
-    (8, 10000, 8, 32),
-    (50, 600, 2, 128),
-    (32, 128, 256, 1024),
-)
-SMALL_GRID = ((32, 1000, 10, 128), (64, 256, 128, 256), (256, 64, 64, 64))
 
 
 def grid(rounds: int) -> Iterator[Row]:
@@ -99,9 +87,9 @@ def batch(rounds: int) -> Iterator[Row]:
             ours = functools.partial(peers.batched, time_major=time_major)
             forward = {"jaxgru": jax.jit(ours), "by hand": jax.jit(apply)}
             both = {"jaxgru": jax.jit(peers.pullback(ours)), "by hand": jax.jit(pull)}
-            _equal(*(f(problem.params, xs) for f in forward.values()))
-            _equal(*(f(problem.params, xs, ct)[1] for f in both.values()))
-            case = f"{_name(sizes)}, {'time' if time_major else 'batch'}-major"
+            peers.assert_equal(*(f(problem.params, xs) for f in forward.values()))
+            peers.assert_equal(*(f(problem.params, xs, ct)[1] for f in both.values()))
+            case = f"{peers.name(sizes)}, {'time' if time_major else 'batch'}-major"
             args = (problem.params, xs)
             yield Row("batch", case, FORWARD, "s", interleave(_calls(forward, *args), rounds))
             yield Row("batch", case, BOTH, "s", interleave(_calls(both, *args, ct), rounds))
@@ -131,7 +119,7 @@ def population(rounds: int, members: int = 64) -> Iterator[Row]:
             name: functools.partial(wait, jax.jit(jax.vmap(run)), weights, *args)
             for name, (run, weights) in together.items()
         }
-        _equal(*(jax.tree.leaves(call())[-1] for call in calls.values()))
+        peers.assert_equal(*(jax.tree.leaves(call())[-1] for call in calls.values()))
         alone = [functools.partial(jax.jit(ours), *member[:count]) for member in single]
         calls["a loop over jaxgru"] = functools.partial(
             wait, lambda alone=alone: [f() for f in alone]
@@ -144,7 +132,7 @@ def streaming(rounds: int) -> Iterator[Row]:
     for inputs, hidden in ((64, 128), (256, 512)):
         problem = peers.problem("gru_after", 1, 1, inputs, hidden)
         calls = peers.streams(problem)
-        _equal(*(call() for call in calls.values()))
+        peers.assert_equal(*(call() for call in calls.values()))
         times = interleave(calls, rounds * 5, repeat=200)
         yield Row("streaming", f"I={inputs} H={hidden}", "one step", "s", times)
 
@@ -175,7 +163,7 @@ def compilation(rounds: int) -> Iterator[Row]:
                 seconds[name].append(build(*runs[name]))
         for k, stage in enumerate(("tracing", "lowering", "XLA", "all")):
             times = {name: summary([s[k] for s in every]) for name, every in seconds.items()}
-            yield Row("compilation", _name(sizes), stage, "s", times)
+            yield Row("compilation", peers.name(sizes), stage, "s", times)
 
 
 def memory(rounds: int) -> Iterator[Row]:
@@ -189,7 +177,7 @@ def memory(rounds: int) -> Iterator[Row]:
             "jaxgru": _temporary(peers.pullback(peers.batched), problem.params, *args),
             "flax.linen": _temporary(peers.pullback(rnn.apply), variables, *args),
         }
-        yield Row("memory", _name(sizes), "temporary memory", "MB", found)
+        yield Row("memory", peers.name(sizes), "temporary memory", "MB", found)
     for steps in (1000, 10_000, 100_000):
         batch, inputs, hidden = 8, 8, 32
         params = peers.problem("gru_after", batch, 1, inputs, hidden).params
@@ -206,7 +194,7 @@ def memory(rounds: int) -> Iterator[Row]:
             name: _temporary(jax.grad(functools.partial(loss, checkpoint=k)), params, xs)
             for name, k in (("jaxgru", segment), ("without checkpoint", None))
         }
-        case = f"{_name((batch, steps, inputs, hidden))}, checkpoint={segment}"
+        case = f"{peers.name((batch, steps, inputs, hidden))}, checkpoint={segment}"
         yield Row("memory", case, "temporary memory", "MB", found)
 
 
@@ -220,7 +208,7 @@ def length(rounds: int) -> Iterator[Row]:
         for what, call in ((FORWARD, model.forward), (BOTH, model.gradient)):
             times = interleave({"jaxgru": call}, rounds, repeat=max(1, 10_000 // steps))["jaxgru"]
             per_step = Times(*(1e6 * t / steps for t in times))
-            yield Row("length", _name(sizes), what, "us a step", {"jaxgru": per_step})
+            yield Row("length", peers.name(sizes), what, "us a step", {"jaxgru": per_step})
 
 
 SUITES: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -231,6 +219,7 @@ SUITES: dict[str, Callable[[int], Iterator[Row]]] = {
         lstm,
         elman,
         layers,
+        own,
         batch,
         population,
         seeds,
@@ -262,8 +251,8 @@ def _compare(suite: str, kind: str, cases: Sizes, rounds: int) -> Iterator[Row]:
         both = {name: m.gradient for name, m in models.items() if m.gradient is not None}
         if kind == "gru_after":
             forward["the limit"], both["the limit"] = _limits(problem)
-        yield Row(suite, _name(sizes), FORWARD, "s", interleave(forward, rounds))
-        yield Row(suite, _name(sizes), BOTH, "s", interleave(both, rounds))
+        yield Row(suite, peers.name(sizes), FORWARD, "s", interleave(forward, rounds))
+        yield Row(suite, peers.name(sizes), BOTH, "s", interleave(both, rounds))
         del models, forward, both
         gc.collect()
 
@@ -272,7 +261,7 @@ def _pair(what, sizes, problem, params, theirs, rounds) -> Iterator[Row]:
     ours = peers.jax_model(peers.batched, params, problem)
     models = {"jaxgru": ours, "flax.linen": theirs}
     _agree(models)
-    case = f"{what}, {_name(sizes)}"
+    case = f"{what}, {peers.name(sizes)}"
     forward = {name: model.forward for name, model in models.items()}
     both = {name: model.gradient for name, model in models.items() if model.gradient}
     yield Row("layers", case, FORWARD, "s", interleave(forward, rounds))
@@ -288,14 +277,7 @@ def _agree(models: dict[str, peers.Model]) -> None:
             if call is not None:
                 value = np.asarray(call())
                 found.append(value.swapaxes(0, 1) if model.time_major else value)
-        _equal(*found)
-
-
-def _equal(first: Any, *others: Any) -> None:
-    # Float32 sums in another order, over up to 10,000 steps.
-    scale = float(np.abs(first).max())
-    for other in others:
-        np.testing.assert_allclose(other, first, rtol=0, atol=2e-4 * scale)
+        peers.assert_equal(*found)
 
 
 def _calls(runs: dict[str, Callable[..., Any]], *args: Any) -> dict[str, Callable[[], Any]]:
@@ -354,7 +336,3 @@ def _limits(problem: peers.Problem) -> tuple[Callable[[], Any], Callable[[], Any
 
 def _temporary(run: Callable[..., Any], *args: Any) -> Times:
     return temporary(jax.jit(run).lower(*args).compile())
-
-
-def _name(sizes: tuple[int, ...]) -> str:
-    return "B={} T={} I={} H={}".format(*sizes)

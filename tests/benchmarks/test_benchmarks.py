@@ -1,11 +1,14 @@
 """The benchmarks measure what they say: the same function everywhere, turns taken, ratios right."""
 
+import re
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import by_hand, newton, peers, report, suites, timing
+from benchmarks import by_hand, newton, own, peers, report, suites, timing
 from benchmarks.timing import Row, Times, interleave
 from cases import GRAD_TOL, VALUE_TOL, assert_close
 
@@ -44,6 +47,33 @@ def test_the_gru_by_hand_is_the_gru(inputs):
     assert_close(by_hand.forward(params, xs), expected, VALUE_TOL["float32"])
     pull = peers.pullback(lambda p, x: peers.batched(p, x, time_major=True))
     assert_close(by_hand.gradient(params, xs, ct), pull(params, xs, ct), GRAD_TOL["float32"])
+
+
+def operations(run, *args):
+    """What a program is compiled to: how often there is which operation, with what result."""
+    text = jax.jit(run).lower(*args).compile().as_text()
+    return Counter(re.findall(r"= (\S+ [\w-]+)\(", text))
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("sizes", [(5, 9, 3, 7), (1, 9, 3, 7)])
+def test_a_cell_of_your_own_costs_what_lax_scan_costs(sizes):
+    """It is the same program, so what is timed differs by noise alone."""
+    problem = peers.problem("gru_before", *sizes)
+    programs = {
+        name: operations(peers.pullback(apply), weights, problem.xs, problem.cotangent)
+        for name, (apply, weights) in own.cells(problem).items()
+    }
+    assert programs["jaxgru"] == programs["lax.scan"]
+    assert programs["jaxgru"] != programs["with project"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("lenient")
+def test_a_world_model_costs_what_lax_scan_costs():
+    args = (own.world_params(), own.world_data())
+    one, other = (operations(run, *args) for run in own.world_models().values())
+    assert one == other
 
 
 def test_a_contestant_that_computes_something_else_is_found():
