@@ -11,7 +11,7 @@ from cases import assert_close
 
 torch = peers.peer("torch")
 pytestmark = pytest.mark.usefixtures("x64")
-page = recipes.run("own_steps.md")
+page = recipes.run("recipes/own_steps.md")
 
 BATCH, STEPS, BLOCKS, DETER = 16, 64, 8, 512
 WIDTH, STOCH, TOKENS, ACTIONS = 64, (32, 4), 24, 6
