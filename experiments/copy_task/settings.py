@@ -18,6 +18,7 @@ _BAI = _DIRECT | {"layout": "tcn", "cell": "gru-reset-after", "hidden_size": 70,
 _ROW: dict[str, Any] = {"seeds": (0, 1, 2), "half_life": 1000}
 _200 = _ROW | {"length": 200, "updates": 10_000}
 _1000 = _ROW | {"length": 1000, "solved_loss": 3.5e-5}
+_ABLATION = _1000 | {"updates": 8000}
 _FRESH = {"seeds": tuple(range(10, 20))}
 _NO_CURRICULUM = {"curriculum": 0.0, "half_life": 3000, "updates": 1500}
 _NO_CURRICULUM |= {"test_examples": 500, "eval_every": 50}
@@ -41,6 +42,18 @@ PRESETS = {
     "urnn-1000-lstm": Preset("LSTM of 110", _1000 | {"cell": "lstm", "hidden_size": 110}),
     "urnn-1000-elman": Preset(
         "plain RNN of 224", _1000 | {"cell": "elman", "hidden_size": 224, "chrono": 0.0}
+    ),
+    "urnn-1000-no-chrono": Preset("no chrono biases", _ABLATION | {"chrono": 0.0}),
+    "urnn-1000-reset-after": Preset(
+        "reset gate after the product", _ABLATION | {"cell": "gru-reset-after"}
+    ),
+    "urnn-1000-uniform": Preset("uniform weights, as in torch", _ABLATION | {"init": "torch"}),
+    "urnn-1000-no-clipping": Preset("no clipping", _ABLATION | {"clip_norm": 0.0}),
+    "urnn-1000-constant-rate": Preset(
+        "constant learning rate", _ABLATION | {"schedule": "constant"}
+    ),
+    "urnn-1000-all-symbols": Preset(
+        "all ten symbols from the start", _ABLATION | {"first_symbols": 10}
     ),
     "urnn-10000": Preset("T=10,000, GRU of 128", _ROW | {"length": 10_000}),
     "urnn-100000": Preset("T=100,000, GRU of 128, one seed", _ROW | _FAR),
