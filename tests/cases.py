@@ -27,7 +27,7 @@ GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
 CELLS = ("gru", "gru_after", "lstm", "elman", "min_gru")
 #: The cells that are registered by their step alone: (init, step). tests/test_own_cells.py is about
-#: all of them. They are no part of CELLS, whose tests look at derivatives that are written out.
+#: all of them. They are no part of CELLS, whose tests look at how derivatives are computed.
 OWN: dict[str, Any] = {
     "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
     "layer_norm_gru": (jaxgru.layer_norm_gru_init, jaxgru.layer_norm_gru_step),
