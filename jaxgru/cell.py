@@ -42,7 +42,8 @@ class Cell(NamedTuple):
     """One cell's equations, cut where a fast recurrence and its derivative need the cuts.
 
     All of them act on the last axis, `[..., H]`. `advance`, `coefficients` and `tangent` are what
-    the loops over time run at each step. `sources` sees a whole stretch of time at once.
+    the loops over time run at each step. `sources` sees a whole stretch of time at once. All that
+    concerns the derivative can be had from `advance`: `jaxgru.derivative.derived`.
     """
 
     gates: int
@@ -59,7 +60,7 @@ class Cell(NamedTuple):
     """params, or their tangents with None for zero -> the same as matrices; linear."""
     advance: Callable[[Products, Blocks, Carry, tuple[jax.Array, ...]], tuple[Carry, Any]]
     """(products with w_hh, blocks, carry, projected x) -> (next carry, gates: what the derivative
-    needs to know of this step)."""
+    needs to know of this step, `[..., H]` each)."""
     coefficients: Callable[[Carry, Any], Any]
     """(previous carry, gates) -> the coefficients of `tangent`."""
     sources: Callable[[Blocks, jax.Array, Carry, Any], Any]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Blocks, Cell, advance, register, total
+from jaxgru.cell import Blocks, advance, register
+from jaxgru.derivative import derived
 from jaxgru.forms import weights
 
 
@@ -125,20 +126,8 @@ def _advance(
     return new.astype(h.dtype), new
 
 
-def _sources(dblocks: Blocks, dx: Array, h: Array, _) -> Array:
-    return total(dx, (h, dblocks.w_hh[0]))
-
-
-def _tangent(products, slope, dh, source):
-    (a,) = products[0](dh, source)
-    return (slope * a).astype(dh.dtype)
-
-
-def _diagonal(blocks: Blocks, slope: Array) -> Array:
-    return slope * blocks.w_hh[0].diagonal()[None]
-
-
-_CELL = Cell(
+_CELL = derived(
+    counts=lambda _: (1,),
     gates=1,
     sizes=_sizes,
     check=_check,
@@ -146,10 +135,6 @@ _CELL = Cell(
     output=lambda h: h,
     blocks=_blocks,
     advance=_advance,
-    coefficients=lambda h, gates: 1 - gates * gates,
-    sources=_sources,
-    tangent=_tangent,
-    diagonal=_diagonal,
     bound=lambda start, steps: jnp.maximum(start, 1),
 )
 register(ElmanParams, _CELL)

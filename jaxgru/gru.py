@@ -1,4 +1,4 @@
-"""The gated recurrent unit: its params, their initial values, one step, and its derivative.
+"""The gated recurrent unit: parameters, initial values and one step.
 
 In these equations z_t is the weight of the *new* content:
 
@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import Blocks, Cell, advance, flat, matmul, register, split, total
+from jaxgru.cell import Blocks, advance, flat, register, total
+from jaxgru.derivative import derived
 from jaxgru.forms import weights
 
 
@@ -192,61 +193,8 @@ def _advance(products, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -
     return ((1 - z) * wide + z * n).astype(h.dtype), gates
 
 
-def _coefficients(h: Array, gates: tuple[Array, ...]) -> tuple[Array, ...]:
-    # c_k is dh'/da_k, what gate k's pre-activation does to the new state. The form with
-    # reset_after=True is the one that keeps a fourth array, the candidate's recurrent product.
-    r, z, n = gates[:3]
-    wide = h.astype(r.dtype)
-    c_n = z * (1 - n * n)
-    c_z = (n - wide) * z * (1 - z)
-    if len(gates) == 4:
-        return 1 - z, c_n * gates[3] * r * (1 - r), c_z, c_n * r
-    return 1 - z, r, wide * r * (1 - r), c_z, c_n
-
-
-def _sources(dblocks: Blocks, dx: Array, h: Array, gates: tuple[Array, ...]) -> tuple[Array, Array]:
-    r, z, n = gates[:3]
-    size = h.shape[-1]
-    s_h, s_n = lax.split(dx, (2 * size, size), axis=dx.ndim - 1)
-    if len(gates) == 4:
-        s_hn = total(jnp.zeros_like(s_n), dblocks.b_hn)
-        s_h = jnp.concatenate([s_h, s_hn], axis=-1)
-    else:
-        kept = (r * h.astype(r.dtype)).astype(h.dtype)
-        s_n = total(s_n, (kept, dblocks.w_hh[1]))
-    s_h = total(s_h, (h, dblocks.w_hh[0]))
-    return s_h, z * (1 - n * n) * s_n
-
-
-def _tangent(products, coefficients, dh, sources):
-    leak = coefficients[0]
-    wide = dh.astype(leak.dtype)
-    s_h, s = sources
-    if len(products) == 1:
-        _, c_r, c_z, c_n = coefficients
-        a_r, a_z, a_n = products[0](dh, s_h)
-        return (leak * wide + c_r * a_r + c_z * a_z + c_n * a_n + s).astype(dh.dtype)
-    _, r, c_r, c_z, c_n = coefficients  # here c_r is d(r * h)/da_r
-    a_r, a_z = products[0](dh, s_h)
-    drh = (r * wide + c_r * a_r).astype(dh.dtype)
-    new = leak * wide + c_z * a_z + c_n * products[1](drh)[0]
-    return (new + s).astype(dh.dtype)
-
-
-def _diagonal(blocks: Blocks, coefficients) -> Array:
-    if len(blocks.w_hh) == 1:
-        leak, c_r, c_z, c_n = coefficients
-        u_r, u_z, u_n = (w.diagonal()[None] for w in split(blocks.w_hh[0], 3))
-        return leak + c_r * u_r + c_z * u_z + c_n * u_n
-    leak, r, c_r, c_z, c_n = coefficients
-    w_r, w_z = split(blocks.w_hh[0], 2)
-    w_n = blocks.w_hh[1]
-    # Unit i reaches its own candidate through every reset gate k: U_r[i, k] c_r[k] U_n[k, i].
-    through_reset = matmul((w_r * w_n.T).T, c_r)
-    return leak + c_z * w_z.diagonal()[None] + c_n * (r * w_n.diagonal()[None] + through_reset)
-
-
-_CELL = Cell(
+_CELL = derived(
+    counts=lambda gates: (3,) if len(gates) == 4 else (2, 1),
     gates=3,
     sizes=_sizes,
     check=_check,
@@ -254,10 +202,6 @@ _CELL = Cell(
     output=lambda h: h,
     blocks=_blocks,
     advance=_advance,
-    coefficients=_coefficients,
-    sources=_sources,
-    tangent=_tangent,
-    diagonal=_diagonal,
     bound=lambda start, steps: jnp.maximum(start, 1),
 )
 register(GRUParams, _CELL)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, exportable, initializers
-from jaxgru.cell import Blocks, Cell, advance, flat, register, split, total
+from jaxgru.cell import Blocks, advance, flat, register
+from jaxgru.derivative import derived
 from jaxgru.forms import weights
 
 
@@ -155,40 +156,12 @@ def _advance(products, blocks: Blocks, carry: LSTMCarry, projected: tuple[Array,
     return new, (i, f, g, o, squashed)
 
 
-def _coefficients(carry: LSTMCarry, gates: tuple[Array, ...]) -> tuple[Array, ...]:
-    i, f, g, o, squashed = gates
-    k_i = g * i * (1 - i)
-    k_f = carry.c.astype(f.dtype) * f * (1 - f)
-    k_g = i * (1 - g * g)
-    k_o = squashed * o * (1 - o)
-    k_h = o * (1 - squashed * squashed)
-    return f, k_i, k_f, k_g, k_o, k_h
-
-
-def _sources(dblocks: Blocks, dx: Array, carry: LSTMCarry, _) -> Array:
-    return total(dx, (carry.h, dblocks.w_hh[0]))
-
-
-def _tangent(products, coefficients, dcarry, sources):
-    f, k_i, k_f, k_g, k_o, k_h = coefficients
-    dh, dc = dcarry
-    a_i, a_f, a_g, a_o = products[0](dh, sources)
-    new_c = f * dc.astype(f.dtype) + k_i * a_i + k_f * a_f + k_g * a_g
-    new_h = k_o * a_o + k_h * new_c
-    return LSTMCarry(new_h.astype(dh.dtype), new_c.astype(dc.dtype))
-
-
-def _diagonal(blocks: Blocks, coefficients) -> LSTMCarry:
-    f, k_i, k_f, k_g, k_o, k_h = coefficients
-    u_i, u_f, u_g, u_o = (w.diagonal()[None] for w in split(blocks.w_hh[0], 4))
-    return LSTMCarry(k_o * u_o + k_h * (k_i * u_i + k_f * u_f + k_g * u_g), f)
-
-
 def _bound(start: LSTMCarry, steps: int) -> LSTMCarry:
     return LSTMCarry(jnp.maximum(start.h, 1), start.c + steps)
 
 
-_CELL = Cell(
+_CELL = derived(
+    counts=lambda _: (4,),
     gates=4,
     sizes=_sizes,
     check=_check,
@@ -196,10 +169,6 @@ _CELL = Cell(
     output=lambda carry: carry.h,
     blocks=_blocks,
     advance=_advance,
-    coefficients=_coefficients,
-    sources=_sources,
-    tangent=_tangent,
-    diagonal=_diagonal,
     bound=_bound,
 )
 register(LSTMParams, _CELL)

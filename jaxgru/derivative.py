@@ -1,0 +1,303 @@
+"""The derivative of a cell, from the equations of its step.
+
+Between its products with weights a step acts on each unit by itself. JAX differentiates that part,
+with the results of the products as further arguments. Some of what it computes is linear in the
+tangents. The rest are coefficients, which follow from the carry before the step and from the gates,
+so the gates are all that a loop over time has to save.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Literal
+
+from jaxgru.cell import Blocks, Carry, Cell, Products, accumulator, matmul, split, total
+
+
+class Coefficients(NamedTuple):
+    """What the tangent of one step needs to know of it."""
+
+    carry: Carry
+    gates: Any
+    values: tuple[Array, ...]
+
+
+def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
+    """A Cell whose derivative follows from its `advance`, which is among the other fields.
+
+    The carry before a step and the gates that `advance` returns must determine the derivative:
+    products with weights and their sums with inputs are not known when it is computed. counts tells
+    from the gates how many arrays each product returns. There are at most two products. The bias
+    b_hn is added to the last array of the first.
+
+    Raises:
+        ValueError: the gates do not determine the derivative, when that is traced.
+    """
+    inputs = fields["gates"]
+
+    def rest(carry: Carry, gates: Any) -> _Rest:
+        return _trace(fields["advance"], inputs, counts(gates), carry)
+
+    def known(found: _Rest, carry: Carry, gates: Any) -> _Values:
+        return _Values(found.equations, (found.carry, found.gates), (carry, gates))
+
+    def linear(found: _Rest, at: Coefficients, dcarry: Carry, alone: Any) -> _Values:
+        names = (found.coefficients, found.dcarry, found.dalone)
+        return _Values(found.equations, names, (at.values, dcarry, alone))
+
+    def coefficients(carry: Carry, gates: Any) -> Coefficients:
+        found = rest(carry, gates)
+        values = known(found, carry, gates)
+        return Coefficients(carry, gates, tuple(map(values.at, found.coefficients)))
+
+    def sources(dblocks: Blocks, dx: Array, carry: Carry, gates: Any) -> Any:
+        found = rest(carry, gates)
+        values, parts = known(found, carry, gates), split(dx, inputs)
+
+        def into(k):
+            if found.shares[k] == tuple(range(inputs)):
+                source = dx
+            else:
+                zeros = jnp.zeros_like(parts[0])
+                every = [zeros if g is None else parts[g] for g in found.shares[k]]
+                every[-1] = total(every[-1], None if k else dblocks.b_hn)
+                source = jnp.concatenate(every, axis=-1)
+            w = dblocks.w_hh[k]
+            return source if w is None else total(source, (values.at(found.operands[k]), w))
+
+        return tuple(map(into, range(len(found.shares)))), tuple(parts[g] for g in found.alone)
+
+    def tangent(products: Products, at: Coefficients, dcarry: Carry, sources: Any) -> Carry:
+        found, (into, alone) = rest(at.carry, at.gates), sources
+        values = linear(found, at, dcarry, alone)
+        for k, product in enumerate(products):
+            results = product(values.at(found.doperands[k]), into[k])
+            values.know(found.dresults[k], tuple(results))
+        return jax.tree.map(values.at, found.dafter)
+
+    def diagonal(blocks: Blocks, at: Coefficients) -> Carry:
+        found = rest(at.carry, at.gates)
+        leaves, tree = jax.tree.flatten(at.carry)
+        none = jnp.zeros_like(leaves[0], accumulator(leaves[0].dtype))
+        still, alone = jax.tree.map(jnp.zeros_like, at.carry), (none,) * len(found.alone)
+        weights = [
+            split(w, len(results)) for w, results in zip(blocks.w_hh, found.dresults, strict=True)
+        ]
+
+        def operand(k, dcarry, results):
+            values = linear(found, at, dcarry, alone)
+            values.know(found.dresults[:k], tuple(results))
+            return values.at(found.doperands[k])
+
+        def of(part):
+            """What a tangent of one in a part of the carry does to the part, unit by unit."""
+            ones = [jnp.full_like(leaf, k == part) for k, leaf in enumerate(leaves)]
+            one, results = tree.unflatten(ones), []
+            for k, w in enumerate(weights):
+                nothing = [(none,) * len(w) for w in weights[:k]]
+                direct = operand(k, one, nothing)
+                shares = [direct * u.diagonal()[None] for u in w]
+                for g, u in enumerate(weights[0] if k else ()):
+                    # Unit i reaches itself through every unit j that the first product leads to.
+                    only = (*nothing[0][:g], jnp.ones_like(none), *nothing[0][g + 1 :])
+                    slope = operand(k, still, [only])
+                    begin = operand(0, one, [])
+                    shares = [
+                        share + begin * matmul((u * v.T).T, slope)
+                        for share, v in zip(shares, w, strict=True)
+                    ]
+                results.append(tuple(shares))
+            values = linear(found, at, one, alone)
+            values.know(found.dresults, tuple(results))
+            return values.at(jax.tree.leaves(found.dafter)[part])
+
+        return tree.unflatten([of(part) for part in range(len(leaves))])
+
+    return Cell(
+        coefficients=coefficients, sources=sources, tangent=tangent, diagonal=diagonal, **fields
+    )
+
+
+class _Equation(NamedTuple):
+    """An equation of a jaxpr. Arguments and results are names, or literals."""
+
+    primitive: Any
+    params: dict[str, Any]
+    arguments: list[Any]
+    results: list[Any]
+
+
+class _Values:
+    """The values behind names, computed when they are asked for."""
+
+    def __init__(self, equations: list[_Equation], names: Any, values: Any) -> None:
+        self._makers = {name: equation for equation in equations for name in equation.results}
+        self._known: dict[Any, Any] = {}
+        self.know(names, values)
+
+    def know(self, names: Any, values: Any) -> None:
+        pairs = zip(jax.tree.leaves(names), jax.tree.leaves(values), strict=True)
+        self._known.update((name, value) for name, value in pairs if isinstance(name, _Name))
+
+    def at(self, name: Any) -> Any:
+        if isinstance(name, Literal):
+            return name.val
+        if name not in self._known:
+            if name not in self._makers:
+                raise ValueError("a derivative needs more of a step than its carry and gates")
+            maker = self._makers[name]
+            arguments = list(map(self.at, maker.arguments))
+            params = maker.primitive.get_bind_params(maker.params)
+            found = maker.primitive.bind(*arguments, **params)
+            self.know(maker.results, found if maker.primitive.multiple_results else [found])
+        return self._known[name]
+
+
+class _Name:
+    """Of one array, equal to itself alone."""
+
+
+class _Rest(NamedTuple):
+    """A step and its tangent without the products, for carries of one shape."""
+
+    equations: list[_Equation]
+    carry: Any
+    gates: Any
+    operands: list[Any]
+    """Names of what is multiplied with weights."""
+    coefficients: list[Any]
+    """Names of what is linear in no tangent, and multiplied with one."""
+    dcarry: Any
+    dalone: Any
+    dresults: Any
+    """Names of the tangents of what the products return, a tuple for each."""
+    dafter: Any
+    doperands: list[Any]
+    shares: list[tuple[int | None, ...]]
+    """For every array that a product returns: which part of the projected input is added to it."""
+    alone: list[int]
+    """The parts that are added to none."""
+
+
+def _trace(advance: Any, inputs: int, counts: tuple[int, ...], carry: Carry) -> _Rest:
+    first = jax.tree.leaves(carry)[0]
+    one = first.astype(accumulator(first.dtype))
+    projected, results = (one,) * inputs, tuple((one,) * count for count in counts)
+    blocks = Blocks(None, (None,) * len(counts), None)
+
+    def step(carry, projected, results):
+        operands = []
+
+        def product(k, x):
+            operands.append(x)
+            return results[k]
+
+        products = tuple(partial(product, k) for k in range(len(counts)))
+        return *advance(products, blocks, carry, projected), operands
+
+    arguments = (carry, projected, results)
+    equations, names, outs = _named(step, *arguments)
+    shares = _shares(equations, outs, *names[1:])
+    alone = [g for g in range(inputs) if not any(g in share for share in shares)]
+
+    def both(arguments, darguments):
+        carry, projected, results = arguments
+
+        def run(carry, parts, results):
+            given = dict(zip(alone, parts, strict=True))
+            mixed = tuple(given.get(g, part) for g, part in enumerate(projected))
+            return step(carry, mixed, results)
+
+        return jax.jvp(run, (carry, tuple(projected[g] for g in alone), results), darguments)
+
+    darguments = (carry, (one,) * len(alone), results)
+    equations, (names, dnames), outs = _named(both, arguments, darguments)
+    (_, gates, operands), (dafter, _, doperands) = outs
+    coefficients = _coefficients(equations, dnames, (dafter, doperands))
+    tangents = dict(zip(("dcarry", "dalone", "dresults"), dnames, strict=True))
+    return _Rest(
+        equations=equations,
+        carry=names[0],
+        gates=gates,
+        operands=operands,
+        coefficients=coefficients,
+        dafter=dafter,
+        doperands=doperands,
+        shares=shares,
+        alone=alone,
+        **tangents,
+    )
+
+
+def _named(function: Callable[..., Any], *arguments: Any) -> tuple[list[_Equation], Any, Any]:
+    """(equations of a function, names of its arguments, names of its results)."""
+    closed, types = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    names = jax.tree.map(lambda _: _Name(), arguments)
+    equations, outs = _flat(closed, jax.tree.leaves(names))
+    return equations, names, jax.tree.unflatten(jax.tree.structure(types), outs)
+
+
+def _flat(closed: ClosedJaxpr, arguments: list[Any]) -> tuple[list[_Equation], list[Any]]:
+    """The equations, those of compiled functions within among them, and the results."""
+    found: list[_Equation] = []
+    names: dict[Any, Any] = dict(zip(closed.jaxpr.invars, arguments, strict=True))
+    consts = [Literal(value, jax.typeof(value)) for value in closed.consts]
+    names.update(zip(closed.jaxpr.constvars, consts, strict=True))
+
+    def read(var):
+        return var if isinstance(var, Literal) else names[var]
+
+    for equation in closed.jaxpr.eqns:
+        given = list(map(read, equation.invars))
+        if equation.primitive.name == "jit":
+            within, outs = _flat(equation.params["jaxpr"], given)
+            found += within
+        else:
+            outs = [_Name() for _ in equation.outvars]
+            found.append(_Equation(equation.primitive, equation.params, given, outs))
+        names.update(zip(equation.outvars, outs, strict=True))
+    return found, list(map(read, closed.jaxpr.outvars))
+
+
+def _shares(
+    equations: list[_Equation], outs: Any, projected: Any, results: Any
+) -> list[tuple[int | None, ...]]:
+    """Which part of the projected input is added to what a product returns, and used nowhere else.
+
+    Their tangents are one array then, and not two.
+    """
+    used = [name for equation in equations for name in equation.arguments] + jax.tree.leaves(outs)
+    pairs = [_names(e.arguments) for e in equations if e.primitive.name == "add"]
+
+    def share(name):
+        alone = (g for g, part in enumerate(projected) if used.count(part) == 1)
+        both = (g for g in alone if {projected[g], name} in pairs and used.count(name) == 1)
+        return next(both, None)
+
+    return [tuple(map(share, names)) for names in results]
+
+
+def _coefficients(equations: list[_Equation], tangents: Any, outs: Any) -> list[Any]:
+    """Names that are not linear in tangents, where an equation on the way to outs has both."""
+    linear = _names(tangents)
+    for equation in equations:
+        if not linear.isdisjoint(_names(equation.arguments)):
+            linear.update(equation.results)
+    needed, found = _names(outs), []
+    for equation in reversed(equations):
+        if not needed.isdisjoint(equation.results):
+            needed |= _names(equation.arguments) & linear
+            found += [
+                name
+                for name in equation.arguments
+                if isinstance(name, _Name) and name not in linear and name not in found
+            ]
+    return found
+
+
+def _names(tree: Any) -> set[Any]:
+    return {name for name in jax.tree.leaves(tree) if isinstance(name, _Name)}
