@@ -143,7 +143,8 @@ def _number(case, init, options):
         data = (xs.astype(dtype), carry, lengths, resets)
         simple = functools.partial(plain, reverse=options.reverse)
         ours = functools.partial(_ours, options.reverse, options.checkpoint)
-        exact = _gradients(None, simple, *_on_cpu((params, data), "float64"), "highest")
+        wide = _on_cpu((params, data), "float64")
+        exact = _gradients(None, simple, wide[0], wide[1], "highest")
         errors = {
             name: _error(_gradients(plan, ours, params, data, options.precision), exact)
             for name, plan in PLANS.items()

@@ -16,7 +16,7 @@ import jaxgru
 from benchmarks import peers
 from benchmarks.timing import BOTH, Row, by_two_clocks, wait
 
-PAGE = Path(__file__).parents[1] / "docs" / "own_steps.md"
+PAGE = Path(__file__).parents[1] / "docs" / "recipes" / "own_steps.md"
 #: DreamerV3's smallest model: B, T, and the sizes of its parts.
 BATCH, STEPS, BLOCKS, DETER, WIDTH, STOCH, TOKENS, ACTIONS = 16, 64, 8, 512, 64, (32, 4), 256, 6
 
@@ -167,7 +167,7 @@ def world_models() -> dict[str, Any]:
 
 
 def world_params() -> dict[str, Any]:
-    """Random weights of the world model of docs/own_steps.md."""
+    """Random weights of the world model of docs/recipes/own_steps.md."""
     keys = iter(jax.random.split(jax.random.key(0), 10))
 
     def layer(*shape, out=None):

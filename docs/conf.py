@@ -69,6 +69,7 @@ INCLUDED = {
     "CHANGELOG.md": "contribute/changelog.md",
     "experiments/README.md": "studies/index.md",
     "experiments/results/README.md": "studies/results.md",
+    "experiments/results/mechanism/README.md": "studies/mechanism.md",
 }
 
 
