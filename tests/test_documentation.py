@@ -87,6 +87,7 @@ def test_the_recipes_for_acting():
         assert jnp.allclose(y, expected[t], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_the_recipe_for_populations():
     losses = recipes.run("recipes/populations.md")["losses"]

@@ -16,6 +16,7 @@ SMALL = ("--length", "14", "--hidden-size", "12", "--batch-size", "4", "--test-e
          "--first-symbols", "9", "--seeds", "3")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_moments_are_measured(tmp_path, capsys):
     trained, out = tmp_path / "run", tmp_path / "mechanism"
     assert copying([*SMALL, "--out", str(trained)]) == 1
@@ -53,6 +54,7 @@ def test_three_moments_are_measured(tmp_path, capsys):
         assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_gap_to_hold_is_refused(tmp_path, capsys):
     trained = tmp_path / "run"
     flags = ("--updates", "5", "--cell", "elman", "--chrono", "0", "--seeds", "0")
