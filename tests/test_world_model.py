@@ -1,4 +1,4 @@
-"""DreamerV3's core from docs/recipes/own_steps.md at its own size: gradients, and acting and learning."""
+"""DreamerV3's core, from docs/recipes/own_steps.md, at its own size."""
 
 import jax
 import jax.numpy as jnp
