@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
 @pytest.mark.parametrize("reverse", [slow(False), True])
 @pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))

@@ -66,6 +66,7 @@ def start(lab, *flags):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_train_interrupt_resume_report_load(lab, capsys):
     out = lab / "runs" / "order"

@@ -104,7 +104,7 @@ def test_a_seed_decides_the_run(finished, tmp_path):
     ("command", "dtype"),
     [
         (main, "float64"),
-        (copy_main, "bfloat16"),
+        slow(copy_main, "bfloat16"),
         slow(main, "float16"),
         slow(copy_main, "float64"),
         slow(main, "bfloat16"),
