@@ -94,12 +94,15 @@ OPTIONS = BRIEF | {
     "bfloat16": Options(dtype="bfloat16"),
     "float16": Options(dtype="float16"),
 }
-#: Four CTAs of a cluster work on this.
-WIDE = {"float32, wide": Options(sizes=(20, 65, 24, 200))}
+#: One CTA works on the first, and the four of a cluster on the second. Two work on all others.
+WIDTHS = {
+    "float32, narrow": Options(sizes=(20, 65, 24, 40)),
+    "float32, wide": Options(sizes=(20, 65, 24, 200)),
+}
 CELLS: dict[str, tuple[Callable[..., Any], dict[str, Options]]] = {
-    "GRU, reset after": (functools.partial(jaxgru.gru_init, reset_after=True), OPTIONS | WIDE),
+    "GRU, reset after": (functools.partial(jaxgru.gru_init, reset_after=True), OPTIONS | WIDTHS),
     "LSTM": (jaxgru.lstm_init, BRIEF),
-    "GRU": (jaxgru.gru_init, OPTIONS | WIDE),
+    "GRU": (jaxgru.gru_init, OPTIONS | WIDTHS),
     "Elman": (jaxgru.elman_init, BRIEF),
     "minimal GRU": (jaxgru.min_gru_init, BRIEF),
 }

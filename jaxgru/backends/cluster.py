@@ -1,9 +1,10 @@
 """How the CTAs of a cluster of a Hopper GPU give each other numbers.
 
-A store into the shared memory of another CTA tells a barrier there how many bytes have come. The
-receiver waits for all bytes that it expects, so a store needs no fence and no message after it.
-A store of 16 bytes costs little more than one of 4, so four threads first swap what they have.
-Pallas has no such store for barriers of one's own, so this is written in the language below it.
+An asynchronous store (`st.async`) into the shared memory of another CTA tells a barrier there how
+many bytes have come. The receiver waits for all bytes that it expects, so a store needs no fence
+and no message after it. A store of 16 bytes costs little more than one of 4, so four threads first
+swap what they have. Pallas has no such store that suits, so this is written in Mosaic GPU, the
+language below it.
 """
 
 from functools import reduce
@@ -22,22 +23,22 @@ low: Any = mgpu
 _SCALAR = pgpu.Layout.WG_SPLAT(())
 
 
-def start(bells: Any, count: int) -> None:
+def start(barriers: Any, count: int) -> None:
     """Prepares so many barriers, of 8 bytes each. No CTA may store before all have done so."""
 
     @pgpu.inline_mgpu(arg_types=(pgpu.RefType(),))
-    def run(_, bells):
+    def run(_, barriers):
         first = low.single_thread_predicate()
         for k in range(count):
-            bell = _bell(bells, _word(k))
-            _asm("@$0 mbarrier.init.shared.b64 [$1], 1;", "b,r", first, bell.get_ptr())
+            barrier = _barrier(barriers, _word(k))
+            _asm("@$0 mbarrier.init.shared.b64 [$1], 1;", "b,r", first, barrier.get_ptr())
         _asm("fence.mbarrier_init.release.cluster;", "")
         low.warpgroup_barrier()
 
-    run(bells)
+    run(barriers)
 
 
-def send(bells: Any, bell: Any, count: int, row: Any, blocks: Any, form: Any) -> None:
+def send(barriers: Any, barrier: Any, count: int, row: Any, blocks: Any, form: Any) -> None:
     """Stores values into the same place of all CTAs of the cluster, each CTA a piece of its own.
 
     row is (int32 `[16]`, ref), blocks are several (float16 `[64, 16]`, ref), whose refs have the
@@ -47,24 +48,24 @@ def send(bells: Any, bell: Any, count: int, row: Any, blocks: Any, form: Any) ->
     narrow = (pgpu.Layout.WGMMA.reduce(0), ref)
 
     @pgpu.inline_mgpu(arg_types=(ref, _SCALAR, narrow, [layouts] * len(blocks)))
-    def run(_, bells, bell, row, blocks):
-        bell = _bell(bells, bell.registers.item())
+    def run(_, barriers, barrier, row, blocks):
+        barrier = _barrier(barriers, barrier.registers.item())
         one = low.single_thread_predicate(low.ThreadSubset.WARPGROUP)
         size = sum(_bytes(values) for values, _ in [row, *blocks])
-        bell.arrive_expect_tx(count * size, predicate=one)
+        barrier.arrive_expect_tx(count * size, predicate=one)
         pieces = [(_swapped(values), utils.memref_ptr(ref), _offset()) for values, ref in blocks]
         for c in range(count):
             for words, place, offset in pieces:
-                _store(place, offset, bell, c, "v4.b32", words)
+                _store(place, offset, barrier, c, "v4.b32", words)
         with low.when(_less(low.thread_idx(), 4)):
             # Many threads have the same numbers. One in eight lanes sends them, two at once.
             pairs = [utils.bitcast(pair, _int(64)) for pair in row[0].registers.flat]
             for c in range(count):
                 for k, pair in enumerate(pairs):
                     offset = _sum(_times(low.thread_idx(), 8), _word(32 * k))
-                    _store(utils.memref_ptr(row[1]), offset, bell, c, "b64", [pair])
+                    _store(utils.memref_ptr(row[1]), offset, barrier, c, "b64", [pair])
 
-    run(bells, bell, row, blocks)
+    run(barriers, barrier, row, blocks)
 
 
 def _swapped(values):
@@ -98,32 +99,32 @@ def _offset():
     return _sum(_times(tile, 256), _sum(_times(r, 32), _times(columns, 16)))
 
 
-def _store(place, offset, bell, cta, kind, words):
+def _store(place, offset, barrier, cta, kind, words):
     names = ", ".join(f"${4 + k}" for k in range(len(words)))
     _asm(
-        "{ .reg .b32 here, there, bell; add.u32 here, $0, $1;"
-        " mapa.shared::cluster.u32 there, here, $3; mapa.shared::cluster.u32 bell, $2, $3;"
+        "{ .reg .b32 here, there, mbar; add.u32 here, $0, $1;"
+        " mapa.shared::cluster.u32 there, here, $3; mapa.shared::cluster.u32 mbar, $2, $3;"
         f" st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.{kind}"
-        f" [there], {{{names}}}, [bell]; }}".replace("{$4}", "$4"),
+        f" [there], {{{names}}}, [mbar]; }}".replace("{$4}", "$4"),
         "r,r,r,r," + ",".join("l" if kind == "b64" else "r" for _ in words),
         place,
         offset,
-        bell.get_ptr(),
+        barrier.get_ptr(),
         _word(cta),
         *words,
     )
 
 
-def wait(bells: Any, bell: Any, turn: Any) -> None:
-    """Until all has come that every CTA has sent for the turn, which is 0, 1, 2, ..."""
+def wait(barriers: Any, barrier: Any, turn: Any) -> None:
+    """Waits until all has come that the CTAs send in a turn. Turns are 0, 1, 2, ..."""
 
     @pgpu.inline_mgpu(arg_types=(pgpu.RefType(), _SCALAR, _SCALAR))
-    def run(_, bells, bell, turn):
+    def run(_, barriers, barrier, turn):
         parity = arith.trunci(_int(1), turn.registers.item())
-        _bell(bells, bell.registers.item()).wait_parity(parity)
+        _barrier(barriers, barrier.registers.item()).wait_parity(parity)
         _asm("fence.proxy.async.shared::cta;", "")  # what has come is read by the tensor cores
 
-    run(bells, bell, turn)
+    run(barriers, barrier, turn)
 
 
 def largest(values: Any, words: Any) -> Any:
@@ -171,8 +172,8 @@ def largest(values: Any, words: Any) -> Any:
     return run(values, words)
 
 
-def _bell(bells, k):
-    return low.BarrierRef(utils.memref_ptr(bells), k, None, 1)
+def _barrier(barriers, k):
+    return low.BarrierRef(utils.memref_ptr(barriers), k, None, 1)
 
 
 def _bytes(values):

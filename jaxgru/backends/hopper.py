@@ -287,10 +287,10 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
     """
     to, of = shape
     slot = lax.rem(t, 2)
-    bell = 2 * index + slot
+    barrier = 2 * index + slot
 
     def power(c):
-        return words.at[pl.ds(_powers_at(words, count) + (bell * count + c) * TILE, TILE)]
+        return words.at[pl.ds(_powers_at(words, count) + (barrier * count + c) * TILE, TILE)]
 
     bits = reduce(jnp.maximum, [_exponent(value) for value in values])
     if count > 1:
@@ -303,7 +303,7 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
     places = [operands.at[slot, pl.ds((j * count + cta) * UNITS, UNITS)] for j in range(of)]
     blocks = list(zip(pieces, places, strict=True))
     if count > 1:
-        cluster.send(words, bell, count, (most, power(cta)), blocks, _form())
+        cluster.send(words, barrier, count, (most, power(cta)), blocks, _form())
     else:
         for value, ref in [(most, power(cta)), *blocks]:
             ref[...] = value
@@ -311,7 +311,7 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
     while waiting:
         waiting.pop()()
     if count > 1:
-        cluster.wait(words, bell, t // 2)
+        cluster.wait(words, barrier, t // 2)
 
     def multiply(*sums):
         for o, c in pairs:

@@ -46,4 +46,4 @@ def test_wrong_numbers_are_told():
     done = run("-c", WRONG)
     assert done.returncode == 1, done.stderr
     assert "GRU, reset after, float32, reverse" in done.stdout
-    assert done.stdout.count("WRONG") == 2 * len(gpu_check.OPTIONS | gpu_check.WIDE)
+    assert done.stdout.count("WRONG") == 2 * len(gpu_check.OPTIONS | gpu_check.WIDTHS)
