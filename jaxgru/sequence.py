@@ -72,9 +72,9 @@ def marks(length: Any, reset: Array | None, steps: int, mask: Array | None) -> M
 
 
 def _before(length: Any, steps: int) -> Array:
-    """`[T]`: True at the first `length` steps, an integer of any width."""
+    """`[T]`: True at the first `length` steps. length is an integer of any width."""
     length = jnp.asarray(length)
-    if length.dtype.itemsize < 4:  # T itself may not fit
+    if length.dtype.itemsize < 4:  # T may not fit into this dtype
         length = length.astype(jnp.int32)
     length = jnp.clip(length, 0, steps).astype(jnp.int32)
     return jnp.arange(steps, dtype=jnp.int32) < length
