@@ -1,4 +1,4 @@
-"""What every study can set from the command line, and what is refused."""
+"""The settings that every study takes from the command line, and their checks."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import tyro
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says why and what to do."""
+    """Raised if a request cannot be fulfilled. The message says why, and what to do."""
 
 
 class Preset(NamedTuple):
@@ -24,7 +24,7 @@ class Preset(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a study; each task adds its own and sets the defaults."""
+    """Settings of a study. Each task adds its own and sets the defaults."""
 
     length: int = 100
     """T, time steps to remember over."""
@@ -89,7 +89,7 @@ class Settings:
 
 
 AUTO = "auto"
-#: What a run that is gone on with need not have as it began.
+#: The settings that may change when a run is resumed.
 PLACE = ("out", "resume", "devices", "coordinator", "processes", "process_id")
 LEAST = {"length": 1, "hidden_size": 1, "layers": 1, "half_life": 1, "batch_size": 1, "updates": 1}
 LEAST |= {"checkpoint": 0, "test_examples": 1, "eval_every": 1, "devices": 1, "processes": 1}
@@ -141,7 +141,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def from_json(kind: type[S], fields: dict[str, Any]) -> S:
-    """Raises: TypeError, KeyError if the fields are not those of this kind."""
+    """Read settings. Raises: TypeError, KeyError if the fields are not those of this kind."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
@@ -155,7 +155,7 @@ def replicas_of(settings: Settings) -> list[tuple[int, float]]:
 
 
 def command_line(module: str, settings: Any, defaults: Any) -> str:
-    """The shortest command that has these settings, where the preset, if any, sets the defaults."""
+    """The shortest command with these settings. A preset, if there is one, sets the defaults."""
     words = [module]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
