@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import jaxgru
 from jaxgru.diagnostics.gates import gate_values
 
-SHORT = 60  # time steps up to here are drawn once; longer sequences also get a panel for each end
+SHORT = 60  # time steps in the panel for each end of a long sequence
 FLOOR = 1e-4
 COLOURS = "viridis"
 
