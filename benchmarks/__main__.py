@@ -21,8 +21,8 @@ from experiments.common.machine import machine
 class Config:
     """Time jaxgru against the other libraries that are installed.
 
-    All contestants have the same weights and take turns in one process; their outputs and gradients
-    are compared before anything is timed. Numbers are medians, with minima in brackets.
+    All contestants have the same weights and take turns in one process. The command compares their
+    outputs and gradients before it times anything. Numbers are medians, with minima in brackets.
     """
 
     suites: Annotated[
@@ -59,7 +59,7 @@ def main() -> int:
     if config.rounds < 1:
         print(f"error: --rounds must be at least 1, got {config.rounds}", file=sys.stderr)
         return 2
-    warnings.simplefilter("ignore")  # of the other libraries
+    warnings.simplefilter("ignore")  # from the other libraries
     console = Console()
     console.print(f"{machine()}; {versions()}")
     for name in config.suites:

@@ -24,7 +24,7 @@ from benchmarks import hlo
 from benchmarks.timing import BOTH, FORWARD
 from jaxgru import backends
 
-#: What XLA has to know of a GPU that is not there: an NVIDIA H100, 80 GB.
+#: The description of an absent GPU for XLA: an NVIDIA H100, 80 GB.
 TARGET = Path(__file__).with_name("h100.textproto")
 #: B, T, I, H
 SIZES = {
@@ -41,19 +41,19 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Compile the GRU for an accelerator that need not be there, and say what its program does.
+    """Compile the GRU for an accelerator that need not be present, and describe its program.
 
     For a GPU, an NVIDIA H100, the table counts the kernels and copies that the host launches, with
     the loop and, where it fits, with the kernel for a whole sequence. It lists registers, spills
-    and shared memory of that kernel; writing them down takes a part of its compile time. This needs
+    and shared memory of that kernel. Writing them down takes a part of its compile time. This needs
     `pip install "jax[cuda13]" absl-py`, and no driver. For a TPU v5e, the table has the cycles that
-    the compiler expects, and of kernels the instruction bundles, each of which takes at least a
+    the compiler expects, and for kernels the instruction bundles, each of which takes at least one
     cycle. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are those of
     compilation. All networks are float32 and take their inputs time-major.
     """
 
     device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
-    """What to compile for."""
+    """The accelerator to compile for."""
     sizes: Annotated[
         tuple[tuple[int, int, int, int], ...], tyro.conf.arg(metavar="B T I H ...")
     ] = ()
@@ -70,7 +70,7 @@ class Network(NamedTuple):
 
 
 def networks(batch: int, steps: int, inputs: int, hidden: int) -> dict[str, Network]:
-    """Both forms of the GRU, each beside the library that has it, where that is installed."""
+    """Both forms of the GRU, each with the library that has this form, if it is installed."""
     key, xs = jax.random.key(0), jax.ShapeDtypeStruct((steps, batch, inputs), jnp.float32)
     found = {}
     for after in (True, False):
@@ -107,17 +107,17 @@ def _haiku(key, xs, hidden):
 
 
 class Launches(NamedTuple):
-    """What the host starts on a GPU: kernels, and copies of memory."""
+    """The kernels and memory copies that the host launches on a GPU."""
 
     kernels: float
     copies: float
 
 
 def launches(thunks: str, turns: list[int]) -> tuple[Launches, Launches]:
-    """(in all, in loops), from XLA's list of what it runs, and from how often each loop turns.
+    """(all launches, those in loops), from XLA's list of thunks and the iterations of each loop.
 
-    A line of the list is a kernel, a copy, or something with parts; the parts of a loop, which are
-    its condition and its body, are indented further.
+    A line of the list is a kernel, a copy, or an operation with parts. The parts of a loop, its
+    condition and its body, are indented further.
     """
     every, inside = [0.0, 0.0], [0.0, 0.0]
     ahead = iter(turns)
@@ -143,18 +143,18 @@ def launches(thunks: str, turns: list[int]) -> tuple[Launches, Launches]:
 
 
 class Needs(NamedTuple):
-    """What the kernels of a program need of a multiprocessor: the most of any of them."""
+    """The most resources of a multiprocessor that any kernel of a program needs."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     spilled: int
-    """Bytes of registers that are kept in memory, of a thread."""
+    """Bytes of registers of a thread that are spilled to memory."""
     shared: int
     """Bytes of shared memory, of a CTA."""
 
 
 def needs(dump: Path) -> Needs:
-    """What Mosaic GPU has written about its kernels in a folder; zeros where there are none."""
+    """Read what Mosaic GPU wrote about its kernels into a folder. Without kernels it is zeros."""
     reports = "".join(path.read_text() for path in dump.glob("*.ptxas"))
     host = "".join(path.read_text() for path in dump.glob("*.ll"))
 
@@ -176,7 +176,7 @@ KERNELS = {"cuda": backends.HOPPER, "tpu": backends.TPU_KERNEL}
 
 @contextlib.contextmanager
 def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
-    """Inside, programs are made for a device, and with the kernel if that is wanted."""
+    """A context in which programs are compiled for a device, with the kernel if kernel is True."""
     platform = device.platform
     before = backends.PLANS[platform]
     backends.PLANS[platform] = (KERNELS if kernel else LOOPS)[platform]
@@ -189,10 +189,10 @@ def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
 
 
 def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
-    """Launches, memory and the time of compiling, of each network and direction."""
+    """Yield launches, memory and compile time of each network and direction."""
     os.environ |= {"MOSAIC_GPU_DUMP_TO": str(dump), "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
     options: dict[str, Any] = {
-        "xla_gpu_autotune_level": 0,  # which would time kernels
+        "xla_gpu_autotune_level": 0,  # autotuning would time kernels
         "xla_dump_to": str(dump),
         "xla_dump_hlo_as_text": True,
     }
@@ -205,7 +205,7 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
         seconds = time.perf_counter() - start
         texts = [path.read_text() for path in dump.glob("*thunk_sequence.txt")]
         kernel = needs(dump)
-        if what == BOTH:  # its forward kernel may be that of the row before, compiled only once
+        if what == BOTH:  # its forward kernel may be compiled already, for the row before
             kernel = Needs(*map(max, kernel, forward))
         forward = kernel
         turns = list(hlo.loops(hlo.computations(compiled.as_text() or "")))
@@ -226,9 +226,9 @@ def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
 
 
 def on_tpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
-    """The compiler's estimate of cycles, of each network and direction.
+    """Yield the compiler's estimate of cycles for each network and direction.
 
-    A kernel is taken to need a cycle for each of its instruction bundles.
+    The estimate for a kernel is one cycle for each of its instruction bundles.
     """
     for name, what, run, types in _programs(sizes, device):
         _empty(dump)
@@ -252,8 +252,8 @@ def on_tpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str
 def a_step(name: str, text: str) -> float:
     """The instruction bundles that a kernel needs for a time step of all examples.
 
-    They are those of its innermost loop with products. name is that of the file with its final
-    bundles, and has the name of the kernel in it; it is 0 for what is not a kernel.
+    They are the bundles of its innermost loop with products. name is that of the file with the
+    final bundles, which contains the name of the kernel. The result is 0 for other programs.
     """
     match = re.search(r"jaxgru_(\d+)_parts_(\d+)_steps", name)
     if not match:
@@ -276,7 +276,7 @@ def a_step(name: str, text: str) -> float:
 
 
 def _cycles(line: str) -> int:
-    # Of a loop the estimate is that of a single turn, which is counted by its parts.
+    # The estimate of a loop is for a single iteration, which is counted by its parts.
     found = None if re.search(r" (while|call)\(", line) else _CYCLES.search(line)
     return int(found[1]) if found else 0
 
@@ -290,7 +290,7 @@ def _empty(folder: Path) -> None:
 
 
 def _programs(sizes, device):
-    """Of every network, and of every one of jaxgru with the kernel too."""
+    """The programs of every network, and those of jaxgru also with the kernel."""
     batch, steps, inputs, _ = sizes
     found = networks(*sizes)
     ours = [name for name in found if name.startswith("jaxgru")]
@@ -322,7 +322,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _device(kind: str, dump: str) -> Any:
-    """A device that need not be there, whose compiler writes into a folder."""
+    """A device that need not be present. Its compiler writes into a folder."""
     if kind == "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
@@ -341,11 +341,11 @@ def _device(kind: str, dump: str) -> Any:
 
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.ahead")
-    jax.config.update("jax_platforms", "cpu")  # on which weights are drawn
+    jax.config.update("jax_platforms", "cpu")  # the weights are drawn on it
     with tempfile.TemporaryDirectory() as dump:
         try:
             device = _device(config.device, dump)
-        except Exception as error:  # whatever a plugin that is not there leads to
+        except Exception as error:  # a missing plugin may raise anything
             extra = {"gpu": '"jax[cuda13]" absl-py', "tpu": '"jax[tpu]"'}[config.device]
             print(f"error: no compiler for a {config.device}: pip install {extra} ({error})")
             return 2

@@ -1,6 +1,7 @@
-"""A GRU batched and differentiated by hand: what `vmap` and `grad` of `jaxgru.scan` are held to.
+"""A GRU batched and differentiated by hand, as a reference for `vmap` and `grad` of `jaxgru.scan`.
 
-Time-major, reset after the product, the loops and the chunks written out. Nothing here is general.
+It is time-major, resets after the product, and has its loops and chunks written out. Nothing here
+is general.
 """
 
 from typing import Any
@@ -86,7 +87,7 @@ def _forward(params, xs, save):
 
 
 def _chunks(a: Array, batch: int) -> Array:
-    """`[T, ...]` -> `[T / k, k, ...]`, k about 512 rows and a divisor of T."""
+    """`[T, ...]` -> `[T / k, k, ...]`. k is a divisor of T that gives about 512 rows."""
     k = min(len(a), max(8, 512 // batch))
     while len(a) % k:
         k -= 1

@@ -33,11 +33,11 @@ WHOLE = (P(), P(), P(), P())
 
 
 class Layout(NamedTuple):
-    """Where the devices stand in w_ih [I, G, H], w_hh [H, G, H], b [G, H] and b_hn [H]."""
+    """How devices divide the axes of w_ih [I, G, H], w_hh [H, G, H], b [G, H] and b_hn [H]."""
 
     specs: tuple[P, P, P, P]
     split: Literal["", "jit", "shard_map"] = ""
-    """Who splits the batch over them, with all weights on each: nobody, the compiler, or we."""
+    """What splits the batch over the devices, with all weights on each: nothing, jit or we."""
 
 
 RECOMMENDED = "stored on the output axis, batch split by shard_map"
@@ -55,8 +55,8 @@ LAYOUTS = {
 class Config:
     """Count the collective operations of each layout over devices, in the time loop and outside.
 
-    Programs are compiled and not run, for eight devices made of the host's processor, or for the
-    devices of a TPU that need not be there. So nothing here is a time.
+    The command compiles programs but does not run them, for eight devices on the host's processor,
+    or for the devices of a TPU that need not be present. So no number here is a time.
     """
 
     batch: int = 8
@@ -74,17 +74,17 @@ class Config:
 
 
 class Count(NamedTuple):
-    """Operations of each kind, and the bytes of their results on one device."""
+    """The number of operations of each kind, and the bytes of their results on one device."""
 
     loop: dict[str, int]
     outside: dict[str, int]
     bytes_in_loop: int
     work: float = math.nan
-    """Operations of one device over those of one device alone; loop bodies count once."""
+    """Operations of one of the devices over those of a single device. Loop bodies count once."""
 
 
 def count(text: str) -> Count:
-    """The collectives of an optimized program; in the loop is whatever a while body reaches."""
+    """Count the collectives of an optimized program. All that a while body calls is in the loop."""
     lines = hlo.computations(text)
     lines.pop(hlo.ENTRY, None)
     calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
@@ -111,7 +111,7 @@ def _bytes(shapes: str) -> int:
 
 
 def place(params: Any, mesh: Any, specs: tuple[P, P, P, P]) -> Any:
-    """Where each leaf of some params goes: params that hold shardings."""
+    """The place of each leaf of params, as params that hold shardings."""
     names = dict(zip(("w_ih", "w_hh", "b", "b_hn"), specs, strict=True))
     given = {f.name for f in dataclasses.fields(params) if getattr(params, f.name) is not None}
     return dataclasses.replace(
@@ -152,7 +152,7 @@ def measure(config: Config) -> dict[str, dict[str, Count]]:
 
 
 def typed(arrays: Any, where: Any) -> Any:
-    """Their shapes, to compile for devices that may not be there."""
+    """The shapes of arrays, to compile for devices that may not be present."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), arrays, where
     )
@@ -192,7 +192,7 @@ def table(found: dict[str, dict[str, Count]]) -> str:
 
 def main() -> int:
     config = tyro.cli(Config, prog="python -m benchmarks.collectives")
-    # Read when the first device is asked for, not when jax is imported.
+    # JAX reads this when the first device is requested, not when it is imported.
     flag = "--xla_force_host_platform_device_count"
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={DEVICES}"

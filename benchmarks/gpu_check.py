@@ -1,4 +1,4 @@
-"""Is it right on this accelerator, and how fast? `python -m benchmarks.gpu_check --help`."""
+"""Check and time jaxgru on this accelerator: `python -m benchmarks.gpu_check --help`."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ SIZES = (
     (1024, 64, 64, 256),
     (1, 4096, 64, 128),
 )
-#: For a look at the command itself, where there is no accelerator.
+#: Small sizes, to try the command without an accelerator.
 TINY = ((3, 19, 5, 8), (2, 9, 20, 16))
 NUMBERS, TINY_NUMBERS = (16, 257, 24, 96), (2, 19, 5, 8)
 
@@ -46,27 +46,27 @@ class Config:
     Both parts run the loop, and the kernel for Hopper GPUs where it fits. The first part runs every
     cell with lengths, resets and carries, in both directions, with checkpoints and in each dtype.
     It compares outputs and gradients with a plain loop in float64 on the processor. A plain loop on
-    the accelerator has an error too: that of jaxgru may be twice as large, and no larger. The
-    second part times those libraries that are installed. The exit code is 1 if a number is wrong.
+    the accelerator has an error too, and the error of jaxgru may be at most twice as large. The
+    second part times the libraries that are installed. The exit code is 1 if a number is wrong.
     """
 
     sizes: Annotated[
         tuple[tuple[int, int, int, int], ...], tyro.conf.arg(metavar="B T I H ...")
     ] = ()
-    """Batch, time steps, inputs and units of what is timed; by default those of
+    """Batch, time steps, inputs and units to time; by default those of
     docs/performance/accelerators.md."""
     check: bool = True
-    """Whether numbers are compared before anything is timed."""
+    """Whether to compare numbers before timing."""
     tiny: bool = False
     """Small sizes and one cell, to try the command on a CPU."""
     rounds: int = 7
     """Turns that every contestant gets."""
     seconds: float = 330.0
-    """No further size is timed after so many seconds."""
+    """No further size is timed after this many seconds."""
 
 
 def plain(params: Any, xs: jax.Array, carry: Any, length: Any, reset: Any, *, reverse: bool) -> Any:
-    """`jaxgru.scan` as a loop over `jaxgru.step`, its outputs alone."""
+    """The outputs of `jaxgru.scan`, computed by a loop over `jaxgru.step`."""
     real = jnp.arange(xs.shape[0]) < length
     starts = jnp.append(reset[1:] & real[1:], False) if reverse else reset
 
@@ -110,16 +110,16 @@ PLANS = {"loop": backends.GPU, "kernel": backends.HOPPER}
 
 
 class Found(NamedTuple):
-    """An error is the largest over outputs and gradients, each over the largest number there."""
+    """Errors. Each is the largest over outputs and gradients, relative to their largest entries."""
 
     case: str
     errors: dict[str, float]
-    """Of each plan."""
+    """The error of each plan."""
     allowed: float
 
 
 def numbers(config: Config) -> Iterator[Found]:
-    """Every cell with all of its options. Their programs are compiled side by side."""
+    """Check every cell with all of its options. Their programs compile in parallel."""
     cells = list(CELLS.items())[: 1 if config.tiny else None]
     cases = [
         (f"{cell}, {name}", init, options._replace(sizes=TINY_NUMBERS) if config.tiny else options)
@@ -183,7 +183,7 @@ _LOWERING = threading.Lock()
 
 
 def lowered(plan: backends.Plan | None, run: Callable[..., Any], *args: Any) -> Any:
-    """The program by a plan for GPUs, which is chosen while it is lowered."""
+    """The program by a plan for GPUs. The plan is chosen while the program is lowered."""
     with _LOWERING:
         before = backends.PLANS["cuda"]
         backends.PLANS["cuda"] = plan or before
@@ -212,7 +212,7 @@ def _error(found, exact):
 
 
 def times(config: Config) -> Iterator[Row]:
-    """Forward, and forward and backward, of whoever is installed."""
+    """Time forward, and forward and backward, of all installed libraries."""
     start = time.perf_counter()
     for sizes in config.sizes or (TINY if config.tiny else SIZES):
         if time.perf_counter() - start > config.seconds:
@@ -221,7 +221,7 @@ def times(config: Config) -> Iterator[Row]:
         forward, both = {}, {}
         for name, (run, pull) in contestants(sizes).items():
             forward[name], both[name] = run, pull
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # which compiles side by side
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiles in parallel
             list(pool.map(lambda call: call(), [*forward.values(), *both.values()]))
         problem = peers.problem("gru_after", *sizes)
         for name, (run, pull) in _cudnn(problem).items():
@@ -232,7 +232,7 @@ def times(config: Config) -> Iterator[Row]:
 
 
 def contestants(sizes: tuple[int, int, int, int]) -> dict[str, tuple[Any, Any]]:
-    """(forward, forward and backward) by name; haiku has a form of its own, as has jaxgru then."""
+    """(forward, forward and backward) by name. Only haiku resets before; jaxgru runs both forms."""
     after, before = (peers.problem(kind, *sizes) for kind in ("gru_after", "gru_before"))
     found = {}
     for form, problem in (("", after), (", reset before", before)):
@@ -261,7 +261,7 @@ def _compiled(plan, params, xs, cotangent):
 
 
 def _cudnn(problem):
-    """torch on the same GPU, by cuDNN, with products in TF32 and in float32."""
+    """The programs of torch on the same GPU, by cuDNN, with products in TF32 and in float32."""
     try:
         import torch
     except ImportError:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 Computations = dict[str, list[str]]
-#: The name under which the computation that is the whole program is found too.
+#: A second name for the computation that is the whole program.
 ENTRY = "ENTRY"
 
 
@@ -23,10 +23,10 @@ def computations(text: str) -> Computations:
 
 
 def turns(program: Computations, line: str) -> int | None:
-    """How often a loop turns: of a line with an operation `while`; None for any other line.
+    """The iterations of the loop in a line with an operation `while`; None for any other line.
 
-    XLA notes the number for a CPU and a GPU. For a TPU it stands in the condition, where the index
-    is compared with it.
+    XLA notes the number for a CPU and a GPU. For a TPU it is in the condition, which compares the
+    index with it.
     """
     if not re.search(r" while\(", line):
         return None
@@ -39,7 +39,7 @@ def turns(program: Computations, line: str) -> int | None:
 
 
 def total(program: Computations, value: Callable[[str], float], name: str = ENTRY) -> float:
-    """The sum of a value over all lines that are run, those of loops at every turn."""
+    """The sum of a value over all lines that run. Lines in loops count at every iteration."""
     found = 0.0
     for line in program[name]:
         found += value(line)
@@ -52,7 +52,7 @@ def total(program: Computations, value: Callable[[str], float], name: str = ENTR
 
 
 def loops(program: Computations, name: str = ENTRY) -> Iterator[int]:
-    """How often each loop turns, in the order of the program, inner loops after the outer."""
+    """The iterations of each loop, in the order of the program, inner loops after outer ones."""
     for line in program[name]:
         count = turns(program, line)
         if count is not None:

@@ -1,4 +1,4 @@
-"""What one step of a served network takes: `python -m benchmarks.latency --help`."""
+"""The time of one step of a served network: `python -m benchmarks.latency --help`."""
 
 import dataclasses
 import sys
@@ -21,23 +21,23 @@ from experiments.common.machine import machine
 from experiments.common.settings import as_json, command_line
 
 PERCENTILES = (50, 90, 99, 99.9)
-BLOCK = 100  # steps of a contestant in its turn
+BLOCK = 100  # steps of a contestant in one turn
 INPUTS = 32
 
 #: (layers, H)
 SIZES = ((1, 32), (1, 128), (1, 512), (2, 128))
 
-#: A step as it is served: params, carry, x -> carry.
+#: A step in a server: params, carry, x -> carry.
 Serve = Callable[[Any, Any, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Latency of `jaxgru.step` in a loop, one input after another, each from the host.
+    """Measure the latency of `jaxgru.step` in a loop, with one input after another from the host.
 
-    Called through `jax.jit` and as a program compiled ahead of time, with the carry donated and
-    not. The contestants take turns of a hundred steps in one process; every step is timed by
-    itself, until its result is there.
+    The step is called through `jax.jit` and as a program compiled ahead of time, with and without
+    donation of the carry. The contestants take turns of a hundred steps in one process. Every step
+    is timed separately, until its result is ready.
     """
 
     rounds: int = 50
@@ -104,10 +104,10 @@ def latencies(layers: int, hidden: int, rounds: int) -> dict[str, list[float]]:
                 carry, _ = jax.block_until_ready(serve(params, carry, x))
                 times.append(time.perf_counter_ns() - start)
             carries[name] = carry
-            if turn:  # the first is to warm up
+            if turn:  # the first turn is a warm-up
                 taken[name] += times
     ends = [jnp.concatenate(jax.tree.leaves(carry)) for carry in carries.values()]
-    for end in ends[1:]:  # the same program, so the same numbers
+    for end in ends[1:]:  # the same program gives the same numbers
         np.testing.assert_array_equal(end, ends[0])
     return {
         name: [float(p) for p in np.percentile(np.array(times) / 1e3, PERCENTILES)]

@@ -22,9 +22,9 @@ RUNS = ("nothing", "forward", "gradient", "truncated")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Print what a long sequence costs, and what truncated backpropagation gets wrong.
+    """Print the costs of a long sequence, and the errors of truncated backpropagation.
 
-    Every cost is measured in a process of its own.
+    A separate process measures each cost.
     """
 
     steps: int = 1_000_000
@@ -36,15 +36,15 @@ class Config:
     every: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000)
     """The values of checkpoint, and the lengths of the stretches of truncated backpropagation."""
     run: Literal["nothing", "forward", "gradient", "truncated"] | None = None
-    """Run this one in this process and print JSON: what each process is asked for."""
+    """Measure only this run, in this process, and print JSON. The command itself uses it."""
     loss: Literal["outputs", "last"] = "outputs"
-    """The mean square of all outputs, or that of the last state, which needs no outputs."""
+    """The mean square of all outputs, or of the last state, which needs no outputs."""
     checkpoint: int | None = None
     """With run: the steps between states that are kept, or the length of a stretch."""
 
 
 def truncated(params: Any, xs: Array, stretch: int, loss: Any) -> tuple[Any, Any]:
-    """(loss, gradient), the gradient cut every so many steps; `stretch` divides the steps."""
+    """(loss, gradient). The gradient is cut every `stretch` steps, a divisor of all steps."""
 
     def part(state: Any, xs: Array) -> tuple[Any, None]:
         carry, value, gradient = state
@@ -64,7 +64,7 @@ def truncated(params: Any, xs: Array, stretch: int, loss: Any) -> tuple[Any, Any
 
 
 def measure(config: Config) -> dict[str, float]:
-    """Seconds of the second of two runs, the largest resident memory in MB, temporary memory."""
+    """The seconds of the second of two runs, peak resident memory in MB, and temporary memory."""
     params = jaxgru.gru_init(jax.random.key(0), config.inputs, config.hidden)
     xs = jax.random.normal(jax.random.key(1), (config.steps, config.inputs), params.w_ih.dtype)
 
@@ -96,7 +96,7 @@ def measure(config: Config) -> dict[str, float]:
 
 
 def elsewhere(config: Config) -> dict[str, float]:
-    """`measure` in a fresh process: resident memory is a maximum over a process's life."""
+    """Run `measure` in a fresh process, since peak resident memory is that of a whole process."""
     command = [sys.executable, "-m", "benchmarks.long", "--run", str(config.run)]
     command += ["--loss", config.loss, "--steps", str(config.steps)]
     command += ["--inputs", str(config.inputs), "--hidden", str(config.hidden)]
@@ -124,10 +124,10 @@ def costs(config: Config) -> None:
 
 
 def bias(steps: int = 4096) -> None:
-    """The truncated gradient beside the exact one.
+    """Compare the truncated gradient with the exact one.
 
-    The loss compares outputs with the input that came `lag` steps before, for a network that
-    forgets soon and one that does not.
+    The loss compares outputs with the input `lag` steps before, for a network that forgets soon and
+    for one that does not.
     """
     print(f"\nT={steps}, H=16: cosine between truncated and exact gradient, and ratio of norms\n")
     print("| units forget over | lag | stretch | cosine | norm |")

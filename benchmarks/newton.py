@@ -1,4 +1,4 @@
-"""`newton_scan` beside `scan`: time, memory, iterations, and where one overtakes the other."""
+"""`newton_scan` compared with `scan`: time, memory, iterations, and where each is faster."""
 
 import dataclasses
 import functools
@@ -22,18 +22,18 @@ MODES = ("dense", "diagonal")
 INPUTS = 4
 STEPS = (100, 1000, 10_000, 100_000)
 WIDTHS = (1, 2, 4, 8, 16, 64)
-#: B, T, H beside the map of B = 1.
+#: B, T, H to time in addition to the map for B = 1.
 BATCHES = ((16, 100, 1), (16, 1000, 4), (16, 1000, 16), (16, 10_000, 2))
 MATRICES = 256e6  # bytes of T matrices [H, H] above which dense Newton is left out
 DAMPINGS = (0.0, 0.1)
 TURNS = 3.0  # seconds that the turns of one contestant may take
 
 MAP = "B={} T={} H={}"
-DARK = 30  # a ratio from which the map's colour asks for white letters
+DARK = 30  # a ratio from which the map's colour needs white letters
 
 
 def newton(rounds: int) -> Iterator[Row]:
-    """GRUs with the reset gate after the product, from zeros as the first guess."""
+    """Time GRUs with the reset gate after the product, with zeros as the first guess."""
     for batch, steps, hidden in (*((1, t, h) for h in WIDTHS for t in STEPS), *BATCHES):
         yield from _sizes(batch, steps, hidden, rounds)
     yield from _chaos()
@@ -67,7 +67,7 @@ def _sizes(batch: int, steps: int, hidden: int, rounds: int) -> Iterator[Row]:
 def _programs(
     runs: dict[str, Callable[..., Any]], args: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The runs over a batch, compiled: forward, and their gradients."""
+    """The compiled programs over a batch: forward passes, and their gradients."""
     for what, wrap in ((FORWARD, lambda run: run), (BOTH, _gradient)):
         yield (
             what,
@@ -88,7 +88,7 @@ def _gradient(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _timed(programs: dict[str, Any], args: Any, rounds: int) -> dict[str, Times]:
-    """Turns taken, fewer than asked for where one takes seconds, but two at least."""
+    """Time programs in turns: fewer turns than rounds if one takes seconds, but at least two."""
     calls = {
         name: functools.partial(lambda run: jax.block_until_ready(run(*args)), program)
         for name, program in programs.items()
@@ -102,7 +102,7 @@ def _timed(programs: dict[str, Any], args: Any, rounds: int) -> dict[str, Times]
 
 
 def _counts(params: Any, xs: jax.Array, dampings: tuple[float, ...] = (0.0,)) -> dict[str, Times]:
-    """Newton steps of each mode, or infinity where it did not converge."""
+    """The Newton steps of each mode, or infinity if it did not converge."""
     found = {}
     for mode in MODES:
         for damping in dampings:
@@ -114,7 +114,7 @@ def _counts(params: Any, xs: jax.Array, dampings: tuple[float, ...] = (0.0,)) ->
 
 
 def _chaos() -> Iterator[Row]:
-    """Iterations against the exponent: recurrent weights multiplied, T and H fixed."""
+    """Count iterations against the Lyapunov exponent, by scaling recurrent weights."""
     steps, hidden = 1000, 8
     xs = _draw_xs(steps)
     for scale in (1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0, 12.0):
@@ -132,10 +132,10 @@ def _lengths() -> Iterator[Row]:
 
 
 def _warm(rounds: int) -> Iterator[Row]:
-    """The guess is the trajectory before every weight moved by a share of its size."""
+    """Time a warm start: the guess is the trajectory before each weight changed by some share."""
     steps, hidden = 1000, 8
     params, xs = _draw(hidden), _draw_xs(steps)
-    scan = jax.jit(jaxgru.scan)  # as the others are: checks of arguments are not in question
+    scan = jax.jit(jaxgru.scan)  # jitted as the others are, so that argument checks take no time
     for share in (1e-2, 1e-3, 1e-4):
         signs = jax.tree.map(
             lambda w: jnp.sign(jnp.sin(jnp.arange(1.0, w.size + 1)).reshape(w.shape)), params
@@ -159,7 +159,7 @@ def _warm(rounds: int) -> Iterator[Row]:
 
 
 def _minimal(rounds: int) -> Iterator[Row]:
-    """The minimal GRU, for which newton_scan is one associative scan."""
+    """Time the minimal GRU, for which newton_scan is one associative scan."""
     for batch, steps, hidden in ((1, 1000, 16), (1, 10_000, 16), (1, 10_000, 128), (16, 1000, 64)):
         params = jaxgru.min_gru_init(jax.random.key(0), INPUTS, hidden)
         args = (params, _draw_xs(batch, steps))
@@ -171,7 +171,7 @@ def _minimal(rounds: int) -> Iterator[Row]:
 
 
 def crossover(path: Path, title: str, rows: list[Row]) -> None:
-    """Time of `newton_scan` over that of `scan`, by minima, for every T and H of one sequence."""
+    """Draw the time of `newton_scan` over that of `scan`, by minima, for each T and H at B = 1."""
     found = {(row.case, row.what): row.values for row in rows}
     figure = Figure(figsize=(9.6, 6.4), dpi=150, layout="constrained")
     figure.suptitle(f"Time of newton_scan over that of scan, by minima; B=1; {title}", fontsize=10)

@@ -1,4 +1,4 @@
-"""Cells and steps that users bring, beside `lax.scan` over the same equations written by hand."""
+"""Cells and steps that users define, compared with handwritten `lax.scan` over their equations."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ class OwnParams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProjectedParams(OwnParams):
-    """The same, for a cell whose inputs are multiplied beforehand."""
+    """The same, for a cell that multiplies all inputs in advance."""
 
 
 def own_step(params: OwnParams, h: Array, x: Array) -> tuple[Array, Array]:
@@ -87,7 +87,7 @@ jaxgru.register(
 
 
 def own(rounds: int) -> Iterator[Row]:
-    """A GRU registered by its step, and a world model run by `loop`, against `lax.scan`."""
+    """Time a GRU registered by its step, and a world model run by `loop`, against `lax.scan`."""
     for sizes in peers.GRID:
         problem = peers.problem("gru_before", *sizes)
         models = {
@@ -117,7 +117,7 @@ def _rows(case: str, calls: dict[str, Callable[[], Any]], rounds: int) -> Iterat
 
 
 def cells(problem: peers.Problem) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Functions (weights, xs) -> outputs, and their weights; all are the GRU of the problem."""
+    """Functions (weights, xs) -> outputs, and their weights. All are the GRU of the problem."""
     built_in = problem.params
     parts = [
         part for w in (built_in.w_ih, built_in.w_hh, built_in.b) for part in jnp.unstack(w, axis=-2)

@@ -1,4 +1,4 @@
-"""The contestants: each runs the same weights on the same data, in the layout it likes best."""
+"""The contestants. Each runs the same weights on the same data, in its preferred layout."""
 
 import functools
 import importlib
@@ -36,14 +36,14 @@ def name(sizes: tuple[int, ...]) -> str:
 
 
 def assert_equal(first: Any, *others: Any) -> None:
-    """Raises unless arrays are the same, but for float32 sums in another order, of 10,000 steps."""
+    """Raise unless arrays agree, up to the order of float32 sums over 10,000 steps."""
     scale = float(np.abs(first).max())
     for other in others:
         np.testing.assert_allclose(other, first, rtol=0, atol=2e-4 * scale)
 
 
 class Problem(NamedTuple):
-    """What is to be computed. Inputs are `[B, T, I]`, the outputs' cotangent `[B, T, H]`."""
+    """The problem to compute. Inputs are `[B, T, I]`, and the outputs' cotangent is `[B, T, H]`."""
 
     kind: str  # "gru_after", "gru_before", "lstm" or "elman"
     params: Any
@@ -61,9 +61,9 @@ class Model(NamedTuple):
 
     time_major: bool
     forward: Callable[[], Any]
-    """-> outputs, computed to the end."""
+    """-> the outputs, once they are ready."""
     gradient: Callable[[], Any] | None
-    """-> the gradient of the inputs; the weights' is computed too."""
+    """-> the gradient of the inputs. The gradient of the weights is computed too."""
 
 
 def problem(kind: str, batch: int, steps: int, inputs: int, hidden: int) -> Problem:
@@ -81,13 +81,13 @@ def problem(kind: str, batch: int, steps: int, inputs: int, hidden: int) -> Prob
 
 
 def draw_gru(key: jax.Array, inputs: int, hidden: int, **options: Any) -> jaxgru.GRUParams:
-    """Random weights; b_hn is zero, since flax.nnx has none."""
+    """Draw random weights. b_hn is zero, since flax.nnx has none."""
     params = jaxgru.gru_init(key, inputs, hidden, **options)
     return jax.tree.map(lambda w: w if w.ndim > 1 else jnp.zeros_like(w), params)
 
 
 def build(name: str, problem: Problem) -> Model:
-    """Raises ImportError for a library that is not installed."""
+    """Build a contestant. Raise ImportError if its library is not installed."""
     return _BUILDERS[name](problem)
 
 
@@ -101,7 +101,7 @@ def batched(params: Any, xs: jax.Array, time_major: bool = False) -> jax.Array:
 def jax_model(
     apply: Callable[..., Any], weights: Any, problem: Problem, time_major: bool = False
 ) -> Model:
-    """A model from apply(weights, xs) -> outputs."""
+    """Make a model from apply(weights, xs) -> outputs."""
     xs, cotangent = jnp.asarray(problem.xs), jnp.asarray(problem.cotangent)
     if time_major:
         xs, cotangent = xs.swapaxes(0, 1).copy(), cotangent.swapaxes(0, 1).copy()
@@ -127,19 +127,19 @@ def _jaxgru_time_major(problem):
 
 
 def _gates(w: jax.Array, names: str, flip: str) -> dict[str, jax.Array]:
-    """Per gate, sign changed where the other library's gate weighs the old state."""
+    """The weights per gate, negated where the other library's gate weighs the old state."""
     parts = jnp.unstack(w, axis=-2)
     return {n: -p if n in flip else p for n, p in zip(names, parts, strict=True)}
 
 
 def _packed(w: jax.Array, order: str, names: str, flip: str) -> jax.Array:
-    """The gates side by side in another order."""
+    """The weights with the gates side by side in another order."""
     parts = _gates(w, names, flip)
     return jnp.concatenate([parts[name] for name in order], axis=-1)
 
 
 def linen_rnn(problem: Problem) -> tuple[Any, Any]:
-    """Returns (flax.linen.RNN, its variables)."""
+    """Return (flax.linen.RNN, its variables)."""
     nn = importlib.import_module("flax.linen")
     params, hidden = problem.params, problem.sizes[3]
     if problem.kind == "gru_after":
@@ -321,7 +321,7 @@ _BUILDERS: dict[str, Callable[[Problem], Model]] = {
     "onnxruntime": _onnxruntime,
 }
 
-#: Who has which cell.
+#: The libraries that have each cell.
 PEERS = {
     "gru_after": ("flax.nnx", "flax.linen", "equinox", "keras", "torch", "onnxruntime"),
     "gru_before": ("haiku", "keras", "onnxruntime"),
@@ -331,7 +331,7 @@ PEERS = {
 
 
 def streams(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """By library: a call that takes the first step and waits for the new state `[H]`."""
+    """For each library, a call that takes the first step and waits for the new state `[H]`."""
     rnn, variables = linen_rnn(problem)
     cell, weights = rnn.cell.clone(parent=None), {"params": variables["params"]["cell"]}
     h, x = jnp.zeros(problem.sizes[3]), jnp.asarray(problem.xs[0, 0])

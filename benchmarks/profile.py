@@ -1,4 +1,4 @@
-"""Where the time goes: `python -m benchmarks.profile --help`."""
+"""Profile a compiled GRU: `python -m benchmarks.profile --help`."""
 
 import collections
 import dataclasses
@@ -30,19 +30,19 @@ class Config:
     hidden: int = 128
     """H."""
     kind: Literal["gru_after", "gru_before", "lstm", "elman"] = "gru_after"
-    """Which cell."""
+    """The cell."""
     contestant: Literal["jaxgru", "flax.linen"] = "jaxgru"
-    """Whose."""
+    """The library to profile."""
     members: int = 0
     """Networks side by side, by `vmap` over their weights; one network if 0."""
     gradient: bool = False
-    """Profile forward + backward, not forward alone."""
+    """Profile forward + backward instead of only forward."""
     top: int = 12
     """How many operations to print."""
 
 
 def operations(run: Callable[..., Any], args: tuple[Any, ...], repeat: int = 3) -> list[Any]:
-    """[(milliseconds a run, times a run, operation)], the longest first."""
+    """[(milliseconds per run, calls per run, operation)], the longest first."""
     compiled = jax.jit(run).lower(*args).compile()
     pattern = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", re.M)
     text = {m[1]: m[2] for m in pattern.finditer(compiled.as_text() or "")}

@@ -1,4 +1,4 @@
-"""Tables and pictures of what was measured: everything as a ratio to jaxgru."""
+"""Tables and pictures of the measurements, as ratios to jaxgru."""
 
 import json
 import math
@@ -11,22 +11,22 @@ from benchmarks.timing import Row
 from experiments.common.metrics import plain
 
 OURS = "jaxgru"
-#: Contestants whose arrays are time-major are compared with jaxgru in that layout.
+#: These contestants have time-major arrays, so jaxgru is compared in that layout.
 TIME_MAJOR = ("haiku", "torch", "onnxruntime")
 
 
 class Ratio(NamedTuple):
-    """What another contestant needs over what jaxgru needs."""
+    """The number of another contestant over that of jaxgru."""
 
     minima: float
     medians: float
     verdict: int
-    """1 where jaxgru is faster and -1 where it is slower: the middle half of the rounds of one
-    does not overlap that of the other. 0 where it is not decided."""
+    """1 if jaxgru is faster and -1 if it is slower: the middle half of the rounds of one does not
+    overlap that of the other. 0 if they overlap."""
 
 
 def ratios(row: Row) -> dict[str, Ratio]:
-    """By contestant; none for numbers that stand alone."""
+    """The ratio of each contestant. Empty for numbers that stand alone."""
     found = {}
     if OURS not in row.values:
         return found
@@ -48,10 +48,10 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table for every suite and quantity.
+    """Make one table for every suite and quantity.
 
-    Ratios are medians (minima): bold where jaxgru is faster, italic where it is slower. The number
-    of jaxgru itself is the median, and the quartiles.
+    Ratios are medians (minima), bold if jaxgru is faster and italic if it is slower. The number of
+    jaxgru itself is the median, with the quartiles.
     """
     parts = []
     for suite, what in dict.fromkeys((row.suite, row.what) for row in rows):
@@ -80,7 +80,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _plain(rows: list[Row]) -> str:
-    """A table of medians; "none" where there is no number."""
+    """A table of medians, with "none" where there is no number."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     head = ["", *(f"{name}, {rows[0].unit}" for name in names)]
     lines = [f"**{rows[0].suite}, {rows[0].what}**", "", _line(head)]
@@ -119,13 +119,13 @@ def to_json(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Numbers have six digits; the folder is made if there is none."""
+    """Write a record. Numbers have six digits. The folder is made if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
 
 
 def picture(path: Path, title: str, rows: list[Row]) -> None:
-    """The times of all contestants over that of jaxgru, a panel for each quantity."""
+    """Draw the times of all contestants over that of jaxgru, with a panel for each quantity."""
     quantities = list(dict.fromkeys(row.what for row in rows))
     size = (4.6 * len(quantities) + 1.4, 0.42 * len(rows) / len(quantities) + 1.8)
     figure = Figure(figsize=size, dpi=150, layout="constrained")

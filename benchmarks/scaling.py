@@ -1,7 +1,8 @@
-"""One study on more devices and more processes: `python -m benchmarks.scaling`.
+"""Run one study on more devices and more processes: `python -m benchmarks.scaling`.
 
-Each run is `python -m experiments.adding_task` on devices made of this host's processor, so the
-losses are what is compared; rates tell what sharing costs where there is nothing to share.
+Each run is `python -m experiments.adding_task` on virtual devices of this host's processor. So the
+comparison is of losses. The rates show only the overhead of the division, since there is no more
+hardware.
 """
 
 import dataclasses
@@ -23,20 +24,20 @@ from experiments.common.metrics import plain, read_run
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train the same replicas on 1 to 8 devices and by 1 to 4 processes; compare their losses."""
+    """Train the same replicas on 1 to 8 devices and in 1 to 4 processes, and compare losses."""
 
     length: int = 100
     """T."""
     hidden: int = 64
     """H."""
     batch: int = 64
-    """Of an update; a multiple of 8."""
+    """Examples of an update; a multiple of 8."""
     updates: int = 100
-    """Of each replica."""
+    """Updates of each replica."""
     seeds: tuple[int, ...] = (0, 1)
-    """One replica for each."""
+    """Seeds, with one replica for each."""
     rounds: int = 3
-    """Runs of each, one after another in turn."""
+    """Runs of each layout, which take turns."""
     json: bool = False
     """Print JSON, not a table."""
 
@@ -49,7 +50,7 @@ class Layout(NamedTuple):
 class Result(NamedTuple):
     dtype: str
     layout: Layout
-    rate: float  # updates of all replicas a second, the median
+    rate: float  # updates of all replicas per second, the median
     first: float  # largest relative difference of a loss from that of one device, at the start
     last: float  # and at the end
 
@@ -61,11 +62,11 @@ EVALUATIONS = 4
 
 
 class Failed(Exception):
-    """A run that did not end as it should."""
+    """Raised if a run did not end as it should."""
 
 
 def train(config: Config, dtype: str, layout: Layout) -> tuple[list[list[float]], float]:
-    """(the losses of each evaluation, those of all replicas; updates a second)."""
+    """(the losses of all replicas at each evaluation, updates per second)."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         with socket.socket() as free:
@@ -101,7 +102,7 @@ def train(config: Config, dtype: str, layout: Layout) -> tuple[list[list[float]]
             for number in range(layout.processes)
         ]
         said = [process.communicate()[1] for process in running]
-        if any(process.returncode != 1 for process in running):  # 1: not solved, as none is asked
+        if any(process.returncode != 1 for process in running):  # 1: not solved, as expected
             raise Failed(f"{layout}: {' '.join(said)}")
         replicas = read_run(out / "metrics.jsonl").evals
     losses = [

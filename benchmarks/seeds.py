@@ -1,4 +1,4 @@
-"""The training of a study's seeds in one program, beside one after another."""
+"""The training of a study's seeds in one program, compared with one after another."""
 
 import functools
 import time
@@ -18,7 +18,7 @@ from experiments.copy_task.task import make_task as copy_task
 
 
 def seeds(rounds: int, count: int = 4) -> Iterator[Row]:
-    """Training of several seeds of a study in one program, against one after another."""
+    """Time the training of several seeds of a study in one program, against one after another."""
     adding = AddingSettings()
     copying = CopySettings()
     for name, settings, task, stage, updates in (
@@ -42,7 +42,7 @@ def seeds(rounds: int, count: int = 4) -> Iterator[Row]:
                 ("one after another", alone, single),
             ):
                 start = time.perf_counter()
-                for state in states:  # each in a process of its own, so each is compiled
+                for state in states:  # each would have its own process, so each compiles
                     jax.clear_caches()
                     run.lower(state, *rest).compile()
                 compiling[who].append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""What is measured: each suite yields rows, one for every case and quantity."""
+"""The suites. Each of them yields rows, one for every case and quantity."""
 
 import functools
 import gc
@@ -24,7 +24,7 @@ from benchmarks.timing import BOTH, FORWARD, Row, Times, interleave, summary, te
 
 
 def grid(rounds: int) -> Iterator[Row]:
-    """The GRU with the reset gate after the product, against everybody who has it."""
+    """The GRU with the reset gate after the product, against every library that has it."""
     yield from _compare("grid", "gru_after", GRID, rounds)
 
 
@@ -96,7 +96,7 @@ def batch(rounds: int) -> Iterator[Row]:
 
 
 def population(rounds: int, members: int = 64) -> Iterator[Row]:
-    """Many small GRUs by `vmap` over params, against flax the same way and against a loop."""
+    """Many small GRUs by `vmap` over params, against flax by `vmap` and against a loop."""
     size, width, steps, inputs = 32, 16, 100, 8
     problems = peers.problem("gru_after", width, steps, inputs, size)
     keys = jax.random.split(jax.random.key(1), members)
@@ -128,7 +128,7 @@ def population(rounds: int, members: int = 64) -> Iterator[Row]:
 
 
 def streaming(rounds: int) -> Iterator[Row]:
-    """One step at a time, B=1: what serving costs, dispatch included."""
+    """One step at a time, B=1: the cost of serving, including dispatch."""
     for inputs, hidden in ((64, 128), (256, 512)):
         problem = peers.problem("gru_after", 1, 1, inputs, hidden)
         calls = peers.streams(problem)
@@ -138,7 +138,7 @@ def streaming(rounds: int) -> Iterator[Row]:
 
 
 def compilation(rounds: int) -> Iterator[Row]:
-    """The gradient from nothing: traced, lowered, compiled by XLA, and all three."""
+    """The time to trace, lower and compile the gradient, and the sum of all three."""
     order = np.random.default_rng(0)
     for sizes in GRID:
         problem = peers.problem("gru_after", *sizes)
@@ -199,7 +199,7 @@ def memory(rounds: int) -> Iterator[Row]:
 
 
 def length(rounds: int) -> Iterator[Row]:
-    """What one time step costs, from short sequences to long ones."""
+    """The cost of one time step, from short sequences to long ones."""
     for steps in (100, 1000, 10_000, 100_000):
         sizes = (8, steps, 8, 32)
         problem = peers.problem("gru_after", *sizes)
@@ -245,7 +245,7 @@ def _compare(suite: str, kind: str, cases: Sizes, rounds: int) -> Iterator[Row]:
             except ImportError as error:
                 print(f"{name} is left out: {error}")
         _agree(models)
-        if kind == "gru_after":  # the other form, of which haiku has no weights to agree with
+        if kind == "gru_after":  # haiku has only the other form, with other weights
             models["haiku"] = peers.build("haiku", peers.problem("gru_before", *sizes))
         forward = {name: model.forward for name, model in models.items()}
         both = {name: m.gradient for name, m in models.items() if m.gradient is not None}
@@ -269,7 +269,7 @@ def _pair(what, sizes, problem, params, theirs, rounds) -> Iterator[Row]:
 
 
 def _agree(models: dict[str, peers.Model]) -> None:
-    """Raises unless all have the same outputs and the same gradients of the inputs."""
+    """Raise unless all have the same outputs and the same gradients of the inputs."""
     for part in ("forward", "gradient"):
         found = []
         for model in models.values():
@@ -285,21 +285,21 @@ def _calls(runs: dict[str, Callable[..., Any]], *args: Any) -> dict[str, Callabl
 
 
 def _limits(problem: peers.Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The matrix products of the forward pass, and of both, with nothing between them."""
+    """Only the matrix products of the forward pass, and those of both passes."""
     batch, steps, inputs, hidden = problem.sizes
     xs = jnp.asarray(problem.xs).reshape(-1, inputs)
     w, u = problem.params.w_ih.reshape(inputs, -1), problem.params.w_hh.reshape(hidden, -1)
     hs = jnp.ones((batch * steps, hidden))
 
     def chain(rows, w):
-        """T dependent products, in the better of two layouts; the state is kept small."""
+        """Run T dependent products, in the better of two layouts, and keep the state small."""
         if w.shape[0] < 768:
             h = jnp.ones((rows, w.shape[0]))
             return lax.fori_loop(0, steps, lambda _, h: 1e-3 * (h @ w)[:, : h.shape[1]], h)
         h, w = jnp.ones((w.shape[0], rows)), w.T
         return lax.fori_loop(0, steps, lambda _, h: 1e-3 * (w @ h)[: h.shape[0]], h)
 
-    def project(xs, w):  # in pieces that stay in cache
+    def project(xs, w):  # the pieces stay in cache
         rows = xs.shape[0] // steps * max(1, min(steps, 512 // batch))
         while xs.shape[0] % rows:
             rows -= 1

@@ -24,8 +24,8 @@ from experiments.common.training import TrainState, make_train_chunk, train_init
 from experiments.population.settings import PopulationSettings
 from experiments.population.train import make_population, with_bias
 
-#: What is timed, for as many networks: in groups that fit into the cache, as
-#: `experiments.population` trains them; all side by side, by one vmap; and one after another.
+#: The contestants, for the same number of networks. Networks train in groups that fit into the
+#: cache, as `experiments.population` trains them; all side by side, by one vmap; or in sequence.
 GROUPS, ALL, ALONE = "groups of 16", "all side by side", "one at a time"
 BIAS = 0.0  # of the update gates
 
@@ -34,15 +34,16 @@ BIAS = 0.0  # of the update gates
 class Config:
     """Time a population of small GRUs in one program beside the same networks one at a time.
 
-    All train on the adding problem, a few updates of each network a turn. One at a time is the same
-    training compiled for a single network and called in a loop, for a sample of the networks, whose
-    time is scaled up. The contestants take turns in one process; nothing of it is compiling.
+    All networks train on the adding problem, with a few updates of each network per turn. "One at a
+    time" is the same training compiled for a single network and called in a loop, for a sample of
+    the networks, whose time is scaled up. The contestants take turns in one process. The times do
+    not include compilation.
     """
 
     sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (64, 512, 4096)
     """Networks of a population."""
     updates: int = 5
-    """Of each network in a turn; a network counts as trained after them."""
+    """Updates of each network in a turn; a network counts as trained after them."""
     length: int = 30
     """T, time steps."""
     hidden_size: int = 16
@@ -96,7 +97,7 @@ def settings_of(config: Config, size: int) -> PopulationSettings:
 
 
 def seconds(config: Config, size: int) -> dict[str, Times]:
-    """Of training one network."""
+    """The seconds for training one network."""
     settings = settings_of(config, size)
     sample = min(config.sample, size)
     whole = dataclasses.replace(settings, together=size)
@@ -111,7 +112,7 @@ def seconds(config: Config, size: int) -> dict[str, Times]:
 
 
 def table(found: dict[int, dict[str, Times]]) -> str:
-    """Networks per second by medians, and how many times as fast as one at a time."""
+    """Networks per second by medians, and the speed relative to one at a time."""
     lines = [
         f"| networks | {GROUPS}, networks/s | {ALL} | {ALONE} | ratio of groups, median (minima) |",
         "| --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""Interleaved timing: machines are noisy, so only ratios of runs that took turns are trusted."""
+"""Interleaved timing. Machines are noisy, so only ratios of runs that took turns are reliable."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-#: Seconds. After a call the threads of onnxruntime spin for some 40 ms of processor time, those of
-#: torch for 8 ms, those of XLA not at all (Intel Xeon, 2 cores).
+#: A pause in seconds. After a call the threads of onnxruntime spin for some 40 ms of processor
+#: time, those of torch for 8 ms, and those of XLA not at all (Intel Xeon, 2 cores).
 PAUSE = 0.06
 FORWARD, BOTH = "forward", "forward + backward"
 
@@ -45,7 +45,7 @@ def summary(seconds: list[float]) -> Times:
 
 
 def wait(run: Callable[..., Any], *args: Any) -> Any:
-    """The results, when they are there."""
+    """The results, once they are ready."""
     return jax.block_until_ready(run(*args))
 
 
@@ -59,11 +59,11 @@ def interleave(
 ) -> dict[str, Times]:
     """Time every call once a round; each must return when its work is done.
 
-    The order is drawn anew each round. Before a turn there is a pause, in which the threads of the
-    call before go to sleep, and one call that is not timed, which wakes this one's threads and
-    brings its data back into cache. Otherwise whoever follows a library whose threads spin while
-    they wait for work appears up to 15% slower. A call that is too short for the clock is repeated
-    within its turn.
+    Each round draws a new order. Before each turn there is a pause, in which the threads of the
+    last call go to sleep. Then one call that is not timed wakes the threads of this contestant, and
+    brings its data back into cache. Without them, a contestant appears up to 15% slower after a
+    library whose threads spin while they wait for work. A call that is too short for the clock is
+    repeated within its turn.
     """
     return by_two_clocks(calls, rounds, repeat)[0]
 
@@ -71,10 +71,10 @@ def interleave(
 def by_two_clocks(
     calls: dict[str, Callable[[], Any]], rounds: int, repeat: int = 1
 ) -> tuple[dict[str, Times], dict[str, Times]]:
-    """As `interleave`: the time of every call, and the time of its processors, all added up.
+    """Like `interleave`, measure the time of every call, and also its total processor time.
 
-    The second hardly depends on what else the machine has to do. It says nothing about how well the
-    work is shared among the processors.
+    Processor time hardly depends on the other load of the machine. It does not show how well the
+    processors share the work.
     """
     for call in calls.values():
         call()

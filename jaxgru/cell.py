@@ -1,7 +1,8 @@
-"""What a cell tells the loops over time about itself.
+"""The interface between cells and the loops over time.
 
-A cell file registers one `Cell` for its params, or its step alone by way of `jaxgru.register`.
-`scan`, `newton_scan`, `step` and the derivative are written once, against this table.
+The file of a cell registers one `Cell` for its params, or registers only its step by
+`jaxgru.register`. `scan`, `newton_scan`, `step` and the derivative are written once, against this
+interface.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Carry = Any
 
 
 class Blocks(NamedTuple):
-    """The weights as the products take them, matrices with the gates side by side.
+    """The weights in the form that the products take: matrices with the gates side by side.
 
     The tangents of weights come in the same form, with None for those that are zero.
     """
@@ -25,8 +26,8 @@ class Blocks(NamedTuple):
     w_ih: Any
     """`[I, G * H]`."""
     w_hh: tuple[Any, ...]
-    """`[H, g * H]`, one for each product that waits for the one before it. Empty where the gates do
-    not see the carry: J_t is then diagonal."""
+    """`[H, g * H]`, one for each product that depends on the one before it. Empty if the gates do
+    not depend on the carry: J_t is then diagonal."""
     b: Any
     """`[G * H]` or None."""
     b_hn: Any = None
@@ -34,64 +35,65 @@ class Blocks(NamedTuple):
 
 
 Products = tuple[Callable[..., tuple[jax.Array, ...]], ...]
-"""(x, plus=None) -> x @ w + plus, one array a gate, for each matrix w of w_hh. How the matrices lie
-in memory, and where, is the affair of the back end."""
+"""(x, plus=None) -> x @ w + plus, one array per gate, for each matrix w of w_hh. The back end
+decides how the matrices are laid out in memory, and where."""
 
 
 class Cell(NamedTuple):
-    """One cell's equations, cut where a fast recurrence and its derivative need the cuts.
+    """One cell's equations, split into the parts that a fast recurrence and its derivative need.
 
-    All of them act on the last axis, `[..., H]`. `advance`, `coefficients` and `tangent` are what
-    the loops over time run at each step. `sources` sees a whole stretch of time at once. All that
-    concerns the derivative can be had from `advance`: `jaxgru.derivative.derived`.
+    All of them act on the last axis, `[..., H]`. The loops over time run `advance`, `coefficients`
+    and `tangent` at each step. `sources` takes a whole stretch of time at once.
+    `jaxgru.derivative.derived` derives the fields for the derivative from `advance`.
     """
 
     gates: int
-    """G, how many pre-activations of size H an input has a share in."""
+    """G, the number of pre-activations of size H to which an input contributes."""
     sizes: Callable[[Params], tuple[int, int]]
     """params -> (input size I, hidden size H)."""
     check: Callable[[str, Params], None]
-    """(caller, params) -> None; raises where the leaves of params do not fit together."""
+    """(caller, params) -> None. It raises an error if the leaves of params do not fit together."""
     carry_shape: Callable[[Params], Carry]
     """params -> its carry, with a `jax.ShapeDtypeStruct` in place of every array."""
     output: Callable[[Carry], jax.Array]
-    """carry -> its part that is the output, y_t = h_t."""
+    """carry -> the part of it that is the output, y_t = h_t."""
     blocks: Callable[[Params], Blocks]
-    """params, or their tangents with None for zero -> the same as matrices; linear."""
+    """params, or their tangents with None for zero -> the same as matrices. It is linear."""
     advance: Callable[[Products, Blocks, Carry, tuple[jax.Array, ...]], tuple[Carry, Any]]
-    """(products with w_hh, blocks, carry, projected x) -> (next carry, gates: what the derivative
-    needs to know of this step, `[..., H]` each)."""
+    """(products with w_hh, blocks, carry, projected x) -> (next carry, gates). The gates are the
+    values of this step that the derivative needs, `[..., H]` each."""
     coefficients: Callable[[Carry, Any], Any]
     """(previous carry, gates) -> the coefficients of `tangent`."""
     sources: Callable[[Blocks, jax.Array, Carry, Any], Any]
-    """(dblocks, dx, previous carry, gates) -> what the tangents of params and inputs do to a step
-    directly, where dx is the tangent of the projected inputs `[..., G * H]`; linear in both."""
+    """(dblocks, dx, previous carry, gates) -> the direct effect of the tangents of params and
+    inputs on a step. dx is the tangent of the projected inputs `[..., G * H]`. It is linear in
+    dblocks and dx."""
     tangent: Callable[[Products, Any, Carry, Any], Carry]
     """(products with w_hh, coefficients, dcarry, sources) -> next dcarry: J_t dcarry + s_t."""
     diagonal: Callable[[Blocks, Any], Carry]
     """(blocks, coefficients) -> the diagonal of J_t, `[..., H]` for every part of the carry."""
     bound: Callable[[Carry, int], Carry]
-    """(magnitudes of the carries it starts from, number of steps) -> what no magnitude exceeds."""
+    """(magnitudes of the initial carries, number of steps) -> bounds on the magnitudes."""
     compute_dtype: Any = None
-    """The dtype of the operands of products with weights; None for that of params."""
+    """The dtype of the operands of products with weights. None stands for the dtype of params."""
 
 
 class StepCell(NamedTuple):
-    """A cell of which the step alone is known: one that `jaxgru.register` has made."""
+    """A cell that `jaxgru.register` has made, defined by its step alone."""
 
     step: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
-    """(params, carry, what `project` made of x) -> (next carry, output)."""
+    """(params, carry, the part of the result of `project` for x) -> (next carry, output)."""
     project: Callable[[Params, jax.Array], Any]
-    """(params, xs) -> what the step takes, for all of time."""
+    """(params, xs) -> the inputs of all steps."""
     sizes: Callable[[Params], tuple[int, int]]
-    """As of a Cell."""
+    """As for a `Cell`."""
     check: Callable[[str, Params], None]
-    """As of a Cell."""
+    """As for a `Cell`."""
     initial_carry: Callable[[Params], Carry]
     """params -> the carry that a sequence starts from."""
 
     def carry_shape(self, params: Params) -> Carry:
-        """As of a Cell."""
+        """As for a `Cell`."""
         return jax.eval_shape(self.initial_carry, params)
 
 
@@ -99,7 +101,7 @@ _cells: dict[type, Cell | StepCell] = {}
 
 
 def register(params_type: type, cell: Cell | StepCell) -> None:
-    """Make `scan` and `step` know a params type."""
+    """Register a params type for `scan` and `step`."""
     _cells[params_type] = cell
 
 
@@ -148,9 +150,9 @@ def _product(w, x, axis):
 
 
 def total(start: jax.Array | None, *terms: Any) -> Any:
-    """The sum of products (x, w) and biases, those left out that are or hold None.
+    """The sum of products (x, w) and biases, without those that are None or contain None.
 
-    None where nothing is left.
+    None if no term is left.
     """
     for term in terms:
         if isinstance(term, tuple):
@@ -165,14 +167,14 @@ def total(start: jax.Array | None, *terms: Any) -> Any:
 
 
 def project(cell: Cell, blocks: Blocks, xs: jax.Array) -> tuple[jax.Array, ...]:
-    """The inputs' share of the pre-activations, `x W_ih + b`, one array a gate."""
+    """The contribution of the inputs to the pre-activations, `x W_ih + b`, one array per gate."""
     return split(total(matmul(blocks.w_ih, xs), blocks.b), cell.gates)
 
 
 def products(
     weights: tuple[jax.Array, ...], product: Callable[[jax.Array, jax.Array], jax.Array] = matmul
 ) -> Products:
-    """The weights as functions of what they are multiplied with."""
+    """The products with the weights, as functions of the other operand."""
 
     def multiply(w, x, plus=None):
         a = product(w, x) if plus is None else product(w, x) + plus
@@ -183,7 +185,7 @@ def products(
 
 
 def operands(cell: Cell, blocks: Blocks) -> Blocks:
-    """The blocks with the weights in the dtype in which products take them."""
+    """The blocks, with the weights in the dtype of the products' operands."""
     if cell.compute_dtype is None:
         return blocks
     w_ih, w_hh = jax.tree.map(lambda w: w.astype(cell.compute_dtype), (blocks.w_ih, blocks.w_hh))
@@ -191,15 +193,18 @@ def operands(cell: Cell, blocks: Blocks) -> Blocks:
 
 
 def advance(cell: Cell, blocks: Blocks, carry: Carry, x: jax.Array) -> tuple[Carry, Any]:
-    """One step, or many whose carries are known: (next carry, gates)."""
+    """Run one step, or many steps whose carries are known: (next carry, gates)."""
     return cell.advance(products(blocks.w_hh), blocks, carry, project(cell, blocks, x))
 
 
 def split(a: jax.Array, count: int) -> Any:
-    """One array a gate. Its transpose is a concatenation, that of slices a sum of padded arrays."""
+    """Split into one array per gate.
+
+    The transpose is a concatenation. The transpose of slices would be a sum of padded arrays.
+    """
     return lax.split(a, (a.shape[-1] // count,) * count, axis=a.ndim - 1)
 
 
 def flat(w: jax.Array | None) -> Any:
-    """`[..., G, H]` -> `[..., G * H]`; None stays None."""
+    """`[..., G, H]` -> `[..., G * H]`. None stays None."""
     return None if w is None else w.reshape(*w.shape[:-2], w.shape[-2] * w.shape[-1])

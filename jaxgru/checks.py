@@ -1,4 +1,4 @@
-"""Argument checks: what came, what was expected, and the likely fix, before anything is traced."""
+"""Argument checks, which run before tracing. Errors state the value, the expected one and a fix."""
 
 import operator
 from typing import Any
@@ -18,38 +18,39 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 def error(
     kind: type[Exception], caller: str, name: str, expected: str, got: str, fix: str = ""
 ) -> Exception:
-    """The one form of every error message of this library."""
+    """Make an error. Every error message of this library has this form."""
     return kind(f"{caller}: {name} must be {expected}, got {got}.{' ' + fix if fix else ''}")
 
 
 def is_array(value: Any) -> bool:
-    """Something with values, a shape and a dtype, be it a tracer or of another library."""
+    """Whether value has values, a shape and a dtype, like tracers and other libraries' arrays."""
     known = hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple)
     return known and not isinstance(value, jax.ShapeDtypeStruct)
 
 
 def shape_of(value: Any) -> tuple[Any, ...]:
-    """The shape of an array, () of anything else."""
+    """The shape of an array; () for anything else."""
     return value.shape if is_array(value) else ()
 
 
 def describe(value: Any) -> str:
-    """`float32[10, 3]` for an array, the type's name for anything else."""
+    """`float32[10, 3]` for an array; the name of the type for anything else."""
     if is_array(value) or isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     return f"{type(value).__name__}"
 
 
 def shown(value: Any) -> str:
-    """A value where it is short, else what it is: of an option that should have been a name."""
+    """The value of an option if it is short, and otherwise its description."""
     plain = value is None or isinstance(value, str | bool | int | float)
     return repr(value) if plain else describe(value)
 
 
 def dtype_of(value: Any) -> Any:
-    """The dtype that JAX gives this array: float64 means float32 where x64 is off.
+    """The dtype that JAX gives this array: float64 becomes float32 if x64 is off.
 
-    That of objects where JAX has none, so that it fits nowhere: strings, tensors of torch.
+    Where JAX has no such dtype, as for strings or tensors of torch, it is the object dtype, which
+    no check accepts.
     """
     try:
         return jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)
@@ -58,7 +59,7 @@ def dtype_of(value: Any) -> Any:
 
 
 def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> None:
-    """The arguments of a cell's own step fit together."""
+    """Check that the arguments of a cell's own step fit together."""
     if not isinstance(params, params_type):
         fix = "jaxgru.step takes any params."
         raise error(TypeError, caller, "params", params_type.__name__, describe(params), fix)
@@ -70,7 +71,7 @@ def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> Non
 
 
 def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix: str = "") -> None:
-    """value is an array of this shape; a string stands for a size that may be anything."""
+    """Check that value is an array of this shape. A string in the shape stands for any size."""
     expected = f"an array of shape [{', '.join(map(str, shape))}]"
     if not is_array(value):
         raise error(TypeError, caller, name, expected, type(value).__name__, fix)
@@ -81,12 +82,12 @@ def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix:
         raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
-#: What True stands for.
+#: The meaning of True.
 FLAGS = {"mask": "a real step", "reset": "the first step of a segment"}
 
 
 def flags(caller: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Bools of this shape: one for each step of xs, or one alone."""
+    """Check that value holds bools of this shape: one for each step of xs, or a single one."""
     if shape == () and isinstance(value, bool):
         return
     array(caller, name, value, shape, "One flag for each step of xs." if shape else "")
@@ -96,13 +97,13 @@ def flags(caller: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 
 def hidden_size(w_hh: Any, rank: int) -> int | str:
-    """H, or the letter where w_hh has not the rank to tell it."""
+    """H, or the letter "H" if w_hh does not have this rank."""
     shape = shape_of(w_hh)
     return shape[0] if len(shape) == rank else "H"
 
 
 def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
-    """The named leaves of params have these shapes and one supported dtype; None is no leaf."""
+    """Check that the named leaves have these shapes and one supported dtype. None is no leaf."""
     owner = type(params).__name__
     first = None
     for name, shape in shapes.items():
@@ -124,13 +125,13 @@ def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
 
 
 def float_dtype(caller: str, name: str, dtype: Any) -> None:
-    """A supported dtype that this process has: float64 needs jax_enable_x64."""
+    """Check that dtype is supported and enabled: float64 needs jax_enable_x64."""
     expected = f"one of {', '.join(DTYPES)}"
     try:
-        if dtype is None or is_array(dtype):  # which NumPy takes for float64, and for its dtype
+        if dtype is None or is_array(dtype):  # jnp.dtype would accept both
             raise TypeError
         wanted = jnp.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # of NumPy, which reads many things as a dtype
+    except (TypeError, ValueError, SyntaxError):  # NumPy raises these for things that are no dtype
         raise error(TypeError, caller, name, expected, shown(dtype)) from None
     if wanted.name not in DTYPES:
         raise error(TypeError, caller, name, expected, wanted.name)
@@ -140,7 +141,7 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
 
 
 def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
-    """As a dtype, which params may be narrowed to; None stays None."""
+    """Check that params may be narrowed to this dtype, and return it. None stays None."""
     if dtype is None:
         return None
     float_dtype(caller, "compute_dtype", dtype)
@@ -152,14 +153,14 @@ def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
 
 
 def same_dtype(caller: str, name: str, value: Any, dtype: Any) -> None:
-    """value has the dtype of params."""
+    """Check that value has the dtype of params."""
     if dtype_of(value) != dtype:
         fix = f"Nothing is promoted silently: {name}.astype({str(dtype)!r}), or cast params."
         raise error(TypeError, caller, name, f"{dtype} as params are", describe(value), fix)
 
 
 def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype: Any) -> None:
-    """xs is one sequence (or x one step) of the size and dtype of params."""
+    """Check that xs is one sequence (or x one step) of the size and dtype of params."""
     fix = f"The last axis is the input size of params, {shape[-1]}."
     if len(shape_of(xs)) > len(shape):
         fix = f"A batch goes through vmap: jax.vmap({caller}, in_axes=...)."
@@ -175,11 +176,11 @@ def carry(
     what: str = "a carry of params",
     fix: str = "jaxgru.initial_carry(params) makes one.",
 ) -> None:
-    """value has the structure, shapes and dtypes expected: those of initial_carry, mostly."""
+    """Check that value has the expected structure, shapes and dtypes, as of initial_carry."""
     want = jax.tree.structure(expected)
     try:
         have = jax.tree.structure(value)
-    except (TypeError, ValueError):  # keys of a dict that cannot be sorted
+    except (TypeError, ValueError):  # the keys of a dict cannot be sorted
         shown = str(value_types(expected))
         got = type(value).__name__
         raise error(TypeError, caller, name, f"{what}, {shown}", got, fix) from None
@@ -201,7 +202,7 @@ def value_types(tree: Any) -> Any:
 
 
 def untraced(name: str, value: Any) -> str:
-    """The fix where an option, which is part of the program and not data, came traced."""
+    """The fix for a traced option, which must be part of the program and not data."""
     if not isinstance(value, Tracer):
         return ""
     option = name.rpartition(".")[2]
@@ -212,14 +213,14 @@ def untraced(name: str, value: Any) -> str:
 
 
 def flag(caller: str, name: str, value: Any) -> None:
-    """A Python bool."""
+    """Check that value is a Python bool."""
     if not isinstance(value, bool):
         fix = untraced(name, value)
         raise error(TypeError, caller, name, "True or False", describe(value), fix)
 
 
 def number(caller: str, name: str, value: Any, expected: str = "a Python number") -> None:
-    """A Python number."""
+    """Check that value is a Python number."""
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise error(TypeError, caller, name, expected, describe(value), untraced(name, value))
     try:
@@ -230,7 +231,7 @@ def number(caller: str, name: str, value: Any, expected: str = "a Python number"
 
 
 def float_scalar(caller: str, name: str, value: Any) -> None:
-    """A Python number, or a scalar array of floats, which may be traced."""
+    """Check that value is a Python number or a scalar array of floats, which may be traced."""
     expected = "a Python number or a scalar array of floats"
     if isinstance(value, float | int) or not is_array(value):
         number(caller, name, value, expected)
@@ -242,7 +243,7 @@ def float_scalar(caller: str, name: str, value: Any) -> None:
 
 
 def key(caller: str, value: Any) -> Array:
-    """One random key; returns it."""
+    """Check that value is one random key, and return it."""
     expected = "one key, jax.random.key(seed)"
     if not isinstance(value, Array):
         raise error(TypeError, caller, "key", expected, describe(value))
@@ -255,13 +256,13 @@ def key(caller: str, value: Any) -> Array:
     if not typed:
         try:
             jax.eval_shape(jax.random.wrap_key_data, value)
-        except (TypeError, ValueError):  # not so many words as a key has
+        except (TypeError, ValueError):  # it does not have as many words as a key
             raise error(ValueError, caller, "key", expected, describe(value)) from None
     return value
 
 
 def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """An integer, positive or at least so many, and at most so many."""
+    """Check that value is an integer from least to most, and return it."""
     expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     try:
         if isinstance(value, bool):
@@ -278,7 +279,7 @@ def size(caller: str, name: str, value: Any, least: int = 1, most: int | None = 
 
 
 def length(caller: str, value: Any, steps: int) -> None:
-    """An integer scalar in [0, T]; one that is traced or symbolic acts as if clipped."""
+    """Check for an integer scalar in [0, T]. A traced or symbolic one acts as if clipped."""
     expected = f"an integer in [0, {steps}] (xs has T = {steps})"
     plain = isinstance(value, int) or is_symbolic_dim(value)
     if isinstance(value, bool) or not (plain or is_array(value)):
@@ -298,7 +299,7 @@ def length(caller: str, value: Any, steps: int) -> None:
 
 
 def reset_given(caller: str, value: Any) -> None:
-    """reset is there, where reset_carry is."""
+    """Check that reset is given, since reset_carry is."""
     if value is None:
         fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
         raise error(ValueError, caller, "reset", "given with reset_carry", "None", fix)

@@ -1,9 +1,9 @@
 """The derivative of a cell, from the equations of its step.
 
 Between its products with weights a step acts on each unit by itself. JAX differentiates that part,
-with the results of the products as further arguments. Some of what it computes is linear in the
-tangents. The rest are coefficients, which follow from the carry before the step and from the gates,
-so the gates are all that a loop over time has to save.
+with the results of the products as further arguments. Some of the values that it computes are
+linear in the tangents. The others are coefficients, which follow from the carry before the step and
+from the gates. So a loop over time has to save only the gates.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from jaxgru.cell import Blocks, Carry, Cell, Products, accumulator, matmul, spli
 
 
 class Coefficients(NamedTuple):
-    """What the tangent of one step needs to know of it."""
+    """The values of one step on which its tangent depends."""
 
     carry: Carry
     gates: Any
@@ -27,15 +27,15 @@ class Coefficients(NamedTuple):
 
 
 def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
-    """A Cell whose derivative follows from its `advance`, which is among the other fields.
+    """Make a Cell whose derivative is derived from its `advance`, one of the other fields.
 
-    The carry before a step and the gates that `advance` returns must determine the derivative:
-    products with weights and their sums with inputs are not known when it is computed. counts tells
-    from the gates how many arrays each product returns. There are at most two products. The bias
-    b_hn is added to the last array of the first.
+    The carry before a step and the gates that `advance` returns must determine the derivative. The
+    products with weights, and their sums with inputs, are not known when the derivative is
+    computed. counts maps the gates to the number of arrays that each product returns. There are at
+    most two products. The bias b_hn is added to the last array of the first product.
 
     Raises:
-        ValueError: the gates do not determine the derivative, when that is traced.
+        ValueError: the gates do not determine the derivative. It is raised during tracing.
     """
     inputs = fields["gates"]
 
@@ -94,7 +94,7 @@ def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
             return values.at(found.doperands[k])
 
         def of(part):
-            """What a tangent of one in a part of the carry does to the part, unit by unit."""
+            """The derivative of each unit in this part of the carry by itself."""
             ones = [jnp.full_like(leaf, k == part) for k, leaf in enumerate(leaves)]
             one, results = tree.unflatten(ones), []
             for k, w in enumerate(weights):
@@ -102,7 +102,7 @@ def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
                 direct = operand(k, one, nothing)
                 shares = [direct * u.diagonal()[None] for u in w]
                 for g, u in enumerate(weights[0] if k else ()):
-                    # Unit i reaches itself through every unit j that the first product leads to.
+                    # Unit i affects itself through every unit j that the first product affects.
                     only = (*nothing[0][:g], jnp.ones_like(none), *nothing[0][g + 1 :])
                     slope = operand(k, still, [only])
                     begin = operand(0, one, [])
@@ -123,7 +123,7 @@ def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
 
 
 class _Equation(NamedTuple):
-    """An equation of a jaxpr. Arguments and results are names, or literals."""
+    """An equation of a jaxpr. Its arguments and results are names or literals."""
 
     primitive: Any
     params: dict[str, Any]
@@ -132,7 +132,7 @@ class _Equation(NamedTuple):
 
 
 class _Values:
-    """The values behind names, computed when they are asked for."""
+    """The values of names, each computed when it is first needed."""
 
     def __init__(self, equations: list[_Equation], names: Any, values: Any) -> None:
         self._makers = {name: equation for equation in equations for name in equation.results}
@@ -158,29 +158,29 @@ class _Values:
 
 
 class _Name:
-    """Of one array, equal to itself alone."""
+    """The name of one array. It is equal only to itself."""
 
 
 class _Rest(NamedTuple):
-    """A step and its tangent without the products, for carries of one shape."""
+    """A step and its tangent, without the products, for carries of one shape."""
 
     equations: list[_Equation]
     carry: Any
     gates: Any
     operands: list[Any]
-    """Names of what is multiplied with weights."""
+    """The names of the arrays that are multiplied with weights."""
     coefficients: list[Any]
-    """Names of what is linear in no tangent, and multiplied with one."""
+    """The names of the values that do not depend on tangents and multiply one."""
     dcarry: Any
     dalone: Any
     dresults: Any
-    """Names of the tangents of what the products return, a tuple for each."""
+    """The names of the tangents of the products' results, a tuple for each product."""
     dafter: Any
     doperands: list[Any]
     shares: list[tuple[int | None, ...]]
-    """For every array that a product returns: which part of the projected input is added to it."""
+    """For each array that a product returns, the part of the projected input added to it."""
     alone: list[int]
-    """The parts that are added to none."""
+    """The parts that are added to no such array."""
 
 
 def _trace(advance: Any, inputs: int, counts: tuple[int, ...], carry: Carry) -> _Rest:
@@ -234,7 +234,7 @@ def _trace(advance: Any, inputs: int, counts: tuple[int, ...], carry: Carry) -> 
 
 
 def _named(function: Callable[..., Any], *arguments: Any) -> tuple[list[_Equation], Any, Any]:
-    """(equations of a function, names of its arguments, names of its results)."""
+    """Trace a function: (its equations, the names of its arguments, the names of its results)."""
     closed, types = jax.make_jaxpr(function, return_shape=True)(*arguments)
     names = jax.tree.map(lambda _: _Name(), arguments)
     equations, outs = _flat(closed, jax.tree.leaves(names))
@@ -242,7 +242,7 @@ def _named(function: Callable[..., Any], *arguments: Any) -> tuple[list[_Equatio
 
 
 def _flat(closed: ClosedJaxpr, arguments: list[Any]) -> tuple[list[_Equation], list[Any]]:
-    """The equations, those of compiled functions within among them, and the results."""
+    """The equations and the results. The equations of inner compiled functions are inlined."""
     found: list[_Equation] = []
     names: dict[Any, Any] = dict(zip(closed.jaxpr.invars, arguments, strict=True))
     consts = [Literal(value, jax.typeof(value)) for value in closed.consts]
@@ -266,9 +266,9 @@ def _flat(closed: ClosedJaxpr, arguments: list[Any]) -> tuple[list[_Equation], l
 def _shares(
     equations: list[_Equation], outs: Any, projected: Any, results: Any
 ) -> list[tuple[int | None, ...]]:
-    """Which part of the projected input is added to what a product returns, and used nowhere else.
+    """For each result of a product, the part of the projected input that is used only in their sum.
 
-    Their tangents are one array then, and not two.
+    The tangents of the two then form one array.
     """
     used = [name for equation in equations for name in equation.arguments] + jax.tree.leaves(outs)
     pairs = [_names(e.arguments) for e in equations if e.primitive.name == "add"]
@@ -282,7 +282,7 @@ def _shares(
 
 
 def _coefficients(equations: list[_Equation], tangents: Any, outs: Any) -> list[Any]:
-    """Names that are not linear in tangents, where an equation on the way to outs has both."""
+    """The arguments, independent of tangents, of the equations that lead from tangents to outs."""
     linear = _names(tangents)
     for equation in equations:
         if not linear.isdisjoint(_names(equation.arguments)):

@@ -1,6 +1,6 @@
-"""A cell's step as a map F between vectors, at many steps at once, for Newton's method.
+"""A cell's step as a map F between vectors, evaluated at many steps at once for Newton's method.
 
-A carry is packed into one vector of D numbers. Time runs forward.
+Each carry is packed into one vector of D numbers. Time runs forward.
 """
 
 from functools import partial
@@ -18,11 +18,11 @@ from jaxgru.mesh import alike
 
 
 class Inputs(NamedTuple):
-    """What the trajectory of one cell depends on, smoothly."""
+    """The differentiable inputs of the trajectory of one cell."""
 
     params: Params
     xs: Any
-    """`[T, I]`; of a cell known by its step what `project` makes of them."""
+    """`[T, I]`. For a cell defined by its step, what `project` returns for them."""
     start: Array
     """`[D]`"""
     restart: Any
@@ -30,23 +30,23 @@ class Inputs(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """The steps that start from restart, and those that count, `[T]`; None: no step, and every."""
+    """Which steps start from restart, and which are real, `[T]`. None means none, and all."""
 
     fresh: Array | None
     keep: Array | None
     spare: Any = None
-    """`[D]`: the state on which steps that do not count are computed, for a cell whose step may not
-    be defined just anywhere."""
+    """`[D]`: the state on which steps that are not real are computed, for a cell whose step may not
+    be defined everywhere."""
 
 
 def pack(carry: Carry, axes: int = 0) -> Array:
-    """Carries with so many leading axes as one array `[..., D]`."""
+    """Pack carries with this number of leading axes into one array `[..., D]`."""
     leaves = jax.tree.leaves(carry)
     return jnp.concatenate([leaf.reshape(*leaf.shape[:axes], -1) for leaf in leaves], axis=-1)
 
 
 def unpack(cell: Cell | StepCell, params: Params, packed: Array) -> Carry:
-    """`[..., D]` -> carries."""
+    """The inverse of `pack`: `[..., D]` -> carries."""
     likes, tree = jax.tree.flatten(cell.carry_shape(params))
     ends = np.cumsum([like.size for like in likes])[:-1]
     parts = zip(jnp.split(packed, ends, axis=-1), likes, strict=True)
@@ -54,45 +54,45 @@ def unpack(cell: Cell | StepCell, params: Params, packed: Array) -> Carry:
 
 
 class Known(NamedTuple):
-    """The dynamics of a cell whose derivative is written out."""
+    """The dynamics of a cell whose derivative is given explicitly."""
 
     cell: Cell
 
     def is_diagonal(self, params: Params) -> bool:
-        """Whether the state of a unit depends on no other's: then nothing grows."""
+        """Whether each unit's state depends on no other unit's. Then no perturbation grows."""
         return not self.cell.blocks(params).w_hh
 
     def bound(self, params: Params, largest: Array, steps: int) -> Array:
-        """`[D]` -> `[D]`: what no state exceeds after steps from states of these magnitudes."""
+        """`[D]` -> `[D]`: a bound on the states after steps from states of these magnitudes."""
         return pack(self.cell.bound(unpack(self.cell, params, largest), steps))
 
     def advance(self, inputs: Inputs, flags: Flags, before: Array) -> tuple[Array, Any]:
-        """F of the states before each step, `[T, D]`, and what its derivative needs."""
+        """F at the states before each step, `[T, D]`, and the values that its derivative needs."""
         del flags
         carries = unpack(self.cell, inputs.params, before)
         after, gates = advance(self.cell, self.cell.blocks(inputs.params), carries, inputs.xs)
         return pack(after, 1), gates
 
     def outputs(self, inputs: Inputs, flags: Flags, before: Array, states: Array) -> Array:
-        """`[T, H]`, of the states before and after each step."""
+        """The outputs `[T, H]`, computed from the states before and after each step."""
         del flags, before
         return self.cell.output(unpack(self.cell, inputs.params, states))
 
     def dense(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> Array:
-        """J, the derivative of F, `[T, D, D]`."""
+        """J, the Jacobian of F, `[T, D, D]`."""
         linear, push = self.push(inputs, flags, before, gates)
         eye = jnp.eye(before.shape[-1], dtype=before.dtype)
         columns = jax.vmap(push, in_axes=(None, 0), out_axes=1)
         return jax.vmap(columns, in_axes=(0, None))(linear, eye)
 
     def diagonal(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> Array:
-        """That of J, `[T, D]`."""
+        """The diagonal of J, `[T, D]`."""
         del flags
         coefficients, _ = self._linear(inputs, before, gates)
         return pack(self.cell.diagonal(self.cell.blocks(inputs.params), coefficients), 1)
 
     def push(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> tuple[Any, Any]:
-        """J times a vector: (a tree of `[T, ...]`, the function of its part at t and `[D]`)."""
+        """J times a vector: (a tree of `[T, ...]`, a function of its part at t and a `[D]`)."""
         del flags
         params = inputs.params
         weights = products(self.cell.blocks(params).w_hh)
@@ -105,7 +105,7 @@ class Known(NamedTuple):
         return self._linear(inputs, before, gates), along
 
     def _linear(self, inputs: Inputs, before: Array, gates: Any) -> tuple[Any, Any]:
-        """The coefficients and, all zero, the sources of `Cell.tangent` at these states."""
+        """The coefficients of `Cell.tangent` at these states, and its sources, which are zero."""
         cell, blocks = self.cell, self.cell.blocks(inputs.params)
         still = Blocks(None, (None,) * len(blocks.w_hh), None)
         dx = jnp.zeros((before.shape[0], cell.gates * cell.sizes(inputs.params)[1]), before.dtype)
@@ -113,7 +113,7 @@ class Known(NamedTuple):
         return cell.coefficients(states, gates), cell.sources(still, dx, states, gates)
 
     def in_order(self, inputs: Inputs, flags: Flags) -> Array:
-        """The trajectory, one step after the other, `[T, D]`."""
+        """The trajectory `[T, D]`, computed one step after the other."""
         params, xs, start, restart = inputs
         both = (start, start if restart is None else restart)
         begins = (unpack(self.cell, params, packed) for packed in both)
@@ -124,38 +124,38 @@ class Known(NamedTuple):
 
 
 class ByStep(NamedTuple):
-    """The same of a cell that is known by its step alone, by forward derivatives of the step."""
+    """The dynamics of a cell defined by its step alone, by forward derivatives of the step."""
 
     cell: StepCell
 
     def is_diagonal(self, params: Params) -> bool:
-        """No more is known than that it may be any matrix."""
+        """False: J may be any matrix."""
         del params
         return False
 
     def bound(self, params: Params, largest: Array, steps: int) -> Array:
-        """Nothing is known."""
+        """No bound is known."""
         del params, steps
         return jnp.full_like(largest, jnp.inf)
 
     def advance(self, inputs: Inputs, flags: Flags, before: Array) -> tuple[Array, Any]:
-        """As of a known cell. The derivative begins anew."""
+        """As for `Known`. The derivative needs no values of this step."""
         return self._steps(inputs, flags, before)[0], None
 
     def outputs(self, inputs: Inputs, flags: Flags, before: Array, states: Array) -> Array:
-        """As of a known cell, by the step once more: an output need not be a part of the state."""
+        """As for `Known`. The step runs again, since an output need not be a part of the state."""
         del states
         return self._steps(inputs, flags, before)[1]
 
     def dense(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> Array:
-        """J, by D forward derivatives."""
+        """J, computed by D forward derivatives."""
         points, push = self.push(inputs, flags, before, gates)
         eye, _ = alike((jnp.eye(before.shape[-1], dtype=before.dtype), before))
         columns = jax.vmap(push, in_axes=(None, 0), out_axes=1)
         return jax.vmap(columns, in_axes=(0, None))(points, eye)
 
     def diagonal(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> Array:
-        """That of J, by as many, one after the other, for `[T, D, D]` may be too much memory."""
+        """Its diagonal, by D derivatives in turn: `[T, D, D]` may take too much memory."""
         del gates
         _, push = jax.linearize(lambda before: self._steps(inputs, flags, before)[0], before)
 
@@ -167,7 +167,7 @@ class ByStep(NamedTuple):
         return lax.map(entry, jnp.arange(before.shape[-1])).T
 
     def push(self, inputs: Inputs, flags: Flags, before: Array, gates: Any) -> tuple[Any, Any]:
-        """As of a known cell."""
+        """As for `Known`."""
         del gates
 
         def along(point: tuple[Array, Any], e: Array) -> Array:
@@ -181,7 +181,7 @@ class ByStep(NamedTuple):
         return (_defined(flags, before), inputs.xs), along
 
     def in_order(self, inputs: Inputs, flags: Flags) -> Array:
-        """As of a known cell."""
+        """As for `Known`."""
 
         def body(before: Array, now: Any) -> tuple[Array, Array]:
             x, fresh, keep = now
@@ -198,7 +198,7 @@ class ByStep(NamedTuple):
         return jax.vmap(step)(_defined(flags, before), inputs.xs)
 
     def _step(self, params: Params, before: Array, x: Any) -> tuple[Array, Array]:
-        """(the next state `[D]`, output `[H]`)."""
+        """Run one step: (the next state `[D]`, output `[H]`)."""
         carry = unpack(self.cell, params, before)
         after, y = own.advance("newton_scan", params, carry, x)
         return pack(after), y
@@ -208,11 +208,11 @@ Dynamics = Known | ByStep
 
 
 def dynamics_of(params: Params) -> Dynamics:
-    """By the type of params."""
+    """The dynamics for this type of params."""
     cell = cell_of(params)
     return ByStep(cell) if isinstance(cell, StepCell) else Known(cell)
 
 
 def _defined(flags: Flags, before: Array) -> Array:
-    """States at which the step has a derivative, also where it does not count."""
+    """States at which the step has a derivative, also where the step is not real."""
     return before if flags.keep is None else jnp.where(flags.keep[:, None], before, flags.spare)

@@ -1,4 +1,4 @@
-"""Types that `jax.export` can write: arguments and results of an exported program."""
+"""Types that `jax.export` can write, for arguments and results of an exported program."""
 
 import json
 from typing import TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def node(node_type: type[T]) -> type[T]:
-    """A type of pytrees that is registered, and whose static fields JSON can hold."""
+    """Make exportable a registered pytree type whose static fields JSON can hold."""
     jax.export.register_pytree_node_serialization(
         node_type,
         serialized_name=_name(node_type),
@@ -20,7 +20,7 @@ def node(node_type: type[T]) -> type[T]:
 
 
 def named_tuple(tuple_type: type[T]) -> type[T]:
-    """A NamedTuple."""
+    """Make a NamedTuple type exportable."""
     jax.export.register_namedtuple_serialization(tuple_type, serialized_name=_name(tuple_type))
     return tuple_type
 
@@ -29,7 +29,7 @@ _names: set[str] = set()
 
 
 def _name(node_type: type) -> str:
-    """A name of its own, also for a class that a notebook defines once more."""
+    """A unique name, even for a class that a notebook defines again."""
     module = "jaxgru" if node_type.__module__.startswith("jaxgru.") else node_type.__module__
     name = f"{module}.{node_type.__qualname__}"
     while name in _names:

@@ -1,8 +1,8 @@
-"""What the weights of each cell are called, so that no two kinds of params look alike.
+"""The names of the weights of each cell, which tell all kinds of params apart.
 
-A name has the form of the cell in it: `lstm.w_hh`, `gru.w_hh`, and `gru_after.w_hh` for the GRU
-whose reset gate acts after the product. These are the names in the paths of JAX, and so in every
-checkpoint. Weights of one form are therefore never taken for those of another.
+A name contains the form of the cell: `lstm.w_hh`, `gru.w_hh`, and `gru_after.w_hh` for the GRU
+whose reset gate acts after the product. The paths of JAX contain these names, and so does every
+checkpoint. The weights of one form are therefore never mistaken for those of another.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ class Form(NamedTuple):
     """The other fields, which hold arrays."""
 
 
-#: By name.
+#: The forms by name.
 FORMS: dict[str, Form] = {}
 
 
 def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
-    """Make a dataclass of weights a pytree, which `jax.export` can write too.
+    """Make a dataclass of weights a pytree, which `jax.export` can also write.
 
     Args:
         **forms: the static fields of each form, by the name of the form.
 
     Returns:
-        A decorator. It differs from `jax.tree_util.register_dataclass` in the paths alone: a leaf
-        is called `form.field`.
+        A decorator. It differs from `jax.tree_util.register_dataclass` only in the paths: a leaf is
+        called `form.field`.
     """
 
     def register(params_type: type[T]) -> type[T]:
@@ -55,7 +55,7 @@ def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
             children, aux = flatten(params)
             options = dict(zip(static, aux, strict=True))
             known = (form for form, wanted in forms.items() if wanted == options)
-            form = next(known, params_type.__name__)  # tree transformations build anything
+            form = next(known, params_type.__name__)  # tree transformations may build unknown forms
             keys = [GetAttrKey(f"{form}.{name}") for name in names]
             return list(zip(keys, children, strict=True)), aux
 

@@ -1,4 +1,4 @@
-"""Linear recurrences, e_t = J_t e_{t-1} + s_t, over all of time at once.
+"""Linear recurrences, e_t = J_t e_{t-1} + s_t, solved for the whole sequence at once.
 
 J is `[T, D, D]`, or `[T, D]` for diagonal matrices; sources and results are `[T, D]`.
 """
@@ -10,14 +10,14 @@ from jax import Array, lax
 
 
 def times(a: Array, b: Array) -> Array:
-    """The product of a J with a J, or with vectors `[T, D]`."""
+    """The product of a J with another J, or with vectors `[T, D]`."""
     if a.ndim == 2:
         return a * b
     return a @ b if b.ndim == 3 else (a @ b[..., None])[..., 0]
 
 
 def recur(jacobian: Array, sources: Array, reverse: bool = False) -> Array:
-    """e_t = J_t e_{t-1} + s_t, from e = 0, by an associative scan."""
+    """Solve e_t = J_t e_{t-1} + s_t, starting from e = 0, by an associative scan."""
 
     def both(earlier, later):
         (j, s), (k, u) = earlier, later
@@ -27,7 +27,7 @@ def recur(jacobian: Array, sources: Array, reverse: bool = False) -> Array:
 
 
 def recur_in_order(jacobian: Array, sources: Array, reverse: bool = False) -> Array:
-    """The same, one step after the other: what does not overflow on the way, does not at all."""
+    """Solve the same recurrence one step after the other. Only a solution too large overflows."""
 
     def step(e, inputs):
         j, s = inputs
@@ -39,15 +39,15 @@ def recur_in_order(jacobian: Array, sources: Array, reverse: bool = False) -> Ar
 
 
 def shift(states: Array) -> Array:
-    """Each step's predecessor, zero before the first."""
+    """The state before each step, which is zero for the first step."""
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
 
 
 def rescue(fine: Array, value: Array, run: Callable[[], Array]) -> Array:
-    """value, or run() where it is not fine.
+    """value, or run() if value is not fine.
 
-    As a loop of one turn or none: a `lax.cond` runs both ways under `vmap`, a loop that no example
-    needs is not entered.
+    This is a loop of at most one iteration. Under `vmap` a `lax.cond` runs both branches, but a
+    loop that no example needs does not run.
     """
     again = (jnp.logical_not(fine), value)
     return lax.while_loop(lambda s: s[0], lambda s: (jnp.zeros_like(s[0]), run()), again)[1]

@@ -1,4 +1,4 @@
-"""Any step over one sequence: `jax.lax.scan` with lengths, resets and random keys."""
+"""A loop over one sequence for any step: `jax.lax.scan` with lengths, resets and random keys."""
 
 import weakref
 from collections.abc import Callable
@@ -37,9 +37,9 @@ def loop(
     direction. `jax.vmap` runs a batch.
 
     The step also runs in the padding and at holes. There it gets the input and the key of the first
-    real step, and the carry before that step. What it returns there is dropped. So its derivatives
-    there are finite if those of the first real step are. If no step is real, the step gets `carry`
-    and inputs of 0.5, or 0 for integers. A step that has no derivative at these must handle this
+    real step, and the carry before that step, and its results are dropped. So its derivatives there
+    are finite if those of the first real step are. If no step is real, the step gets `carry` and
+    inputs of 0.5, or 0 for integers. A step that has no derivative at these values must handle this
     case itself.
 
     Args:
@@ -47,11 +47,12 @@ def loop(
             structure, shapes and dtypes.
         carry: where to start, any tree of arrays.
         xs: any tree of arrays `[T, ...]`, with at least one leaf. For a step without inputs, pass
-            `jnp.arange(T)`, which gives it its number. Keys of your own are inputs like any other.
+            `jnp.arange(T)`: each step then gets its number. Keys of your own are inputs like any
+            other.
         length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
             steps after them, the padding, every leaf of ys is zero or False. The returned carry is
-            that after the last real step. The contents of the padding, NaN included, reach neither
-            values nor gradients. A traced length outside [0, T] is clipped.
+            the one after the last real step. The contents of the padding, NaN included, affect
+            neither values nor gradients. A traced length outside [0, T] is clipped.
         mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. With
             length, a step is real if the mask is True there and the step is not in the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
@@ -62,15 +63,15 @@ def loop(
         reverse: whether to run from the last real step to the first. The ys stay in the order of
             xs.
         key: a `jax.random.key`, from which every step gets a key of its own.
-        checkpoint: k keeps the carry only every k steps. The gradient computes the others again.
-            None keeps what all steps need.
+        checkpoint: k saves the carry only every k steps. The gradient computes the others again.
+            None saves the carries of all steps.
 
     Returns:
         (carry after the last step processed, the ys of all steps, leaves `[T, ...]`).
 
     Raises:
         TypeError: the step is not a function, does not return a pair, or changes the structure or
-            a dtype of the carry; or an argument is of a kind that does not fit.
+            a dtype of the carry; or an argument has the wrong type.
         ValueError: the step changes a shape of the carry; a shape or value does not fit; or an
             option would have no effect.
 
@@ -96,7 +97,7 @@ def loop(
 
 
 class _Options(NamedTuple):
-    """What is part of the program, not data."""
+    """The options that are part of the program, and not data."""
 
     reverse: bool
     checkpoint: int | None
@@ -106,15 +107,15 @@ _programs: Any = weakref.WeakKeyDictionary()
 
 
 def _program(step: Callable[..., Any], options: _Options) -> Callable[..., Any]:
-    """The loop over this step, compiled once per shape as long as the step lives.
+    """The loop over this step, which JAX compiles once per shape as long as the step lives.
 
-    Only for a function: an object that can be called may have changed since the last call.
+    Only functions are cached: any other callable object may have changed since the last call.
     """
     if not isinstance(step, FunctionType):
         return partial(_run, step, options)
     programs = _programs.setdefault(step, {})
     if options not in programs:
-        alive: Any = weakref.ref(step)  # else the table would keep its own key alive
+        alive: Any = weakref.ref(step)  # otherwise the table would keep its own key alive
 
         def program(*data):
             return _run(alive(), options, *data)
@@ -146,7 +147,7 @@ def run(
     reverse: bool,
     checkpoint: int | None,
 ) -> tuple[Any, Any]:
-    """The loop over step(carry, *inputs of a time step), whose arguments are arrays that fit."""
+    """Run the loop over step(carry, *inputs of a time step). The arguments are checked arrays."""
     fresh, valid = sequence.entered(marks, reverse), marks.valid
     carry, reset_carry, inputs, fresh, valid = alike((carry, reset_carry, inputs, fresh, valid))
     again = None
@@ -179,11 +180,12 @@ def _select(which, one, other):
 def first_real(
     reverse: bool, carry: Any, reset_carry: Any, inputs: Any, fresh: Array | None, valid: Array
 ) -> tuple[Any, Any]:
-    """(carry, inputs) of the real step that this direction comes to first.
+    """(carry, inputs) of the first real step in this direction.
 
-    What the padding is computed on. A select of the results alone would not do: where the step's
-    derivative is infinite, zero times it is NaN, in the gradient of whatever the step closes over.
-    The gradient of these copies is zero, so it is not computed.
+    The step runs on them in the padding. To select among the results would not be enough: where the
+    step's derivative is infinite, zero times it is NaN, and this NaN would enter the gradient of
+    everything that the step closes over. The gradient of these copies is zero, so it is not
+    computed.
     """
     steps = valid.shape[0]
     ahead = jnp.flip(valid) if reverse else valid
@@ -198,12 +200,12 @@ def first_real(
 
 
 def _harmless(x):
-    """For no real step: zero is where logarithms, roots, norms and quotients have no derivative."""
+    """Inputs if no step is real. At zero, logarithms, roots and norms have no derivative."""
     return jnp.full_like(x, 0.5) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
 
 
 def checked(caller: str, result: Any, carry: Any) -> tuple[Any, Any]:
-    """(next carry, y), where that is what the step returned."""
+    """Check that the step returned (next carry, y), and return it."""
     if type(result) is not tuple or len(result) != 2:  # LSTMCarry(h, c) is no such pair
         got = f"{len(result)} values" if type(result) is tuple else checks.describe(result)
         fix = "Where the carry is the output too: return carry, carry."
@@ -245,7 +247,7 @@ def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
 
 
 def _check_xs(xs) -> int:
-    """How many steps there are."""
+    """Check xs, and return the number of steps."""
     leaves = jax.tree_util.tree_leaves_with_path(xs)
     fix = "A step without inputs takes xs=jnp.arange(T)."
     if not leaves:
@@ -264,7 +266,7 @@ def _check_xs(xs) -> int:
 
 
 def _check_like(caller, name, value, like, fix):
-    """value has the structure, shapes and dtypes of the carry `like`."""
+    """Check that value has the structure, shapes and dtypes of the carry `like`."""
     if jax.tree.structure(value) != jax.tree.structure(like):
         expected, got = (str(checks.value_types(tree)) for tree in (like, value))
         raise checks.error(TypeError, caller, name, f"{expected} as carry is", got, fix)
@@ -283,7 +285,7 @@ def _name(name, path):
 
 
 def _is_data(leaf):
-    """An array that JAX can hold: not of strings or objects."""
+    """Whether leaf is an array that JAX can hold. Arrays of strings or objects are not."""
     kinds = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
     return checks.is_array(leaf) and any(
         jnp.issubdtype(checks.dtype_of(leaf), kind) for kind in kinds

@@ -1,4 +1,4 @@
-"""What the arrays of one call have in common on a mesh of devices."""
+"""The mesh axes that the arrays of one call have in common."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from jax import lax
 
 
 def alike(tree: Any) -> Any:
-    """All arrays vary over every mesh axis over which one of them varies.
+    """Make all arrays vary over every mesh axis over which one of them varies.
 
     Inside `jax.shard_map` the type of an array says over which axes it differs from device to
-    device. What a loop carries must have the type of what comes out, but a default carry differs
-    nowhere, and the batch does.
+    device. The carry that enters a loop must have the type of the carry that leaves it. A default
+    carry is the same on all devices, but a batch is not.
     """
     leaves, structure = jax.tree.flatten(tree)
     every = frozenset().union(*map(varying, leaves))

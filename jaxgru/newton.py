@@ -1,12 +1,12 @@
-"""A whole trajectory at once, by Newton's method: parallel in time where `scan` goes step by step.
+"""Newton's method for a whole trajectory at once: it is parallel in time, where `scan` is not.
 
-The trajectory h_1 .. h_T is the root of h_t - F(h_{t-1}, x_t). One Newton step solves a recurrence
-that is linear,
+The trajectory h_1 .. h_T is the root of h_t - F(h_{t-1}, x_t). One Newton step solves a linear
+recurrence,
 
     e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,
 
-which an associative scan does in O(log T) dependent operations. The derivative solves one such
-recurrence more, with the J_t of the solution; nothing is differentiated through the iterations.
+which takes an associative scan O(log T) dependent operations. The derivative solves one more such
+recurrence, with the J_t of the solution. It does not differentiate through the iterations.
 """
 
 from functools import partial
@@ -50,56 +50,57 @@ def newton_scan(
 
         e_t = (1 - damping) J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,    t = 1 .. T
 
-    until the residual F(h_{t-1}, x_t) - h_t is nothing but rounding, all t at once. The layers of a
-    Stack are solved one after the other. States are kept within the bounds that the cell sets, and
-    what is not finite is replaced by F(h_{t-1}, x_t), so that after k steps at least the first k
-    states are right. A MinGRU is linear in its state: one step is exact. Of a cell that `register`
-    has made no bounds are known, and J_t comes from D forward derivatives of its step, where D is
-    how many numbers the carry has.
+    The iteration updates all t at once, until the residual F(h_{t-1}, x_t) - h_t is only rounding
+    error. It solves the layers of a Stack one after the other. It keeps the states within the
+    bounds that the cell sets, and replaces states that are not finite by F(h_{t-1}, x_t). So after
+    k steps at least the first k states are right. A MinGRU is linear in its state, so one step is
+    exact. For a cell made by `register` no bounds are known, and J_t comes from D forward
+    derivatives of its step, where D is the size of the carry.
 
-    `converged` says that the residual is at most tol, and that the answer is not at the mercy of
-    rounding: a disturbance of size tol**(2/3) in every step, of random sign, moves no state by more
-    than tol**(1/3). A chaotic network fails this, however small its residual, since then scan's own
-    states are an accident of rounding.
+    `converged` means that the residual is at most tol, and that the result is not sensitive to
+    rounding: a perturbation of size tol**(2/3) and random sign in every step moves no state by more
+    than tol**(1/3). A chaotic network fails this test, however small its residual. There, rounding
+    errors determine the states of `scan` too.
 
     The derivative is that of the recurrence at the solution, in every mode of JAX. With dense
-    Jacobians it is one more associative scan, in reverse for a gradient. With diagonal ones it is
-    exact too, and therefore a loop of T dependent steps, as in scan.
+    Jacobians it is one more associative scan, which runs in reverse for a gradient. With diagonal
+    Jacobians the derivative is exact too, so it is a loop of T dependent steps, as in `scan`.
 
-    A batch goes through `jax.vmap`; the iteration goes on until all are done. If one of them falls
-    back, the batch pays for a scan.
+    `jax.vmap` runs a batch. The iteration continues until all examples are done. If one of them
+    falls back, the whole batch takes the time of a scan.
 
     Args:
-        params: of any cell whose carry is made of floats of the dtype of params, or a Bidirectional
-            or Stack of them; float32 or float64.
+        params: of any cell whose carry consists of floats of the dtype of params, or a
+            Bidirectional or Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
-        length: how many of the T steps are real, may be traced; as in `scan`.
-        mask: bool `[T]`; False at t makes a hole of step t; as in `scan`.
-        reset: bool `[T]`; True at t starts a new segment at t; as in `scan`.
+        length: how many of the T steps are real, as in `scan`. It may be traced.
+        mask: bool `[T]`. False at t makes a hole of step t, as in `scan`.
+        reset: bool `[T]`. True at t starts a new segment at t, as in `scan`.
         reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
-        reverse: from the last real step to the first.
-        jacobian: `"dense"` (few iterations, memory for T matrices) or `"diagonal"` (the diagonal
-            of J_t only: more iterations, memory for T states). Of a registered cell the diagonal
-            is computed unit after unit, which saves memory but not time.
-        guess: where the iteration starts, as `NewtonInfo.states` has it; `[T, H]` for a GRU. Zeros
-            take the longest, the trajectory before the last update of params a few steps. No
-            gradient flows into it.
-        tol: the largest residual of a converged trajectory, relative where states exceed 1;
-            8 units of rounding if None.
-        max_iterations: after which a cell's trajectory counts as not converged.
-        damping: in [0, 1], how much less of an error is passed on through time: 0 is Newton's
-            method, 1 sets h_t to F(h_{t-1}, x_t). It changes the way, not the answer or its
-            derivative; a MinGRU needs none.
-        fallback: `"scan"` (what has not converged is computed by a scan over time, its derivative
-            too), or None: the last iterate is returned as it is.
+        reverse: whether to run from the last real step to the first.
+        jacobian: `"dense"` takes few iterations and memory for T matrices. `"diagonal"` uses only
+            the diagonal of J_t. It takes more iterations, and memory for T states. For a registered
+            cell it computes the diagonal one unit at a time, which saves memory but not time.
+        guess: where the iteration starts, in the form of `NewtonInfo.states`: `[T, H]` for a GRU.
+            Zeros take the most iterations. The trajectory before the last update of params takes
+            only a few. No gradient flows into the guess.
+        tol: the largest residual of a converged trajectory. The residual is relative where states
+            exceed 1. None stands for 8 units of rounding.
+        max_iterations: the number of iterations after which the trajectory of a cell counts as not
+            converged.
+        damping: a number in [0, 1] that reduces how much of an error is passed on through time. 0
+            is Newton's method, and 1 sets h_t to F(h_{t-1}, x_t). Damping changes the iterates, but
+            neither the solution nor its derivative. A MinGRU needs none.
+        fallback: `"scan"` computes a trajectory that has not converged by a scan over time, and its
+            derivative too. None returns the last iterate as it is.
 
     Returns:
         (carry after the last step processed, outputs `[T, H]`, NewtonInfo).
 
     Raises:
-        TypeError: params, carry, dtype or option of a kind that does not fit.
-        ValueError: a shape or value that does not fit.
+        TypeError: params, a carry, a dtype or an option has the wrong type.
+        ValueError: a shape or value does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -224,7 +225,7 @@ def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
 
 
 def _with_defined_padding(inputs: Inputs, flags: Any) -> tuple[Inputs, Flags]:
-    """As in `loop`, steps that do not count are computed on what the first real one gets."""
+    """As in `loop`, steps that are not real run on the arguments of the first real step."""
     begins = (inputs.start, inputs.start if inputs.restart is None else inputs.restart)
     state, x = first_real(False, *begins, inputs.xs, flags.fresh, flags.keep)
 

@@ -1,8 +1,8 @@
-"""Orthonormal frames, made of matrix products alone.
+"""Orthonormal frames, computed by matrix products alone.
 
 The QR decomposition that `jnp.linalg.qr` calls on a CPU can deadlock: XLA decomposes a batch with
 several threads and waits for them, and two batches in one program can wait for each other forever
-(jaxlib 0.10 to 0.12). Batches are what `vmap` over seeds makes, so jaxgru does not call it.
+(jaxlib 0.10 to 0.12). Since `vmap` over seeds makes batches, jaxgru does not call it.
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 PANEL = 32
-"""Columns that are made orthonormal at a time; the others are reached by products with a panel."""
+"""The number of columns that are made orthonormal at a time, a panel. Products with the panel
+update the other columns."""
 
 
 def norm(vector: Array) -> Array:
-    """The Euclidean norm of `[N]`, also where the squares would be below the smallest float."""
+    """The Euclidean norm of `[N]`, even if the squares would underflow."""
     size = jnp.abs(vector).max()
     return size * jnp.linalg.norm(vector / jnp.where(size > 0, size, 1))
 
@@ -24,8 +25,8 @@ def norm(vector: Array) -> Array:
 def gram_schmidt(frame: Array) -> tuple[Array, Array]:
     """(Q, the diagonal of R) of frame `[n, k]` = Q R, by modified Gram-Schmidt.
 
-    R is as accurate as Householder's. A column that depends on those before it gives a zero column
-    of Q and a zero in R.
+    R is as accurate as with Householder reflections. A column that depends linearly on those before
+    it gives a zero column of Q and a zero in R.
     """
     columns = jnp.arange(frame.shape[1])
 
@@ -38,22 +39,22 @@ def gram_schmidt(frame: Array) -> tuple[Array, Array]:
         frame = frame - unit[:, None] * jnp.where(columns > j, along, 0)[None]
         return lax.dynamic_update_index_in_dim(frame, unit, j, 1), norms.at[j].set(length)
 
-    norms = jnp.zeros_like(frame[0])  # and so split over devices as frame is
+    norms = jnp.zeros_like(frame[0])  # split over devices as frame is
     return lax.fori_loop(0, frame.shape[1], one, (frame, norms))
 
 
 def orthonormal(frame: Array) -> Array:
     """Q of frame `[n, k]` = Q R, k <= n, where the diagonal of R is positive.
 
-    Every panel of columns is made orthogonal to the panels before it and within itself, twice:
-    after the second time Q is orthonormal to rounding (Giraud et al. 2005).
+    Every panel of columns is orthogonalized twice, against the panels before it and within itself.
+    After the second time Q is orthonormal up to rounding (Giraud et al. 2005).
     """
     k = frame.shape[1]
     count = -(-k // PANEL)
     padded = jnp.pad(frame, ((0, 0), (0, count * PANEL - k)))
 
     def one(p: Array, q: Array) -> Array:
-        """q holds what is done, and zeros."""
+        """Add the next panel. q holds the columns computed so far, and zeros."""
         panel = lax.dynamic_slice_in_dim(padded, p * PANEL, PANEL, 1)
         for _ in range(2):
             along = jnp.matmul(q.T, panel, precision="highest")

@@ -1,4 +1,4 @@
-"""Cells that `register` knows by their step alone: they run as `jaxgru.loop` does."""
+"""Cells that `register` defines by their step alone. They run like `jaxgru.loop`."""
 
 from typing import Any
 
@@ -23,8 +23,9 @@ def run(
     """(last carry, outputs `[T, H]`) over one sequence."""
     projected = inputs("scan", params, xs)
 
-    # The gradient of params is a sum over time, in the dtype of what the loop closes over. A sum in
-    # 16 bits stops growing after some hundred steps, so the loop closes over wide copies.
+    # The gradient of params is a sum over time, in the dtype of the params that the loop closes
+    # over. A sum in 16 bits stops growing after some hundred steps, so the loop closes over copies
+    # of at least 32 bits.
     wide = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)), params)
 
     def step(carry: Carry, inputs: Any) -> tuple[Carry, Array]:
@@ -35,7 +36,7 @@ def run(
 
 
 def inputs(caller: str, params: Params, xs: Array) -> Any:
-    """What the steps get of xs, a tree of `[T, ...]`."""
+    """The inputs of the steps, computed from xs: a tree of `[T, ...]`."""
     projected = cell_of(params).project(params, xs)
     if not jax.tree.leaves(projected):
         expected = "a tree with an array in it"
@@ -49,7 +50,7 @@ def inputs(caller: str, params: Params, xs: Array) -> Any:
 
 
 def advance(caller: str, params: Params, carry: Carry, inputs: Any) -> tuple[Carry, Array]:
-    """(next carry, output `[H]`) of one step, where that is what it returns."""
+    """Run one step, and check that it returns (next carry, output `[H]`)."""
     cell: StepCell = cell_of(params)
     after, y = checked(caller, cell.step(params, carry, inputs), carry)
     size, dtype = cell.sizes(params)[1], checks.dtype_of(jax.tree.leaves(params)[0])

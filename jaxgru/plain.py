@@ -1,4 +1,4 @@
-"""Params as arrays by name, the form every kind of file can hold, and back."""
+"""Conversion of params to and from arrays by name, a form that every kind of file can hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,15 +22,15 @@ def to_dict(params: Params) -> dict[str, Array]:
     paths of `jax.tree_util`, which checkpoints use, contain the same names.
 
     Args:
-        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
-            where `register` was given its forms. Leading axes, of many networks at once, stay as
-            they are.
+        params: of any cell of this library, or a Bidirectional or Stack of such cells. A type of
+            your own is accepted if `register` was given its forms. Leading axes, of many networks
+            at once, stay as they are.
 
     Returns:
         A dict of the arrays of params, which are not copied. Weights that are None are left out.
 
     Raises:
-        TypeError, ValueError: params are something that `from_dict` could not read.
+        TypeError, ValueError: `from_dict` could not read these params.
 
     Example:
         >>> import jax, jaxgru
@@ -47,17 +47,18 @@ def from_dict(tree: Mapping[str, Any]) -> Params:
     """Read params from arrays by name.
 
     Args:
-        tree: what `to_dict` returned. It may be nested, as checkpoints are that are restored
-            without a template: `{"layers": [{"gru.w_ih": ...}]}`. None counts as left out.
+        tree: the result of `to_dict`. It may be nested, like a checkpoint that is restored without
+            a template: `{"layers": [{"gru.w_ih": ...}]}`. None counts as left out.
 
     Returns:
-        The params, of the class and form that the names tell. Biases may be missing, which makes
-        them None. Shapes are for `scan` and the others to check.
+        The params, of the class and form that the names tell. A missing bias becomes None. `scan`
+        and the other functions check the shapes.
 
     Raises:
-        TypeError: something that is no mapping, or holds anything but arrays of float16, bfloat16,
+        TypeError: tree is not a mapping, or holds anything except arrays of float16, bfloat16,
             float32 or float64.
-        ValueError: names that no params have, or missing ones; float64 while it is switched off.
+        ValueError: a name is missing, or is one that no params have; or an array is float64 while
+            64-bit types are off.
 
     Example:
         >>> import jax.numpy as jnp, jaxgru
@@ -75,7 +76,7 @@ def from_dict(tree: Mapping[str, Any]) -> Params:
 
 
 def named(caller: str, params: Params) -> dict[str, Any]:
-    """The leaves of params by name. Raises where `build` would not make these params of them."""
+    """The leaves of params by name. It raises an error if `read` could not restore the params."""
     _check(caller, params)
     leaves = leaves_by_name(params)
     _build(caller, "", leaves)
@@ -83,13 +84,13 @@ def named(caller: str, params: Params) -> dict[str, Any]:
 
 
 def leaves_by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of params, or of something built like them: gradients, masks."""
+    """The leaves by name of params, or of a tree with their structure, such as gradients."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
 
 
 def read(caller: str, arrays: dict[str, Any]) -> Params:
-    """Params of arrays by name, each checked."""
+    """Make params from arrays by name, and check each array."""
     for name, value in arrays.items():
         if not checks.is_array(value):
             got = checks.describe(value)
@@ -99,7 +100,7 @@ def read(caller: str, arrays: dict[str, Any]) -> Params:
 
 
 def _check(caller: str, params: Params) -> None:
-    """Params are of known types, whatever their leaves are."""
+    """Check that params are of known types. Their leaves may be anything."""
     if isinstance(params, Stack):
         layers: Any = params.layers
         if not isinstance(layers, tuple) or not layers:
@@ -122,7 +123,7 @@ def _check(caller: str, params: Params) -> None:
 
 
 def _flatten(prefix: str, tree: Any, into: dict[str, Any]) -> None:
-    """Add the leaves of nested mappings and sequences, their names joined by dots."""
+    """Add the leaves of nested mappings and sequences, with names joined by dots."""
     if isinstance(tree, Mapping):
         parts = tree.items()
     elif isinstance(tree, (list, tuple)):
@@ -186,6 +187,6 @@ def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params
 
 
 def _listed(names: dict[str, Any]) -> str:
-    """At most eight names."""
+    """List at most eight names."""
     shown = ", ".join(list(names)[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"

@@ -10,12 +10,12 @@ from jaxgru.cell import is_cell
 
 
 def by_type(static: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`jax.jit` of a function of so many options, which are static, and then params and data.
+    """`jax.jit` for a function that takes `static` static options, then params and data.
 
-    The types of the cells in params are a part of the key under which JAX keeps the program. Their
-    structure is not enough: JAX takes the structures of any two dataclasses for equal that
-    `jax.tree_util.register_dataclass` made pytrees and that have as many fields. Of 400 such
-    classes, 54 ran a program of another one in `jax.jit` of JAX 0.10.2.
+    The types of the cells in params become part of the key under which JAX caches the program.
+    Their structure is not enough: JAX treats the structures of two dataclasses as equal if
+    `jax.tree_util.register_dataclass` made both pytrees and they have the same number of fields.
+    Of 400 such classes, 54 ran a program of another one in `jax.jit` of JAX 0.10.2.
     """
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,10 +1,11 @@
-"""The recurrence of a cell as operations of JAX: their types, derivatives and rules for `vmap`.
+"""The recurrence of a cell as JAX primitives: their types, derivatives and rules for `vmap`.
 
 There are three primitives: the recurrence, its tangent, and the transpose of the tangent, which is
 the gradient. `jaxgru.backends` computes them. They are primitives, and not a `jax.custom_jvp`, for
-two reasons. `vmap` may put a batch right after time; left to the rules of `lax.scan`, a batch would
-come before the time inside every stretch of it, and be transposed there and back. And what computes
-them is chosen when a program is lowered, which is when the platform and the devices are known.
+two reasons. First, the rules here put a batch axis right after the time axis. The rules of
+`lax.scan` would put it before the time axis inside every stretch of time, and transpose arrays
+there and back. Second, the back end is chosen when a program is lowered, since only then are the
+platform and the devices known.
 """
 
 from collections.abc import Callable
@@ -45,27 +46,27 @@ def recurrence(
     """Run a cell over time: (last carry, outputs `[T, H]`).
 
     xs is `[T, I]`, carries are `[H]`. fresh `[T]` marks the steps that start from reset_carry
-    instead of the carry before them, keep `[T]` the steps that count: at the others the carry stays
-    as it is. None means none, and all. With checkpoint the gradient keeps the carry every so many
-    steps, and runs what lies between again.
+    instead of the carry before them. keep `[T]` marks the steps that are real. At the other steps
+    the carry stays as it is. None means no step for fresh, and all steps for keep. With checkpoint
+    the gradient saves the carry only every `checkpoint` steps, and runs the steps between again.
     """
     arguments = alike((params, xs, carry, reset_carry, fresh, keep))
     config: Any = jax.config
-    precision = config.jax_default_matmul_precision  # when a program is lowered, it is too late
+    precision = config.jax_default_matmul_precision  # read now: it may change before lowering
     static = {"cell": cell, "reverse": reverse, "levels": 0, "precision": precision}
     return _bind(_outputs, arguments, checkpoint=checkpoint, **static)
 
 
 class _Kind(NamedTuple):
-    """What an argument or a result is, and so where its axes for `vmap` lie.
+    """The kind of an argument or a result, which determines where `vmap` puts its axes.
 
-    A batch of weights becomes a level: an axis of everything, in front, but after time. A batch of
-    data becomes an axis of all data, after the levels. Axes are never merged, since each may lie on
-    another axis of a mesh.
+    A batch of weights becomes a level: an axis of all arrays, which comes first, or right after
+    time. A batch of data becomes an axis of all data, after the levels. Axes are never merged,
+    since each of them may lie on a different axis of a mesh.
     """
 
     time: int
-    """How many axes come first, before the levels."""
+    """The number of axes before the levels: 1 with a time axis, else 0."""
     weights: bool = False
     tangent: bool = False
 
@@ -79,12 +80,12 @@ _DRESULTS = tuple(kind._replace(tangent=True) for kind in _RESULTS)
 
 
 class _Operation(NamedTuple):
-    """A primitive on trees of arrays. Its parameter `tree` holds the arguments as they were."""
+    """A primitive on trees of arrays. Its parameter `tree` holds the structure of the arguments."""
 
     primitive: Any
     run: Callable[..., Any]
-    """(*leaves of arguments, tree=, cell=, reverse=, levels=, and more) -> leaves of results,
-    wherever that may run."""
+    """(*leaves of arguments, tree=, cell=, reverse=, levels=, and more) -> leaves of results, on
+    any platform."""
     types: Callable[..., Any]
     """(arguments, cell=, reverse=, levels=, and more) -> results, with types in place of arrays."""
     arguments: tuple[_Kind, ...]
@@ -99,7 +100,7 @@ def _bind(operation: _Operation, arguments: Any, **static: Any) -> Any:
 
 
 def _kinds(kinds: tuple[_Kind, ...], parts: Any) -> list[_Kind]:
-    """One for each leaf of the parts."""
+    """The kind of each leaf of the parts."""
     pairs = zip(kinds, parts, strict=True)
     return [kind for kind, part in pairs for _ in jax.tree.leaves(part)]
 
@@ -142,7 +143,7 @@ def _operation(
 
 
 def _jvp_of(run, leaves, dleaves):
-    """`jax.jvp` in those arguments whose tangents are not known to be zero."""
+    """`jax.jvp` with respect to the arguments whose tangents are not symbolic zeros."""
     given = [k for k, tangent in enumerate(dleaves) if not isinstance(tangent, ad.Zero)]
 
     def part(*values):
@@ -173,7 +174,7 @@ def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
     data = any(not kind.weights and not kind.tangent for kind in batched)
     apart = any(kind.weights for kind in [*(k for k in batched if k.tangent), *results])
     if not level and (apart or not data):
-        # Tangents or gradients of weights, one for each example, or of the same data many.
+        # There are tangents or gradients of weights for each example, or several for the same data.
         inline = jax.vmap(
             partial(run, tree=tree, levels=levels, **static),
             in_axes=tuple(dims),
@@ -192,13 +193,13 @@ def _batch(operation, axis, leaves, dims, *, tree, levels, **static):
 
 
 def _place(axis: Any, leaf: Array, d: int | None, to: int) -> Array:
-    """The batch axis d, moved to another place, or made there."""
+    """Move the batch axis d to another place, or make one there."""
     if d is None:
         return batching.broadcast(leaf, axis.size, to, axis.explicit_mesh_axis)
     return jnp.moveaxis(leaf, d, to)
 
 
-# The recurrence: alone, and with what its derivative needs.
+# The recurrence, alone and with the values that its derivative needs.
 
 
 def _run_outputs(plan, arguments, *, cell, reverse, levels, checkpoint):
@@ -225,7 +226,7 @@ def _types_saved(arguments, *, cell, levels, **_):
     kept = None
     if saves_gates(cell, params):
 
-        def one(params, carry, x):  # gates of one sequence
+        def one(params, carry, x):  # the gates of one sequence
             return advance(cell, cell.blocks(params), carry, x)[1]
 
         def last(count):
@@ -256,10 +257,10 @@ ad.primitive_jvps[_outputs.primitive] = _jvp
 
 
 def _segments(checkpoint, *leaves, reverse, tree, **static):
-    """The recurrence as a scan over segments, each run again for the gradient."""
+    """The recurrence as a scan over segments, each of which runs again for the gradient."""
     params, xs, carry, reset_carry, fresh, keep = jax.tree.unflatten(tree, leaves)
     steps = xs.shape[0]
-    if not known(steps):  # whole segments, the last with steps that do not count
+    if not known(steps):  # only whole segments; the last one may contain steps that are not real
         keep = jnp.ones(xs.shape[:-1], bool) if keep is None else keep
         xs, fresh, keep = jax.tree.map(partial(_filled_up, checkpoint), (xs, fresh, keep))
 
@@ -274,12 +275,12 @@ def _segments(checkpoint, *leaves, reverse, tree, **static):
 
 
 def _filled_up(size: int, a: Array) -> Array:
-    """Zeros, or False, after an unknown number of steps: up to a multiple of the size."""
+    """Pad an unknown number of steps to a multiple of the size, with zeros or False."""
     count = a.shape[0] // size + 1
     return jnp.concatenate([a, jnp.zeros((size, *a.shape[1:]), a.dtype)])[: count * size]
 
 
-# Its tangent, linear in the last four arguments, and the transpose of that.
+# The tangent, which is linear in the last four arguments, and its transpose.
 
 
 def _run_tangent(plan, arguments, *, cell, reverse, levels):

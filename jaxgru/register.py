@@ -1,4 +1,4 @@
-"""Cells by their equations alone: those of your own, and some of this library."""
+"""Cells defined by their step alone: cells of your own, and some cells of this library."""
 
 import dataclasses
 import inspect
@@ -14,11 +14,11 @@ from jaxgru.cell import StepCell
 from jaxgru.forms import FORMS, weights
 from jaxgru.layers import Bidirectional, Stack
 
-#: Of what compositions are made.
+#: The field names of `Stack` and `Bidirectional`. No form may have one of these names.
 TAKEN = ("layers", "forward", "backward")
-#: What JAX and everybody put other things into.
+#: General containers, which cannot be params of a cell.
 CONTAINERS = (object, dict, list, tuple)
-#: What the functions of a cell are called with.
+#: The arguments of each function of a cell.
 TAKEN_BY: dict[str, tuple[str, ...]] = {
     "step": ("params", "carry", "x"),
     "initial_carry": ("params",),
@@ -38,26 +38,27 @@ def register(
     forms: Mapping[str, dict[str, Any]] | None = None,
     check: Callable[[str, Any], None] | None = None,
 ) -> None:
-    """Make params of your own type a cell, which runs wherever the others do.
+    """Make params of your own type a cell, which runs wherever the other cells do.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)
         carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
 
-    From then on `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` take such params,
-    alone and beside other cells, with every option but compute_dtype. The params run under `vmap`
-    over data and params, and have derivatives of any order in both modes. With forms, `save`,
-    `to_dict` and the programs of `jax.export` take the params too. So do `newton_scan` and the
-    diagnostics of states, gradients and Jacobians, where the carry is made of floats of the dtype
-    of params. The cell runs as `loop` over its step. The cell in `jaxgru/mgu.py` is made like this.
+    Afterwards `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` accept such params,
+    alone or together with other cells, and with every option except compute_dtype. The cell
+    supports `vmap` over data and params, and derivatives of any order in both modes. With forms,
+    `save`, `to_dict` and the programs of `jax.export` accept the params too. `newton_scan` and the
+    diagnostics of states, gradients and Jacobians accept them if the carry consists of floats of
+    the dtype of params. The cell runs as `loop` over its step. `jaxgru/mgu.py` defines its cell in
+    this way.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
             such as a frozen dataclass with `jax.tree_util.register_dataclass`. With forms, it must
             be a dataclass that is not a pytree yet. Its fields hold arrays. Fields whose names
             begin with b, for biases, may be None. Give forms to classes that you pass to one
-            `jax.jit` of your own. JAX takes the structures of two classes for equal if
-            `register_dataclass` made both pytrees and they have as many fields, and may run the
-            program that it compiled for the other.
+            `jax.jit` of your own. JAX treats the structures of two classes as equal if
+            `register_dataclass` made both pytrees and they have the same number of fields. It may
+            then run the program that it compiled for the other class.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
             carry keeps its structure, shapes and dtypes, and y has the dtype of params.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
@@ -65,19 +66,20 @@ def register(
         sizes: params -> (I, H), from the shapes of the leaves.
         project: (params, xs `[T, I]`) -> a tree of arrays `[T, ...]`. The step then gets the part
             of this tree at t in place of x. Use it, for instance, for the products of the inputs
-            with their weights. They are then one large product for all of time, and so is their
-            gradient. On two CPU cores a step that takes x was faster at most sizes that we tried.
+            with their weights. JAX then computes one large product for the whole sequence, and one
+            for its gradient. On two CPU cores a step that takes x was faster at most sizes that we
+            tried.
         forms: the names of the weights in files, and the static fields that belong to each name:
             `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`.
             Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
             a pytree, whose leaves are called `mine.w_hh` and so on. If you define the class again,
             as in a notebook, the new class takes over the names.
-        check: (caller, params) -> None, which raises where the shapes of params do not fit
-            together. The caller is the function that was called, "scan" say, to begin the message
-            with. It is asked first, before sizes.
+        check: (caller, params) -> None. It raises an error if the shapes of params do not fit
+            together. The caller is the name of the function that was called, such as "scan", with
+            which the message should begin. `check` runs before `sizes`.
 
     Raises:
-        TypeError: an argument is of a kind that does not fit, or the class is registered already.
+        TypeError: an argument has the wrong type, or the class is registered already.
             With forms, the class is not a dataclass, or it is a pytree already. Errors in a step
             are raised when it is first traced.
         ValueError: a form has a name that is taken, or does not set every static field.
@@ -162,19 +164,19 @@ def _name(params_type: type, forms: Any) -> None:
             raise checks.error(ValueError, "register", "forms", expected, checks.shown(options))
     try:
         weights(**forms)(params_type)
-    except ValueError as error:  # of JAX, whose registry tells of a type twice
+    except ValueError as error:  # JAX raises it if the type is already a pytree
         fix = "forms take the place of jax.tree_util.register_dataclass."
         expected, got = "no pytree yet, with forms", params_type.__name__
         raise checks.error(TypeError, "register", "params_type", expected, got, fix) from error
 
 
 def _again(new: type, old: type) -> bool:
-    """Whether it is the same class, defined once more, as a notebook does."""
+    """Whether new is old defined once more, as happens in a notebook."""
     return (new.__module__, new.__qualname__) == (old.__module__, old.__qualname__)
 
 
 def _start(initial_carry: Callable[[Any], Any], params: Any) -> Any:
-    """The carry that a sequence starts from, of arrays."""
+    """The carry that a sequence starts from. All its leaves must be arrays."""
     carry = initial_carry(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if not checks.is_array(leaf):
@@ -186,7 +188,7 @@ def _start(initial_carry: Callable[[Any], Any], params: Any) -> Any:
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether it can be called with so many arguments, or does not say."""
+    """Whether the function accepts this number of arguments, or has no signature."""
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:

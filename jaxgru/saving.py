@@ -1,8 +1,8 @@
-"""Params in one file, in the format safetensors, with a digest of the whole file.
+"""Params in one file in the safetensors format, with a digest of the whole file.
 
 The file begins with eight bytes, which give the length of the header. The header is JSON, and the
-arrays follow it. The names of the arrays tell which params they are, so nothing else in the file
-could contradict them.
+arrays follow it. Only the names of the arrays tell which params they are, so nothing else in the
+file can contradict them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxgru import checks, plain
 from jaxgru.cell import Params
 
-#: The format's names of dtypes.
+#: The names of dtypes in the format.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 VERSION = "1"
 BLANK = "0" * 64  # stands for the digest while it is computed
@@ -31,17 +31,17 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
     """Write params to one file.
 
     The file appears whole or not at all: `save` writes it under another name in the same folder,
-    and then renames it. It has the format safetensors, so other programs can read its arrays by the
+    and then renames it. It has the safetensors format, so other programs can read its arrays by the
     names of `to_dict`.
 
     Args:
         path: the file. An existing file is replaced. The folder must exist.
-        params: of any cell of this library, or a Bidirectional or Stack of them; of your own type
-            where `register` was given its forms. Their leaves are float16, bfloat16, float32 or
-            float64.
+        params: of any cell of this library, or a Bidirectional or Stack of such cells. A type of
+            your own is accepted if `register` was given its forms. The leaves are float16,
+            bfloat16, float32 or float64.
 
     Raises:
-        TypeError: params or their leaves are something else, or tracers, as inside `jax.jit`.
+        TypeError: params or their leaves have another type, or are tracers, as inside `jax.jit`.
         ValueError: the path cannot be a file, or other processes hold a part of an array.
         OSError: the file cannot be written.
 
@@ -56,7 +56,7 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Source: the description of the format, https://github.com/huggingface/safetensors.
     """
-    file = Path(os.path.realpath(_path("save", path)))  # a link stays one
+    file = Path(os.path.realpath(_path("save", path)))  # a link stays a link
     if not file.parent.is_dir():
         raise checks.error(ValueError, "save", "path", "in a folder that is there", repr(str(file)))
     leaves = plain.named("save", params)
@@ -74,8 +74,8 @@ def load(path: str | os.PathLike[str]) -> Params:
 
     Raises:
         TypeError: the path is neither a str nor a path.
-        ValueError: `save` did not write the file, or even one bit of it was changed since; or the
-            file holds float64 params while 64-bit types are off.
+        ValueError: `save` did not write the file, or at least one bit of it has changed since; or
+            the file holds float64 params while 64-bit types are off.
         OSError: the file cannot be read.
 
     Example:
@@ -114,7 +114,7 @@ def _array(name: str, leaf: Any) -> np.ndarray:
         fix = "jax.experimental.multihost_utils.process_allgather brings its parts together."
         got = "one on devices of several"
         raise checks.error(ValueError, "save", repr(name), "on devices of this process", got, fix)
-    return np.asarray(leaf, jnp.dtype(dtype))  # whatever the order of bytes was
+    return np.asarray(leaf, jnp.dtype(dtype))  # in this machine's byte order
 
 
 def _encode(arrays: dict[str, np.ndarray]) -> bytes:
@@ -167,7 +167,7 @@ def _not_ours(path: str, got: str, fix: str = "") -> Exception:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write it whole or not at all, also where the machine stops in between."""
+    """Write the file whole or not at all, even if the machine stops in between."""
     fresh = file.with_name(f".{uuid.uuid4().hex}.jaxgru")
     try:
         with open(fresh, "xb") as opened:

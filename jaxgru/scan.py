@@ -1,4 +1,4 @@
-"""Any network over one sequence: lengths, resets, direction and checkpointing, for every cell."""
+"""`scan` for every cell: lengths, masks, resets, direction, dropout and checkpointing."""
 
 from typing import Any, NamedTuple
 
@@ -40,11 +40,11 @@ def scan(
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`: zeros for built-in cells.
         length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
-            steps after them, the padding, the outputs are zero. The returned carry is that after
-            the last real step. The contents of the padding, NaN included, reach neither values nor
+            steps after them, the padding, the outputs are zero. The returned carry is the one after
+            the last real step. The contents of the padding, NaN included, affect neither values nor
             gradients. A traced length outside [0, T] is clipped.
         mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. Its
-            output is zero, the carry passes through, and its input, NaN included, reaches neither
+            output is zero, the carry passes through, and its input, NaN included, affects neither
             values nor gradients. Use it for missing steps and for padding on the left. With length,
             a step is real if the mask is True there and the step is not in the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
@@ -53,25 +53,25 @@ def scan(
         reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
         reverse: whether to run from the last real step to the first. Outputs stay in the order of
             xs.
-        dropout: the probability of dropping an output between two layers of a Stack, drawn anew
-            for every step. What is kept is scaled by 1 / (1 - dropout). A Stack of one layer has
-            nothing to drop. A Python number is part of the program. A scalar array of floats is
-            data, for schedules and populations. A traced one outside [0, 1] is clipped.
+        dropout: the probability of dropping an output between two layers of a Stack. Every step
+            draws anew. The outputs that are kept are scaled by 1 / (1 - dropout). A Stack of one
+            layer has nothing to drop. A Python number is part of the program. A scalar array of
+            floats is data, for schedules and populations. A traced one outside [0, 1] is clipped.
         key: a `jax.random.key` for dropout. A batch takes one key for each example: map over
             `jax.random.split(key, B)` too. With one key for all, all examples drop the same units
             at the same steps.
-        checkpoint: k keeps the state only every k steps. The gradient computes the others again.
-            Memory falls from T to T / k + k states. None keeps what all steps need.
+        checkpoint: k saves the state only every k steps. The gradient computes the others again.
+            Memory falls from T to T / k + k states. None saves the states of all steps.
         compute_dtype: the dtype to which the operands of products with weights are rounded, such as
             `"bfloat16"` for float32 params. None stands for the dtype of params. States, gates and
-            the gradients of weights stay as precise as params. Built-in cells only.
+            the gradients of weights stay as precise as params. Only built-in cells support it.
 
     Returns:
         (carry after the last step processed, outputs `[T, H]`), of the dtype of params.
         Products accumulate in at least float32.
 
     Raises:
-        TypeError: params, a carry, a dtype or an option is of a kind that does not fit.
+        TypeError: params, a carry, a dtype or an option has the wrong type.
         ValueError: a shape or value does not fit, or an option would have no effect.
 
     Example:
@@ -100,18 +100,18 @@ def scan(
 
 
 class _Options(NamedTuple):
-    """What is part of the program, not data."""
+    """The options that are part of the program, and not data."""
 
     reverse: bool
     dropout: Any
-    """None: nothing is dropped, or the rate is data."""
+    """None if nothing is dropped, or if the rate is data."""
     checkpoint: int | None
     compute_dtype: Any
 
 
 @by_type(static=1)
 def _scan(options, params, xs, carry, length, mask, reset, reset_carry, key, rate=None):
-    """Compiled once per shape and options, whatever the length, the mask and the resets are."""
+    """JAX compiles it once per shape and options, whatever the lengths, masks and resets."""
     if xs.shape[0] == 0:
         return carry, jnp.zeros((0, layers.sizes(params)[1]), xs.dtype)
     marks = sequence.marks(length, reset, xs.shape[0], mask)
@@ -144,7 +144,7 @@ def _run_stack(options, params, xs, carry, marks, reset_carry, key):
 
 
 def _dropped(rate, key, xs):
-    """xs with entries dropped at this rate, a number or an array, and the others scaled up."""
+    """Drop entries of xs at this rate, a number or an array, and scale up the others."""
     share = 1 - rate
     kept = jax.random.bernoulli(key, share, xs.shape)
     if checks.is_array(share):  # it may be 0, and then the gradient must be zero too, not NaN
@@ -174,7 +174,7 @@ def _run_cell(options, params, xs, carry, marks, reset_carry):
 
 
 def _rate(params: Params, dropout: Any, key: Array | None) -> Any:
-    """Dropout's rate, checked: a number, an array, or None where it is known to be zero."""
+    """Check dropout's rate, and return it: a number, an array, or None if it is known to be 0."""
     checks.float_scalar("scan", "dropout", dropout)
     known = not isinstance(dropout, Tracer)
     if known and not 0 <= float(dropout) < 1:

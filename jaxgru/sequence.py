@@ -1,4 +1,4 @@
-"""One sequence, whoever runs over it: its arguments, where it starts, which of its steps count."""
+"""The arguments of a run over one sequence, the carries it starts from, and its real steps."""
 
 from typing import Any, NamedTuple
 
@@ -10,10 +10,10 @@ from jaxgru.cell import Carry, Params
 
 
 class Marks(NamedTuple):
-    """Which steps are real and where segments start, `[T]` each; None means all, and nowhere.
+    """Which steps are real and where segments start, `[T]` each. None means all, and nowhere.
 
-    A segment may start at a hole, a step that is not real inside the sequence: the carry that
-    passes through is replaced there. None starts in the padding.
+    A segment may start at a hole, which is a step inside the sequence that is not real. The carry
+    that passes through is replaced there. No segment starts in the padding.
     """
 
     valid: Array | None
@@ -31,7 +31,7 @@ def check(
     reverse: Any,
     mask: Any,
 ) -> None:
-    """The arguments of a run over a sequence fit together."""
+    """Check that the arguments of a run over a sequence fit together."""
     layers.check(caller, params)
     shape = layers.carry_shape(params)
     checks.inputs(caller, "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
@@ -53,7 +53,7 @@ def check(
 def starts(
     params: Params, carry: Carry | None, reset: Array | None, reset_carry: Carry | None
 ) -> tuple[Carry, Carry | None]:
-    """(carry, reset_carry), by default the initial one; None where nothing is reset."""
+    """(carry, reset_carry). The default is the initial carry; None if nothing is reset."""
     carry = layers.start(params) if carry is None else carry
     if reset is not None and reset_carry is None:
         reset_carry = layers.start(params)
@@ -61,7 +61,7 @@ def starts(
 
 
 def marks(length: Any, reset: Array | None, steps: int, mask: Array | None) -> Marks:
-    """Of a sequence whose real steps are those before `length` at which the mask is True."""
+    """The marks of a sequence. Real steps lie before `length`, and the mask is True there."""
     if length is None:
         return Marks(mask, reset)
     before_end = _before(length, steps)
@@ -72,16 +72,16 @@ def marks(length: Any, reset: Array | None, steps: int, mask: Array | None) -> M
 
 
 def _before(length: Any, steps: int) -> Array:
-    """`[T]`: True at the first `length` steps, an integer of any width."""
+    """`[T]`: True at the first `length` steps. length is an integer of any width."""
     length = jnp.asarray(length)
-    if length.dtype.itemsize < 4:  # T itself may not fit
+    if length.dtype.itemsize < 4:  # T may not fit into this dtype
         length = length.astype(jnp.int32)
     length = jnp.clip(length, 0, steps).astype(jnp.int32)
     return jnp.arange(steps, dtype=jnp.int32) < length
 
 
 def entered(marks: Marks, reverse: bool) -> Array | None:
-    """`[T]`: True at the steps where a segment is entered, in this direction; or None."""
+    """`[T]`: True at the steps where this direction enters a segment. None stays None."""
     fresh = marks.reset
     if fresh is not None and reverse:
         # A segment that starts at t + 1 ends at t, where this direction enters it.
@@ -90,5 +90,8 @@ def entered(marks: Marks, reverse: bool) -> Array | None:
 
 
 def mask(marks: Marks, values: Array) -> Array:
-    """Zero where a step is not real. A select, so that NaN there reaches no value or gradient."""
+    """Set values to zero where a step is not real.
+
+    It is a select, so NaN in these steps affects neither values nor gradients.
+    """
     return values if marks.valid is None else jnp.where(marks.valid[:, None], values, 0)

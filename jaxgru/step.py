@@ -1,4 +1,4 @@
-"""One time step of any network: streaming, acting and serving."""
+"""One time step of any network, for streaming, acting and serving."""
 
 from typing import Any
 
@@ -42,9 +42,9 @@ def step(
         axis of time.
 
     Raises:
-        TypeError: params with a Bidirectional in them, which needs the whole sequence; or a
-            structure or dtype that does not fit.
-        ValueError: a shape that does not fit, or reset_carry without reset.
+        TypeError: params contain a Bidirectional, which needs the whole sequence; or a structure or
+            dtype does not fit.
+        ValueError: a shape does not fit, or reset_carry is given without reset.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

@@ -1,6 +1,6 @@
-"""The trajectory of one cell as the root of one equation: Newton's iteration, and its derivative.
+"""The trajectory of one cell as the root of one equation: Newton's iteration and its derivative.
 
-A carry is packed into one array of D numbers, and time runs forward.
+Each carry is packed into one array of D numbers. Time runs forward.
 """
 
 import math
@@ -21,12 +21,12 @@ from jaxgru.linear import recur, recur_in_order, rescue, shift, times
 class NewtonInfo(NamedTuple):
     """The outcome of the iteration of `newton_scan`.
 
-    For params with several cells, iterations are their sum, residual is the largest, converged
-    tells whether all have converged, and states has those of each cell.
+    For params with several cells, iterations is the sum over cells, residual is the largest of
+    them, converged tells whether all cells have converged, and states holds those of each cell.
     """
 
     iterations: Array
-    """The number of Newton steps, an integer, without those of the check for sensitivity."""
+    """The number of Newton steps, an integer, without those of the sensitivity check."""
     residual: Array
     """max |h_t - F(h_{t-1}, x_t)| / max(1, |h_t|) of the last iterate."""
     converged: Array
@@ -36,7 +36,7 @@ class NewtonInfo(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How to solve; part of the program, not data."""
+    """The options of the solver. They are part of the program, and not data."""
 
     dense: bool
     tol: float
@@ -48,7 +48,7 @@ class Method(NamedTuple):
 def step_all(
     dynamics: Dynamics, inputs: Inputs, flags: Flags, states: Array, offset: Any = None
 ) -> tuple[Array, Array, Any]:
-    """(F of all steps at once, plus an offset; the states before them; what J needs of them)."""
+    """(F of all steps at once plus an offset, the states before them, the values that J needs)."""
     before = states_before(inputs, flags, states)
     after, kept = dynamics.advance(inputs, flags, before)
     after = after if offset is None else after + offset
@@ -58,7 +58,7 @@ def step_all(
 
 
 def states_before(inputs: Inputs, flags: Flags, states: Array) -> Array:
-    """What every step starts from, given the states after each, `[T, D]`."""
+    """The state before every step, given the states after every step, `[T, D]`."""
     before = jnp.concatenate([inputs.start[None], states[:-1]])
     if flags.fresh is not None:
         before = jnp.where(flags.fresh[:, None], inputs.restart[None], before)
@@ -78,7 +78,7 @@ def jacobian_of(
         eye = jnp.ones(size, before.dtype)
     if keep is not None:
         jacobian = jnp.where(_like(keep, jacobian), jacobian, eye[None])
-    if fresh is not None:  # last, for a segment may start at a hole
+    if fresh is not None:  # this comes last, since a segment may start at a hole
         jacobian = jnp.where(_like(fresh, jacobian), 0, jacobian)
     return jacobian
 
@@ -92,17 +92,17 @@ def _like(flags: Array, values: Array) -> Array:
 
 class _Iterate(NamedTuple):
     done: Array
-    """Newton steps so far."""
+    """The number of Newton steps so far."""
     states: Array
     ahead: tuple[Array, Array, Any]
-    """What `step_all` makes of the states."""
+    """The results of `step_all` for the states."""
     residual: Array
 
 
 def solve(
     dynamics: Dynamics, method: Method, inputs: Inputs, flags: Flags, guess: Array | None
 ) -> tuple[Array, NewtonInfo]:
-    """The packed trajectory `[T, D]`, a function of inputs, and what became of the iteration."""
+    """The packed trajectory `[T, D]`, a function of inputs, and the outcome of the iteration."""
     states, info = _iterate(dynamics, method, *lax.stop_gradient((inputs, flags, guess)))
     whole = method.dense or dynamics.is_diagonal(inputs.params)
     return _differentiable(dynamics, whole, states, inputs, flags, info.converged), info
@@ -128,7 +128,7 @@ def _iterate(dynamics, method, inputs, flags, guess):
         states = jnp.where(jnp.isfinite(states), jnp.clip(states, -bound, bound), after)
         return observe(iterate.done + 1, states, offset)
 
-    # Not a constant, which `vmap` over an explicit axis of a mesh cannot carry through the loop.
+    # `vmap` over an explicit axis of a mesh cannot carry a constant through the loop.
     none = jnp.zeros_like(start[0], jnp.int32)
     first = jnp.broadcast_to(start, (steps, *start.shape))
     if guess is not None:
@@ -139,7 +139,7 @@ def _iterate(dynamics, method, inputs, flags, guess):
         observe(none, first, None),
     )
     converged = found.residual <= tol
-    if not dynamics.is_diagonal(inputs.params):  # those cells are contractions
+    if not dynamics.is_diagonal(inputs.params):  # diagonal cells are contractions
         size = tol ** (2 / 3)
         offset = size * _signs(first.shape).astype(start.dtype)
         moved = lax.while_loop(
@@ -162,7 +162,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _signs(shape: tuple[int, ...]) -> Array:
-    """1 and -1, without order: a multiplicative hash of the index."""
+    """Pseudorandom signs, 1 and -1, from a multiplicative hash of the index."""
     count = lax.iota(jnp.uint32, math.prod(shape))
     mixed = count * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
@@ -174,7 +174,7 @@ def _signs(shape: tuple[int, ...]) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _differentiable(dynamics, whole, states, inputs, flags, converged):
-    """The states, as the function of inputs that they are; whole: J can be had as a whole."""
+    """The states, as a differentiable function of inputs. whole: whether to compute all of J."""
     del dynamics, whole, inputs, flags, converged
     return states
 
@@ -198,7 +198,7 @@ def _differentiable_jvp(dynamics, whole, primals, tangents):
         return rescue(converged, recur(jacobian, b), run)
 
     def solve_transposed(_, b):
-        later = jnp.roll(jacobian, -1, axis=0)  # what comes from the end meets no tangent
+        later = jnp.roll(jacobian, -1, axis=0)  # no tangent reaches the row from the end
         later = later if later.ndim == 2 else later.swapaxes(-1, -2)
         run = partial(recur_in_order, later, b, reverse=True)
         return rescue(converged, recur(later, b, reverse=True), run)
@@ -210,7 +210,7 @@ def _differentiable_jvp(dynamics, whole, primals, tangents):
 
 
 def _tangent_in_order(dynamics, inputs, flags, before, kept, sources):
-    """The linear recurrence by J times a vector, as the loop of `scan` has it."""
+    """The linear recurrence, step by step, by products of J with a vector."""
     linear, push = dynamics.push(inputs, flags, before, kept)
 
     def step(e, stretch):

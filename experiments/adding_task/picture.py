@@ -8,7 +8,7 @@ from experiments.common.task import Example
 
 
 def predictions(figure: Figure, examples: Example, outputs: Array, title: str) -> None:
-    """Prediction against target, a point an example."""
+    """Plot prediction against target, with a point for each example."""
     targets = np.asarray(examples.targets.sum(axis=1), np.float64)
     answers = np.asarray(outputs[:, -1, 0], np.float64)
     figure.set_size_inches(4.6, 4.6)

@@ -1,7 +1,7 @@
 """The adding problem (Hochreiter & Schmidhuber 1997) as a sampler of single examples.
 
-A sequence `[T, 2]` holds a value from U[0, 1] and a marker at every step. Two markers are 1, the
-others 0, and the target, at the last step, is the sum of the two marked values.
+A sequence `[T, 2]` holds a value from U[0, 1] and a marker at every step. Two markers are 1, and
+the others are 0. The target at the last step is the sum of the two marked values.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from experiments.common.task import Example, Mark, Task, lengths
 INPUT_SIZE = 2
 OUTPUT_SIZE = 1
 BASELINE = 1 / 6  # the variance of a sum of two U[0, 1]: the loss of always answering 1
-FIRST_LENGTH = 10  # of a curriculum
+FIRST_LENGTH = 10  # the first length of a curriculum
 
 
 def sample_halves(key: Array, length: int) -> Example:
-    """One marker in each half; the halves are T // 2 and the rest."""
+    """Put one marker into each half. The halves are T // 2 steps and the rest."""
     values_key, first_key, second_key = jax.random.split(key, 3)
     first = jax.random.randint(first_key, (), 0, length // 2, jnp.int32)
     second = jax.random.randint(second_key, (), length // 2, length, jnp.int32)
@@ -29,7 +29,7 @@ def sample_halves(key: Array, length: int) -> Example:
 
 
 def sample_anywhere(key: Array, length: int) -> Example:
-    """Markers at any two distinct steps."""
+    """Put markers at any two distinct steps."""
     values_key, first_key, distance_key = jax.random.split(key, 3)
     first = jax.random.randint(first_key, (), 0, length, jnp.int32)
     second = (first + jax.random.randint(distance_key, (), 1, length, jnp.int32)) % length

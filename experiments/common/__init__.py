@@ -1,1 +1,1 @@
-"""What the studies share, one subject a file."""
+"""Code that the studies share, with one subject per file."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: orbax writes them, a digest tells whether they are still whole."""
+"""The checkpoints of a run. Orbax writes them, and a digest tells whether they are intact."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ from experiments.common.processes import array_from_first, from_first, is_first
 from experiments.common.settings import UsageError
 
 KEPT = 3
-PIECE = 2**16  # bytes; one more than the state has is what orbax may need for its own
+PIECE = 2**16  # bytes; orbax may need one piece more than the state takes
 
 
 class Restored(NamedTuple):
@@ -27,9 +27,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """In a folder, the last few, by number. A checkpoint is a pytree and some facts, as JSON.
+    """The last few checkpoints in a folder, by number.
 
-    Every process of a study has the whole state, so the first alone writes and reads.
+    A checkpoint is a pytree and some facts, as JSON. Every process of a study has the whole state,
+    so only the first process writes and reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,9 +38,9 @@ class Checkpoints:
         self._manager = _manager(self._folder) if is_first() else None
 
     def save(self, number: int, state: Any, facts: dict[str, Any]) -> None:
-        """Written aside and renamed, so that a kill at any moment leaves the others whole.
+        """Write a checkpoint elsewhere and rename it, so that a kill leaves the others intact.
 
-        Raises: NotWritten, for whatever orbax and tensorstore make of a full disk.
+        Raises: NotWritten, for any error of orbax and tensorstore, as on a full disk.
         """
         if not self._manager:
             return
@@ -56,7 +57,7 @@ class Checkpoints:
         return numbers[0] if numbers else None
 
     def restore(self, like: Any, say: Callable[[str], None]) -> Restored | None:
-        """The newest that is whole, or None. Damaged ones are named and put aside."""
+        """The newest intact checkpoint, or None. Damaged ones are reported and moved aside."""
         found = self._newest(self._manager, like, say) if self._manager else None
         facts = from_first(lambda: found and found.facts)
         if facts is None:
@@ -83,13 +84,13 @@ class Checkpoints:
         return None
 
     def _aside(self, number: int) -> Path:
-        """Where a damaged one goes, which others of its number may have gone before."""
+        """A free path for a damaged checkpoint, even if others had the same number."""
         names = (f"damaged_checkpoint_{number}{'_' * k}" for k in itertools.count())
         return next(path for path in map(self._folder.parent.joinpath, names) if not path.exists())
 
 
 def newest(folder: Path, like: Any) -> Any:
-    """The state of the newest checkpoint, of which nothing is changed. Raises: UsageError."""
+    """The state of the newest checkpoint, which is only read. Raises: UsageError."""
     numbers = _numbers(folder)
     if not numbers:
         raise UsageError(f"{folder.parent} has no checkpoint yet")
@@ -105,7 +106,7 @@ def newest(folder: Path, like: Any) -> Any:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """Those of the checkpoints in the folder, newest first, unfinished ones too."""
+    """The numbers of the checkpoints in the folder, newest first, including unfinished ones."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
@@ -143,7 +144,7 @@ def _read(restore: Callable[..., Any], like: Any) -> Restored:
 
 
 def _check_room(folder: Path, state: Any) -> None:
-    """Raises: OSError, the system's own and in one place.
+    """Check that the disk has room. Raises: OSError, that of the system, once.
 
     Orbax writes all leaves at once, and on a full disk each of its threads prints a traceback.
     """

@@ -47,12 +47,13 @@ def main(
     presets: Mapping[str, Preset] = MappingProxyType({}),
     check: Callable[[S], None] | None = None,
 ) -> int:
-    """The command of a study: parse, check, run; returns the exit code.
+    """Run the command of a study: parse, check and run. It returns the exit code.
 
-    `kind` has the settings and their defaults. `check` raises `UsageError` for those of the task
-    that make no sense. A wrong value is one line of error.
+    `kind` has the settings and their defaults. `check` raises `UsageError` for settings of the task
+    that make no sense. A wrong value gives a single line of error.
 
-    Raises: TypeError if `kind` is no dataclass by itself; its own fields would be no flags.
+    Raises: TypeError if `kind` itself is not a dataclass, since its own fields would not become
+    flags.
     """
     if "__dataclass_fields__" not in vars(kind):
         raise TypeError(
@@ -89,7 +90,7 @@ def main(
         if is_first():
             _say(f"error: {error}")
         return 2
-    except KeyboardInterrupt:  # before there was anything to record
+    except KeyboardInterrupt:  # there was nothing to record yet
         return EXIT_CODES["interrupted"]
 
 
@@ -98,7 +99,7 @@ def module_of(function: Callable[..., Any]) -> str:
     name = function.__module__
     if name == "__main__":
         spec = sys.modules[name].__spec__
-        if spec is None:  # python FILE
+        if spec is None:  # run as python FILE
             return f"python {shlex.quote(sys.argv[0])}"
         return f"python -m {spec.name.removesuffix('.__main__')}"
     package = name.rpartition(".")[0]
@@ -107,7 +108,7 @@ def module_of(function: Callable[..., Any]) -> str:
 
 
 def _defaults(kind: type[S], presets: Mapping[str, Preset], name: str) -> S:
-    """Those of the settings, or of a preset, which has a folder of its own. Raises: UsageError."""
+    """The default settings, or those of a preset, with its own folder. Raises: UsageError."""
     plain = kind()
     if not name:
         return plain
@@ -128,7 +129,7 @@ def _listed(presets: Mapping[str, Preset]) -> str:
 
 
 def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int]) -> int:
-    """Check and run a study that cannot be resumed; returns the exit code."""
+    """Check and run a study that cannot be resumed. It returns the exit code."""
     try:
         check()
         with ExitStack() as held, writing(out):
@@ -141,7 +142,7 @@ def in_one_go(out: Path, check: Callable[[], None], run: Callable[[Console], int
 
 
 def refused(error: UsageError | NotWritten) -> int:
-    """Say why; returns the exit code."""
+    """Print the error, and return the exit code."""
     _say(f"error: {error}")
     return 2 if isinstance(error, UsageError) else EXIT_CODES["not written"]
 
@@ -151,11 +152,11 @@ def _say(text: str) -> None:
 
 
 def _take_folder(out: Path, held: ExitStack, *, new: bool, repeated: bool) -> None:
-    """For this study alone, until `held` is left. `repeated`: it can be resumed."""
+    """Lock the folder until `held` is left. `repeated`: whether the study can be resumed."""
     if new and not os.path.exists(out / LOCK):
         make_folder(out, repeated=repeated)
     held.enter_context(alone(out))
-    if new:  # another study may have used it before the lock was ours
+    if new:  # another study may have used it before we held the lock
         make_folder(out, repeated=repeated)
 
 
@@ -172,7 +173,7 @@ def _run(task: Task, settings: S, defaults: S, devices: Devices, module: str) ->
 
 
 def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
-    """The settings of the run in --out. Flags may repeat them, not change them."""
+    """The settings of the run in --out. Flags may repeat them, but not change them."""
     saved = saved_settings(kind, asked.out)
     place = {name: getattr(kind(), name) for name in PLACE} | {"out": asked.out}
     settings = parse(dataclasses.replace(saved, **place))
@@ -197,7 +198,7 @@ def saved_settings(kind: type[S], out: Path) -> S:
 
 
 def make_folder(out: Path, *, repeated: bool = False) -> None:
-    """Create the folder of a run. One that holds anything is refused: no run mixes with another."""
+    """Create the folder of a run. Refuse one with contents, so that runs do not mix."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(path.name not in (UNFINISHED, LOCK) for path in out.iterdir()):
@@ -209,7 +210,7 @@ def make_folder(out: Path, *, repeated: bool = False) -> None:
 
 
 def _in_use(out: Path) -> str:
-    """What a folder holds, and what can be done."""
+    """A message that says what a folder contains and what to do."""
     try:
         found = read_run(out / "metrics.jsonl")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The folder of a run: written by one process at a time, and what cannot be written is told."""
+"""The folder of a run. One process at a time writes to it, and errors in writing are reported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ LOCK = "lock"
 
 
 class NotWritten(Exception):
-    """A full disk and the like. What was saved before is whole."""
+    """Raised for a full disk and similar failures. Files saved before are intact."""
 
 
 @contextmanager
 def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Errors of the system, and the others named, become `NotWritten`, in one line."""
+    """Turn errors of the system, and the others given, into a `NotWritten` of one line."""
     try:
         yield
     except (OSError, *errors) as error:
@@ -27,9 +27,10 @@ def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """No other process writes to the folder meanwhile.
+    """Keep other processes from writing to the folder.
 
-    A lock of the operating system, which goes with the process however that ends; the file stays.
+    The operating system releases the lock when the process ends, however it ends. The file of the
+    lock stays.
 
     Raises: UsageError.
     """

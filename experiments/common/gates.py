@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 import jaxgru
 from jaxgru.diagnostics.gates import gate_values
 
-SHORT = 60  # time steps that are drawn whole; of longer sequences, also both ends by themselves
+SHORT = 60  # time steps in the panel for each end of a long sequence
 FLOOR = 1e-4
 COLOURS = "viridis"
 
 
 def renewal(cell: Any, xs: Array) -> Array:
-    """The share of each unit's memory that a step replaces, `[T, I] -> [T, H]`, of the top layer.
+    """The share of each unit's memory that a step replaces in the top layer, `[T, I] -> [T, H]`.
 
     GRU:  z_t = sigmoid(W_z [h_{t-1}, x_t])
     LSTM: 1 - f_t = 1 - sigmoid(W_f [h_{t-1}, x_t])
@@ -36,9 +36,9 @@ def renewal(cell: Any, xs: Array) -> Array:
 
 
 def draw_gates(figure: Figure, cell: Any, examples: Array, title: str) -> bool:
-    """The mean over examples `[N, T, I]`, a row a unit, sorted by its mean over time.
+    """Draw the mean over examples `[N, T, I]`: a row per unit, sorted by its mean over time.
 
-    False, and nothing drawn, for a plain RNN, which has no gates.
+    For a plain RNN, which has no gates, it draws nothing and returns False.
     """
     top = cell.layers[-1] if isinstance(cell, jaxgru.Stack) else cell
     if isinstance(top, jaxgru.ElmanParams):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop: heeded between two chunks of work, when all is in order."""
+"""Ctrl-C and SIGTERM as a request to stop, which a study obeys between two chunks of work."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """`asked`: whether to stop."""
+    """`asked` tells whether to stop."""
 
     asked = False
 
@@ -23,9 +23,9 @@ class Interrupts:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupts]:
-    """The first signal is remembered, the second raises KeyboardInterrupt."""
+    """Remember the first signal. The second raises KeyboardInterrupt."""
     wish = Interrupts()
-    if threading.current_thread() is not threading.main_thread():  # where none can be caught
+    if threading.current_thread() is not threading.main_thread():  # only it can catch signals
         yield wish
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}

@@ -1,4 +1,4 @@
-"""The trained networks of a run, read from its folder."""
+"""Reading the trained networks of a run from its folder."""
 
 import dataclasses
 import math
@@ -19,11 +19,11 @@ from experiments.common.training import first_state
 def load(
     out: Path | str, *, seed: int | None = None, learning_rate: float | None = None
 ) -> Network:
-    """The trained network of one replica of a run, as its last checkpoint has it.
+    """The trained network of one replica of a run, from its last checkpoint.
 
-    Its `cell` are params that `jaxgru.scan` takes, and `read_out(network, hs)` makes outputs of the
-    states. Where the run has several seeds or learning rates, say which. The task is not needed,
-    and the folder is only read, so the run may still be going on.
+    Its `cell` holds params that `jaxgru.scan` takes, and `read_out(network, hs)` computes outputs
+    from the states. If the run has several seeds or learning rates, say which one to load. The task
+    is not needed. The folder is only read, so the run may still be in progress.
 
     Raises: UsageError for a folder without a checkpoint, and for a replica that is not in it.
     """
@@ -43,7 +43,7 @@ def load(
 
 
 def all_networks(out: Path) -> tuple[Line, Network]:
-    """The header of a run and its networks, leaves `[replicas, ...]`. Raises: UsageError."""
+    """The header of a run and its networks, with leaves `[replicas, ...]`. Raises: UsageError."""
     path = out / "metrics.jsonl"
     try:
         header = read_run(path).header
@@ -71,7 +71,7 @@ def all_networks(out: Path) -> tuple[Line, Network]:
 
 
 def _fits(replica: Line, seed: int | None, learning_rate: float | None) -> bool:
-    """The record has the rates with six digits."""
+    """Whether this is the replica. The record holds learning rates with six digits."""
     known = replica["learning_rate"]
     near = learning_rate is None or math.isclose(learning_rate, known, rel_tol=1e-5)
     return near and seed in (None, replica["seed"])

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""A description of the machine on which numbers were measured."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import jax
 
 
 def surroundings() -> dict[str, str]:
-    """What every record says of where its numbers were made."""
+    """The description of machine and software in every record."""
     return {"machine": machine(), "jax": jax.__version__, "python": platform.python_version()}
 
 

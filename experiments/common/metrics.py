@@ -1,8 +1,8 @@
-"""The record of a run: one JSON object a line, written as it happens.
+"""The record of a run: one JSON object per line, written while the run goes on.
 
-The first line is the header (`"kind": "header"`: settings, machine, what the numbers mean), then
-come the evaluations (`"kind": "eval"`, each of one replica, that is one seed with one learning
-rate), and last what came of each replica (`"kind": "result"`).
+The first line is the header (`"kind": "header"`: settings, machine, meaning of the numbers). The
+evaluations follow (`"kind": "eval"`, each of one replica, that is one seed with one learning rate).
+The outcome of each replica comes last (`"kind": "result"`).
 """
 
 import json
@@ -20,20 +20,20 @@ Line = dict[str, Any]
 class Run(NamedTuple):
     header: Line
     evals: list[list[Line]]  # of each replica
-    results: list[Line]  # of each replica; none while the run goes on, or if it was killed
+    results: list[Line]  # of each replica; empty while the run goes on, or if it was killed
 
 
-UNFINISHED = "metrics.new"  # the name of a record until its first lines are all there
+UNFINISHED = "metrics.new"  # the name of a record until its header is written
 
 
 class Writer:
-    """Appends to a record; `lines` counts those written. Without a path it only counts.
+    """Append to a record. `lines` counts the lines written. Without a path it only counts.
 
     Raises: NotWritten.
     """
 
     def __init__(self, path: Path | None, keep: int) -> None:
-        """Keep the first lines, those that belong to the checkpoint that is gone on from."""
+        """Keep the first lines, which belong to the checkpoint from which the run continues."""
         self.lines = keep
         self._file = None
         if path:
@@ -48,7 +48,7 @@ class Writer:
                     self._file.write(_as_line(kind, fields))
                     self._file.flush()
             except BaseException:
-                with suppress(OSError):  # which what could not be written causes once more
+                with suppress(OSError):  # closing retries the failed write
                     self._file.close()
                 raise
         self.lines += 1
@@ -59,7 +59,7 @@ class Writer:
 
 
 def begin(path: Path, header: Line) -> None:
-    """A record with its header; a kill leaves all of it, or none. Raises: NotWritten."""
+    """Begin a record with its header. A kill leaves all of it, or nothing. Raises: NotWritten."""
     _replace(path, [_as_line("header", header)])
 
 
@@ -71,14 +71,14 @@ def _replace(path: Path, lines: list[str]) -> None:
 
 
 def _as_line(kind: str, fields: Line) -> str:
-    """Numbers have six digits; NaN and inf, which JSON lacks, become null."""
+    """Write numbers with six digits, and NaN and inf, which JSON lacks, as null."""
     return json.dumps({"kind": kind} | plain(fields), allow_nan=False) + "\n"
 
 
 def read_run(path: Path) -> Run:
-    """Raises: OSError, or ValueError if it is no record of a run."""
+    """Read a record. Raises: OSError, or ValueError if the file is not a record of a run."""
     lines = path.read_text().splitlines()
-    if lines and not lines[-1].endswith("}"):  # killed in the middle of a line
+    if lines and not lines[-1].endswith("}"):  # the run was killed in the middle of a line
         lines.pop()
     try:
         header, *rest = [json.loads(line) for line in lines]
@@ -93,7 +93,7 @@ def read_run(path: Path) -> Run:
 
 
 def chances(runs: list[Run]) -> dict[str, float]:
-    """What guessing gives, for each measure of the runs that is a share."""
+    """The chance level of each measure of the runs that is a share."""
     return {name: value for run in runs for name, value in run.header.get("chances", {}).items()}
 
 

@@ -24,7 +24,7 @@ CELLS: dict[str, Callable[..., Any]] = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """Shapes: w_out `[H, O]`, b_out `[O]`; cell is any params that `jaxgru.scan` takes."""
+    """Params: w_out `[H, O]`, b_out `[O]`, and cell, any params that `jaxgru.scan` takes."""
 
     cell: Any
     w_out: Array

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate of a study, put together from Optax."""
+"""The optimizer and the learning rate of a study, built from Optax."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ RULES: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """All but the learning rate, which can differ between the runs of a program."""
+    """The optimizer without the learning rate, which can differ between the runs of a program."""
     rule = RULES[settings.optimizer]()
     if not settings.clip_norm:
         return rule
@@ -26,7 +26,7 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def learning_rate(settings: Settings, peak: Array, count: Array) -> Array:
-    """The rate after so many updates of the schedule."""
+    """The learning rate after `count` updates of the schedule."""
     schedule = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, settings.updates),

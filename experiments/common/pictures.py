@@ -23,9 +23,9 @@ DPI = 150
 
 
 def draw(task: Task, settings: Settings, run: Run, networks: Network) -> list[str]:
-    """Write them into the folder of the run; returns their names.
+    """Write the pictures into the folder of the run, and return their names.
 
-    The answers and gates are those of the first replica that was solved, or of the first.
+    The answers and gates are those of the first solved replica, or else of the first replica.
     """
     verdicts = [result["verdict"] for result in run.results]
     shown = verdicts.index("solved") if "solved" in verdicts else 0

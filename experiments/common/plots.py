@@ -1,4 +1,4 @@
-"""Learning curves, drawn from records alone."""
+"""Learning curves, drawn only from records."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,10 +10,10 @@ from jaxgru.diagnostics.plots import COLOURS
 
 
 def learning_curves(figure: Figure, runs: list[Run], labels: list[str]) -> None:
-    """Every measure and the length of a curriculum, against updates.
+    """Draw every measure and the length of a curriculum against updates.
 
-    A thin line for each replica, a thick one for their mean over a band from least to greatest;
-    a replica that has stopped counts with its last value. Dashes: the baseline.
+    Each replica is a thin line. Their mean is a thick line, over a band from least to greatest. A
+    replica that has stopped counts with its last value. The baseline is dashed.
     """
     lines = [line for run in runs for replica in run.evals for line in replica]
     grows = len({line["length"] for line in lines}) > 1
@@ -59,13 +59,13 @@ def _curves(
 
 
 def _others(runs: list[Run]) -> list[str]:
-    """The measures beside the loss, in the order in which they are first named."""
+    """The measures other than the loss, in the order in which they first appear."""
     names = dict.fromkeys(name for run in runs for name in run.header["measures"])
     return [name for name in names if name != "loss"]
 
 
 def _value(panel: str, line: Line) -> float:
-    """What was measured on the test set, or while it was not looked at, on the training batches."""
+    """The value on the test set, or on the training batches if the test set was not evaluated."""
     if panel == "length":
         return line["length"]
     value = line.get(f"test_{panel}", line.get(f"train_{panel}"))

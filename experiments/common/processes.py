@@ -1,7 +1,7 @@
 """Several processes, on one host or many, that run one study together.
 
-Each runs the same program on its own devices. The first alone reads and writes the folder of the
-run and speaks to the user; what it decides, the others are told.
+Each runs the same program on its own devices. Only the first reads and writes the folder of the run
+and prints messages. It sends its decisions to the other processes.
 """
 
 import json
@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from experiments.common.settings import AUTO, Settings, UsageError
 
 T = TypeVar("T")
-LOST = 5  # exit code of a process that cannot go on, for another was lost or itself failed
+LOST = 5  # exit code of a process that cannot go on, since it failed or another was lost
 
 
 def join(settings: Settings) -> None:
@@ -40,13 +40,13 @@ def join(settings: Settings) -> None:
 
 @contextmanager
 def together(say: Callable[[str], None]) -> Iterator[None]:
-    """A process that fails, or loses another, ends at once.
+    """End a process at once if it fails or loses another.
 
-    By an exception it would wait at the exit for the others, who wait for it.
+    With an exception it would wait at its exit for the others, which wait for it.
     """
     try:
         yield
-    except UsageError:  # raised in all
+    except UsageError:  # raised in all processes
         raise
     except BaseException as error:
         if jax.process_count() == 1:
@@ -60,7 +60,7 @@ def together(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def leave(code: int) -> int:
-    """Of several processes this one ends at once; alone, it gets the code back."""
+    """End at once if this is one of several processes. A single process gets the code back."""
     if jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -73,16 +73,16 @@ def is_first() -> bool:
 
 
 def any_of(flags: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Each flag, whether any process has it set."""
+    """For each flag, whether any process has it set."""
     if jax.process_count() == 1:
         return flags
     return tuple(multihost_utils.process_allgather(np.array(flags)).any(0).tolist())
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes of JSON's kinds; every process is given it.
+    """Make a JSON value in the first process, and return it in every process.
 
-    Raises: UsageError, in all of them, if it was raised in the first.
+    Raises: UsageError, in all processes, if the first raised it.
     """
     if jax.process_count() == 1:
         return make()
@@ -102,7 +102,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def array_from_first(tree: Any) -> Any:
-    """The arrays of the first process; those of the others tell shapes and dtypes alone."""
+    """The arrays of the first process. Those of the others give only shapes and dtypes."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))

@@ -15,12 +15,12 @@ from experiments.common.settings import Settings, UsageError, require
 from experiments.common.task import Stage, Task
 from experiments.common.training import Chunk, TrainState, make_evaluate, make_train_chunk
 
-Devices = list[Any]  # of jax.Device, to type checkers no type
+Devices = list[Any]  # of jax.Device, which type checkers do not see as a type
 REPLICAS, BATCH = "replicas", "batch"  # the axes of a mesh
 
 
 def devices_of(settings: Settings) -> Devices:
-    """As many of every process as was asked for. Raises: UsageError."""
+    """The requested number of devices of every process. Raises: UsageError."""
     found = []
     for process in range(jax.process_count()):
         own = [device for device in jax.devices() if device.process_index == process]
@@ -37,7 +37,7 @@ def devices_of(settings: Settings) -> Devices:
 
 
 def make_mesh(devices: Devices, replicas: int) -> Mesh:
-    """Whole replicas on as many devices as they divide by, each one's batch over the rest."""
+    """Divide replicas over as many devices as possible, and each batch over the others."""
     rows = math.gcd(replicas, len(devices))
     axes = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh(
@@ -46,10 +46,10 @@ def make_mesh(devices: Devices, replicas: int) -> Mesh:
 
 
 class Programs:
-    """Each is compiled when first needed.
+    """The programs, each of which is compiled when it is first needed.
 
-    States come and go as NumPy arrays `[replicas, ...]`, whole on every process, so a checkpoint
-    does not depend on the devices, and what is between two programs needs none.
+    They take and return states as NumPy arrays `[replicas, ...]`, whole on every process. So a
+    checkpoint does not depend on the devices, and code between two programs needs none.
     """
 
     def __init__(self, task: Task, settings: Settings, devices: Devices) -> None:
@@ -78,10 +78,10 @@ class Programs:
         return jax.device_get(self._cache[key](*args))
 
     def _compile(self, function: Callable[..., Any], replicas: int, args: Any) -> Any:
-        """By shard_map the devices meet once an update, to add their gradients.
+        """Compile by shard_map, so that devices add their gradients once per update.
 
-        Left to divide the work by itself, the compiler would do so too, but with `checkpoint` it
-        adds them up once a segment.
+        If the compiler divided the work, it would do the same, except that with `checkpoint` it
+        adds them once per segment.
         """
         mesh = make_mesh(self._devices, replicas)
         rest = len(args) - 1

@@ -18,9 +18,9 @@ Show = Callable[[Line], None]
 def progress(
     console: Console, updates: int, replicas: int, baseline: float, shares: Collection[str] = ()
 ) -> Iterator[Show]:
-    """Yields `show(line)`, to be called with each evaluation that goes into the record.
+    """Yield `show(line)`. Call it with each evaluation that goes into the record.
 
-    `updates` is the budget of each replica, `shares` the measures that are told in percent.
+    `updates` is the budget of each replica. `shares` are the measures shown in percent.
     """
     latest: dict[int, Line] = {}
     first: dict[int, int] = {}

@@ -24,11 +24,11 @@ from experiments.common.training import TrainState, train_init
 
 EXIT_CODES = {"solved": 0, "not solved": 1, "not finite": 3, "not written": 4, "interrupted": 130}
 RUNNING = "running"
-HEADER = 1  # line of the record before the first evaluation
+HEADER = 1  # lines of the record before the first evaluation
 
 
 class Study(NamedTuple):
-    """Where a run stands. A replica is one seed with one learning rate."""
+    """The current state of a run. A replica is one seed with one learning rate."""
 
     states: TrainState  # NumPy arrays [replicas, ...]
     stages: tuple[int, ...]  # of each replica, an index into the task's
@@ -41,7 +41,7 @@ class Study(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The replicas that are trained next, all at one stage, and by how many updates."""
+    """The replicas to train next, all at one stage, and the number of updates."""
 
     members: tuple[int, ...]
     stage: int
@@ -56,7 +56,7 @@ def run(
     devices: Devices,
     module: str,
 ) -> int:
-    """Train every replica until solved or until its budget is spent; returns the exit code.
+    """Train every replica until it is solved or its budget is spent, and return the exit code.
 
     `module` is the command that was called, without its flags.
     """
@@ -91,7 +91,7 @@ def run(
                     saved, last_save = study.chunks, time.monotonic()
     except KeyboardInterrupt:
         interrupted = True
-    finally:  # whatever went wrong, and if another process was lost
+    finally:  # also after any error, and if another process was lost
         if study.chunks > saved:
             _save(checkpoints, study)
         checkpoints.close()
@@ -112,7 +112,7 @@ def run(
 def _conclude(
     console: Console, task: Task, settings: Settings, writer: Writer, study: Study, header: Line
 ) -> None:
-    """The verdicts, told and written, and the pictures."""
+    """Print and record the verdicts, and draw the pictures."""
     path = settings.out / "metrics.jsonl"
     results = _results(task, study, read_run(path).evals)
     for result in results:
@@ -135,10 +135,10 @@ def _start(task: Task, settings: Settings) -> Study:
 
 
 def _next_group(study: Study, settings: Settings) -> Group | None:
-    """Those at the lowest stage; the others wait, so that short sequences never pay for long ones.
+    """The replicas at the lowest stage. The others wait, so that short sequences stay cheap.
 
-    What a replica computes does not depend on the others: it takes `eval_every` updates at a time,
-    until its budget is spent, whoever else is in the group.
+    The results of a replica do not depend on the others. It takes `eval_every` updates at a time
+    until its budget is spent, whichever other replicas are in the group.
     """
     active = [r for r, verdict in enumerate(study.verdicts) if verdict == RUNNING]
     if not active:
@@ -161,7 +161,7 @@ def _advance(
     study: Study,
     group: Group,
 ) -> tuple[Study, list[Line]]:
-    """One chunk of updates of one group and its evaluation, and the lines of it in the record."""
+    """Run one chunk of updates of one group, evaluate it, and record the results."""
     settings, stage = programs.settings, task.stages[group.stage]
     compiled = programs.seconds
     start = time.perf_counter()
@@ -169,7 +169,7 @@ def _advance(
     states, trained = programs.train(before, group.updates, stage)
     last = group.stage + 1 == len(task.stages)
     spent = any(study.updates[r] + group.updates == settings.updates for r in group.members)
-    # In a curriculum the task itself is looked at only when training has come to it, or ends.
+    # In a curriculum the task itself is evaluated only once training has reached it, or ends.
     tested = programs.evaluate(states, task.stages[-1]) if last or spent else {}
     compiling = programs.seconds - compiled
     seconds = study.seconds + time.perf_counter() - start - compiling
@@ -327,7 +327,7 @@ def _results(task: Task, study: Study, evals: list[list[Line]]) -> list[Line]:
 
 
 def _first(result: Line) -> str:
-    """When each mark was first reached."""
+    """The update at which each mark was first reached."""
     reached = [f"{mark} at {at:,}" for mark, at in result["updates_to"].items() if at is not None]
     return f"; test {', '.join(reached)}" if reached else ""
 

@@ -1,4 +1,4 @@
-"""What every study can set from the command line, and what is refused."""
+"""The settings that every study takes from the command line, and their checks."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import tyro
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says why and what to do."""
+    """Raised if a request cannot be fulfilled. The message says why, and what to do."""
 
 
 class Preset(NamedTuple):
@@ -24,7 +24,7 @@ class Preset(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a study; each task adds its own and sets the defaults."""
+    """Settings of a study. Each task adds its own and sets the defaults."""
 
     length: int = 100
     """T, time steps to remember over."""
@@ -37,11 +37,11 @@ class Settings:
     init: Literal["orthogonal", "torch", "keras", "flax", "haiku"] = "orthogonal"
     """How the weights are drawn."""
     chrono: float = 0
-    """Gate biases for memories of up to so many steps; 0: off."""
+    """Gate biases for memories of up to this many steps; 0: off."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """Of the computation; weights are float32 or wider."""
+    """Dtype of the computation; weights are float32 or wider."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
-    """From Optax."""
+    """The optimizer, from Optax."""
     learning_rate: Annotated[tuple[float, ...], tyro.conf.arg(metavar="R ...")] = (1e-2,)
     """Several: one replica for each, with each seed."""
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
@@ -59,29 +59,29 @@ class Settings:
     curriculum: float = 0
     """Begin short, then grow by this factor; 0: off."""
     checkpoint: int = 0
-    """Keep states every so many steps only; 0: all."""
+    """Keep states only every so many steps; 0: all."""
     test_examples: int = 1000
     """Held out, the same for every run."""
     eval_every: int = 50
     """Updates between two evaluations."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEED ...")] = (0,)
-    """Of weights and data; all in one program."""
+    """Seeds of weights and data; all in one program."""
     save_every: float = 30
     """Seconds between two checkpoints."""
     devices: int = 1
-    """Of each process, to divide replicas and batches by."""
+    """Devices of each process, which share replicas and batches."""
     coordinator: str = ""
-    """Of several processes: HOST:PORT, or auto in a cluster."""
+    """For several processes: HOST:PORT, or auto in a cluster."""
     processes: int = 1
-    """How many there are."""
+    """The number of processes."""
     process_id: int = 0
-    """Which this is; 0 alone writes."""
+    """The number of this process; only 0 writes."""
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """One of the presets, if there are any: other defaults."""
     out: Path = Path("runs")
     """Folder of the run; _NAME is added with a preset."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in --out."""
+    """Continue the run in --out."""
 
     def network(self) -> str:
         layers = f"{self.layers} layers of " if self.layers > 1 else ""
@@ -89,7 +89,7 @@ class Settings:
 
 
 AUTO = "auto"
-#: What a run that is gone on with need not have as it began.
+#: The settings that may change when a run is resumed.
 PLACE = ("out", "resume", "devices", "coordinator", "processes", "process_id")
 LEAST = {"length": 1, "hidden_size": 1, "layers": 1, "half_life": 1, "batch_size": 1, "updates": 1}
 LEAST |= {"checkpoint": 0, "test_examples": 1, "eval_every": 1, "devices": 1, "processes": 1}
@@ -141,7 +141,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def from_json(kind: type[S], fields: dict[str, Any]) -> S:
-    """Raises: TypeError, KeyError if the fields are not those of this kind."""
+    """Read settings. Raises: TypeError, KeyError if the fields are not those of this kind."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
@@ -155,7 +155,7 @@ def replicas_of(settings: Settings) -> list[tuple[int, float]]:
 
 
 def command_line(module: str, settings: Any, defaults: Any) -> str:
-    """The shortest command that has these settings, where the preset, if any, sets the defaults."""
+    """The shortest command with these settings. A preset, if there is one, sets the defaults."""
     words = [module]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

@@ -1,4 +1,4 @@
-"""What a study needs to know of its task: examples, what is measured on them, the way there."""
+"""The definition of a task: its examples, its measures and its curriculum."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ from experiments.common.settings import Settings, UsageError
 class Example(NamedTuple):
     """One sequence.
 
-    The framework reads `xs` alone, `[T, I]`, which is what the network sees. It hands `targets` and
+    The framework reads only `xs`, `[T, I]`, the inputs of the network. It passes `targets` and
     `weights` unchanged to the task's own `measure` and `picture`. Each is an array, or a pytree of
-    arrays, of any dtype; its shape depends on the length alone. The copy task has int32 targets
+    arrays, of any dtype. Its shape depends only on the length. The copy task has int32 targets
     `[T]` and the adding task float32 targets `[T]`. Both have weights `[T]`: the share of each step
     in the loss.
     """
@@ -30,17 +30,17 @@ class Example(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """How hard the examples are. Without a curriculum there is one stage, the task itself."""
+    """The difficulty of the examples. Without a curriculum the task itself is the only stage."""
 
     length: int
     level: int = 0
-    """How hard they are apart from their length; the copy task counts its symbols."""
+    """The difficulty apart from the length. In the copy task it is the number of symbols."""
     decay: bool = True
-    """Whether the learning rate's schedule moves on."""
+    """Whether the learning rate's schedule advances."""
 
 
 def lengths(first: int, last: int, factor: float) -> tuple[Stage, ...]:
-    """Stages from the first length to the last by a factor; the last alone if the factor is 0."""
+    """Stages from the first length to the last by a factor. If it is 0, there is only the last."""
     if not factor or last <= first:
         return (Stage(last),)
     grown = [first]
@@ -50,7 +50,7 @@ def lengths(first: int, last: int, factor: float) -> tuple[Stage, ...]:
 
 
 class Mark(NamedTuple):
-    """A measure on one side of a value: what it takes to be solved, or to be worth counting to."""
+    """A threshold on a measure, such as the criterion for a solved task."""
 
     measure: str
     value: float
@@ -75,44 +75,44 @@ def _as_measured(length: int) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task. The fields without a default are what every task must say of itself."""
+    """A task. Every task must define the fields without a default."""
 
     name: str
-    """What the report calls it."""
+    """The name of the task in the report."""
     title: str
-    """That of a run and of its pictures."""
+    """The title of a run and of its pictures."""
     input_size: int
     """I of the inputs `[T, I]`."""
     output_size: int
-    """O of the outputs `[T, O]` that a linear readout makes of the states."""
+    """O of the outputs `[T, O]` that a linear readout computes from the states."""
     stages: tuple[Stage, ...]
-    """The curriculum; the last is the task itself."""
+    """The curriculum. Its last stage is the task itself."""
     sampler: Callable[[int], Callable[[Array, Array], Example]]
-    """`length -> (key, level) -> one example`, in jax.numpy; the level is an int32 scalar."""
+    """`length -> (key, level) -> one example`, in jax.numpy. The level is an int32 scalar."""
     measures: tuple[str, ...]
-    """The names of what is measured; the loss, called "loss", is one of them."""
+    """The names of the measures. One of them is "loss"."""
     measure: Callable[[Array, Example], dict[str, Array]]
     """`(outputs [T, O], example) ->` a scalar for each measure."""
     passed: Callable[[Stage], Mark]
-    """What the mean over training batches must reach to end a stage of the curriculum."""
+    """The mark that the mean over training batches must reach to end a stage."""
     solved: tuple[Mark, ...]
-    """What the test set must reach, all at once, to end the run; if empty, the budget ends it."""
+    """The marks that the test set must reach together to end the run. If empty, the budget does."""
     baseline: float
-    """The loss of the best answer that remembers nothing."""
+    """The loss of the best answer without memory."""
     chances: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
-    """For each measure that is a share, as recall or accuracy, what guessing gives."""
+    """The chance level of each measure that is a share, such as recall or accuracy."""
     marks: tuple[Mark, ...] = ()
-    """What is worth knowing when the test set first reached it."""
+    """Marks for which the result records when the test set first reached them."""
     prepare: Callable[[Array, Network], Network] = _as_drawn
-    """`(key, fresh network) ->` the network to begin with: other weights of the same shapes."""
+    """`(key, fresh network) ->` the network to begin with, with weights of the same shapes."""
     loss_scale: Callable[[int], float] = _as_measured
-    """`length ->` by what the loss is multiplied before it is differentiated."""
+    """`length ->` the factor that multiplies the loss before it is differentiated."""
     picture: Callable[[Figure, Example, Array, str], None] | None = None
-    """Draws examples, leaves `[N, ...]`, and the network's outputs `[N, T, O]`, under a title."""
+    """Draw examples, leaves `[N, ...]`, and the network's outputs `[N, T, O]`, under a title."""
 
 
 def check_task(task: Task, settings: Settings) -> None:
-    """Raise `UsageError` where the parts of a task do not fit together. Computes shapes alone."""
+    """Raise `UsageError` if the parts of a task do not fit together. Only shapes are computed."""
 
     def need(holds: bool, what: str, expected: str, got: Any) -> None:
         if not holds:

@@ -1,7 +1,7 @@
 """Training on the device: many updates in one compiled call, on data drawn from the seed.
 
-Everything here is about one run; `jax.vmap` over the state makes it several, of different seeds
-and learning rates, in one program.
+All functions here are for one run. `jax.vmap` over the state runs several, with different seeds and
+learning rates, in one program.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from experiments.common.optimizers import learning_rate, make_optimizer
 from experiments.common.settings import Settings
 from experiments.common.task import Example, Stage, Task
 
-WEIGHTS, DATA, TEST = range(3)  # what a key is for
+WEIGHTS, DATA, TEST = range(3)  # the purposes of keys
 TEST_SEED = 2**32 - 1
-EVAL_STEPS = 100_000  # examples times time steps that are evaluated at once: bounds the memory
+EVAL_STEPS = 100_000  # examples times time steps evaluated at once, which bounds the memory
 
 
 class TrainState(NamedTuple):
@@ -27,19 +27,19 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     seed: Array  # uint32
     learning_rate: Array
-    update: Array  # int32: updates done
-    decayed: Array  # int32: those of them by which the schedule has moved on
+    update: Array  # int32: the number of updates done
+    decayed: Array  # int32: how many of them advanced the schedule
 
 
 class Chunk(NamedTuple):
-    """What happened in a stretch of updates."""
+    """The outcome of a chunk of updates."""
 
-    means: dict[str, Array]  # over the updates, each measured before it was made
+    means: dict[str, Array]  # over the updates, each measured before the update
     broken: Array  # int32: the first update with a loss, gradient or weight not finite, or 0
 
 
 def train_init(task: Task, settings: Settings, seed: Array, peak: Array) -> TrainState:
-    """The state before the first update; a pure function of the seed."""
+    """The state before the first update, a pure function of the seed."""
     network_key, own_key = jax.random.split(_key(seed, WEIGHTS))
     network = network_init(network_key, settings, task.input_size, task.output_size)
     return first_state(settings, task.prepare(own_key, network), seed, peak)
@@ -57,9 +57,9 @@ def make_train_chunk(
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Chunk]]:
     """`(state, updates, level, decay) -> (state, what happened)`.
 
-    All three are int32 scalars and may be traced, so one program serves chunks of every size, and
-    how a run is cut into chunks changes nothing that it computes. `level` and `decay` are those
-    of a `Stage`. `axis` is one of a mesh, over which the batch is divided.
+    All three are int32 scalars and may be traced, so one program serves chunks of every size. The
+    division of a run into chunks does not change its results. `level` and `decay` are those of a
+    `Stage`. `axis` is the mesh axis over which the batch is divided.
     """
     sample = task.sampler(length)
     scale = task.loss_scale(length)
@@ -78,7 +78,7 @@ def make_train_chunk(
         def one_update(_: Array, carry: tuple[TrainState, Chunk]) -> tuple[TrainState, Chunk]:
             state, chunk = carry
             params: Any = state.network
-            # Gradients of what is the same on all devices jax would add up by itself.
+            # JAX would sum the gradients of params that are the same on all devices.
             local = lax.pcast(params, axis, to="varying") if axis else params
             keys = jax.random.split(jax.random.fold_in(data_key, state.update), settings.batch_size)
             keys = keys[_share(settings.batch_size, axis)]
@@ -100,7 +100,7 @@ def make_train_chunk(
             )
             return state, Chunk(totals, broken)
 
-        zero = jnp.zeros_like(state.learning_rate, jnp.float32)  # varies over devices as it does
+        zero = jnp.zeros_like(state.learning_rate, jnp.float32)  # varies over devices like the rate
         start = Chunk(dict.fromkeys(task.measures, zero), zero.astype(jnp.int32))
         state, chunk = lax.fori_loop(jnp.zeros_like(updates), updates, one_update, (state, start))
         count = updates.astype(jnp.float32)
@@ -114,7 +114,7 @@ def make_evaluate(
 ) -> Callable[[Network], dict[str, Array]]:
     """`network ->` means over the test set, which is the same for every run of a task.
 
-    `axis` is one of a mesh, over which the test set is divided.
+    `axis` is the mesh axis over which the test set is divided.
     """
     sample = task.sampler(stage.length)
     keys = test_keys(settings.test_examples)
@@ -135,12 +135,12 @@ def make_evaluate(
 
 
 def test_keys(count: int) -> Array:
-    """Of the held-out examples: the same for every run."""
+    """The keys of the held-out examples, which are the same for every run."""
     return jax.random.split(_key(jnp.uint32(TEST_SEED), TEST), count)
 
 
 def _share(count: int, axis: str | None) -> Array:
-    """Which of so many examples are this device's; the last share may reach beyond them."""
+    """The indices of this device's share of `count` examples. The last share may exceed them."""
     if axis is None:
         return jnp.arange(count, dtype=jnp.int32)
     each = -(-count // lax.axis_size(axis))

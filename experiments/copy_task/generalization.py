@@ -1,4 +1,4 @@
-"""How far a trained network recalls beyond the gap it was trained at.
+"""Recall of a trained network at gaps beyond the one that it was trained at.
 
 `python -m experiments.copy_task.generalization --help`
 """
@@ -24,14 +24,14 @@ from experiments.common.training import make_evaluate
 from experiments.copy_task.settings import CopySettings
 from experiments.copy_task.task import SYMBOLS, make_task
 
-Curve = dict[str, list[float]]  # of each replica, recall at each length
+Curve = dict[str, list[float]]  # for each replica, the recall at each length
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Measure recall at gaps that a network was not trained at.
 
-    Writes generalization.json and generalization.png into the first folder.
+    It writes generalization.json and generalization.png into the first folder.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -39,7 +39,7 @@ class Config:
     lengths: tuple[int, ...] = (10, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
     """Gaps to measure at."""
     test_examples: int = 100
-    """Held out, for each gap."""
+    """Held-out examples for each gap."""
 
 
 def measure(out: Path, config: Config) -> Curve:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from experiments.common.task import Example
 
 COLOURS = "Blues"
-END = 30  # time steps drawn of either end of a long sequence
+END = 30  # time steps to draw at each end of a long sequence
 
 
 def rasters(figure: Figure, examples: Example, outputs: Array, title: str) -> None:
-    """Input, target and predicted probabilities of one example, a row a symbol."""
+    """Draw input, target and predicted probabilities of one example, with a row per symbol."""
     xs = np.asarray(examples.xs[0])
     ids = xs[:, 0].astype(int) if xs.shape[1] == 1 else xs.argmax(1)
     classes = max(outputs.shape[-1], 10)

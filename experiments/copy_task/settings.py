@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from experiments.common.settings import Preset, Settings, require
 
-# Without a curriculum, on the mean over all steps, for the whole budget, as published.
+# As published: training has no curriculum, uses the mean loss over all steps, and takes the whole
+# budget.
 _DIRECT: dict[str, Any] = {"curriculum": 0, "train_on": "mean", "schedule": "constant"}
 _DIRECT |= {"optimizer": "rmsprop", "solved_recall": 0.0, "updates": 50_000}
 # Tallec & Ollivier 2018: no clipping, gate biases for memories of up to 1.5 T steps.
@@ -84,9 +85,9 @@ class CopySettings(Settings):
     hidden_size: int = 128
     """H, units of a layer."""
     slope: float = 0
-    """tcn: of thresholds spread over the symbols; 0: off."""
+    """tcn: slope of thresholds spread over the symbols; 0: off."""
     chrono: float = 100
-    """Gate biases for memories of up to so many steps; 0: off."""
+    """Gate biases for memories of up to this many steps; 0: off."""
     schedule: Literal["constant", "cosine", "exponential"] = "exponential"
     """To 0 over the budget, or by half every --half-life."""
     batch_size: int = 32
@@ -94,19 +95,19 @@ class CopySettings(Settings):
     updates: int = 20_000
     """The budget of each replica."""
     train_on: Literal["sum", "mean"] = "sum"
-    """Of the losses of all steps; the mean is reported."""
+    """Sum or mean of the losses of all steps; the mean is reported."""
     curriculum: float = 3
     """Begin short, then grow by this factor; 0: off."""
     first_symbols: int = 1
-    """Symbols at first in the curriculum; 10: all."""
+    """Symbols at the start of the curriculum; 10: all."""
     pass_symbols: float = 0.97
     """Recall that brings in the next symbol."""
     pass_nats: float = 0.03
     """Loss summed over a sequence that makes the gap grow."""
     solved_recall: float = 0.999
-    """Stop above this test recall; 0: ask none."""
+    """Stop above this test recall; 0: no condition."""
     solved_loss: float = 0
-    """And below this test loss; 0: ask none."""
+    """And below this test loss; 0: no condition."""
     eval_every: int = 20
     """Updates between two evaluations."""
     out: Path = Path("runs/copy_task")

@@ -1,7 +1,8 @@
 """The copy task (Hochreiter & Schmidhuber 1997) in its published layouts, as samplers of examples.
 
-K = 10 symbols out of 8 come first, then a gap of about T steps, and then they are to be recalled in
-order. Symbols are 1 to 8, the blank is 0, the cue 9; a sequence has T+20 steps.
+K = 10 symbols out of 8 come first, and a gap of about T steps follows. Then the network has to
+recall the symbols in order. Symbols are 1 to 8, the blank is 0, and the cue is 9. A sequence has
+T+20 steps.
 
 | layout | inputs | the network reads | loss |
 | --- | --- | --- | --- |
@@ -35,10 +36,10 @@ from experiments.common.task import Example, Mark, Stage, Task, lengths
 from experiments.copy_task.picture import rasters
 from experiments.copy_task.settings import CopySettings
 
-SYMBOLS = 10  # K, to be remembered
+SYMBOLS = 10  # K, the symbols to remember
 KINDS = 8
 CUE = 9
-FIRST_LENGTH = 10  # of a curriculum
+FIRST_LENGTH = 10  # the first length of a curriculum
 
 Sample = Callable[[Array, int, Array], Example]  # key, length, symbols
 
@@ -80,7 +81,7 @@ def sample_variable(key: Array, length: int, symbols: Array) -> Example:
 
 
 def _symbols(key: Array, count: Array) -> Array:
-    """`[10]`, of which the first `count` are symbols and the rest blank."""
+    """Draw `[10]`, where the first `count` are symbols and the rest are blanks."""
     drawn = jax.random.randint(key, (SYMBOLS,), 1, KINDS + 1, jnp.int32)
     return jnp.where(jnp.arange(SYMBOLS, dtype=jnp.int32) < count, drawn, 0)
 
@@ -125,7 +126,7 @@ LAYOUTS = {
 def measure(outputs: Array, example: Example) -> dict[str, Array]:
     """Cross-entropy of the logits `[T+20, classes]`, and the share of symbols recalled."""
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, example.targets)
-    # The barrier keeps the compiler from folding constants as long as the sequences, for seconds.
+    # Without the barrier the compiler spends seconds on folding constants as long as the sequences.
     weights = lax.optimization_barrier(example.weights.astype(losses.dtype))
     asked = example.targets > 0
     right = (lax.argmax(outputs, 1, jnp.int32) == example.targets) & asked
@@ -136,16 +137,16 @@ def measure(outputs: Array, example: Example) -> dict[str, Array]:
 
 
 def baseline(layout: str, length: int) -> float:
-    """The loss of one who knows when to recall, and guesses what."""
+    """The loss of a network that knows when to recall, and guesses the symbols."""
     if LAYOUTS[layout].recall_only:
         return math.log(KINDS)
     return SYMBOLS * math.log(KINDS) / (length + 2 * SYMBOLS)
 
 
 def stages(settings: CopySettings) -> tuple[Stage, ...]:
-    """With a curriculum, first more and more symbols over a short gap, then longer gaps.
+    """The stages. A curriculum first adds symbols at a short gap, and then lengthens the gap.
 
-    The learning rate's schedule moves on only when all symbols are in.
+    The learning rate's schedule advances only once all symbols are there.
     """
     grown = lengths(FIRST_LENGTH, settings.length, settings.curriculum)
     full = tuple(stage._replace(level=SYMBOLS) for stage in grown)
@@ -157,12 +158,12 @@ def stages(settings: CopySettings) -> tuple[Stage, ...]:
 
 
 def spread_thresholds(key: Array, network: Network, slope: float) -> Network:
-    """Begin with a thermometer for the one number that the tcn layout feeds, 0 to 9.
+    """Begin with a thermometer code for the one number from 0 to 9 that the tcn layout feeds.
 
         candidate of unit i = tanh(slope * (x - c_i) + ...),    c_i ~ U[0, 9]
 
-    or its negative, by the sign that was drawn. All other input weights are divided by 9, so that
-    the gates do not begin saturated.
+    or its negative, depending on the sign that was drawn. All other input weights are divided by 9,
+    so that the gates do not begin saturated.
     """
     cell: Any = network.cell
     only = {jaxgru.ElmanParams: ..., jaxgru.MinGRUParams: 1}

@@ -1,4 +1,4 @@
-"""How far gradients reach: `python -m experiments.gradient_flow --help`."""
+"""Measure how far gradients reach: `python -m experiments.gradient_flow --help`."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(console: Console, settings: GradientFlowSettings) -> int:
-    """Train, measure, draw; returns the exit code."""
+    """Train, measure and draw, and return the exit code."""
     start = time.perf_counter()
     header: dict[str, Any] = {
         "command": command_line(MODULE, settings, GradientFlowSettings()),
@@ -81,7 +81,7 @@ def run(console: Console, settings: GradientFlowSettings) -> int:
 
 
 def held_out(task: Task, settings: GradientFlowSettings) -> Example:
-    """The first of the task's test set, leaves `[N, ...]`."""
+    """The first examples of the task's test set, leaves `[N, ...]`."""
     keys = test_keys(settings.examples)
     return jax.vmap(task.sampler(settings.length), in_axes=(0, None))(keys, jnp.int32(0))
 
@@ -89,7 +89,7 @@ def held_out(task: Task, settings: GradientFlowSettings) -> Example:
 def train(
     console: Console, task: Task, settings: GradientFlowSettings, cell: Cell
 ) -> tuple[Network, Network, dict[str, Any]]:
-    """(fresh networks, trained ones, what came of it), all seeds in one program."""
+    """(fresh networks, trained networks, the outcome), with all seeds in one program."""
     how, start = settings.adding(cell), time.perf_counter()
     seeds = jnp.asarray(settings.seeds, jnp.uint32)
     rate = jnp.float32(settings.learning_rate)
@@ -114,7 +114,7 @@ def train(
 def say(
     console: Console, settings: GradientFlowSettings, found: dict[str, Any], header: dict[str, Any]
 ) -> None:
-    """The numbers in words: medians of the seeds, and in brackets the least and the greatest."""
+    """Print the numbers: the median of the seeds, and the least and the greatest in brackets."""
     for when, cells in found["memory"].items():
         for cell, numbers in cells.items():
             gain = np.exp(numbers["log_gain_at_last_lag"])

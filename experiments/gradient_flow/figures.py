@@ -1,4 +1,4 @@
-"""The figures of the study, and the numbers that each is drawn from."""
+"""The figures of the study, and the numbers in each of them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Flows = Mapping[str, Mapping[str, Flow]]  # fresh or trained -> cell -> flow
 
 
 def memory(out: Path, flows: Flows) -> dict[str, Any]:
-    """Gain against lag."""
+    """Draw gain against lag."""
 
     def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
         plots.memory_gradient(axes, {name: flow.log_gain for name, flow in cells.items()})
@@ -40,7 +40,7 @@ def memory(out: Path, flows: Flows) -> dict[str, Any]:
 
 
 def loss_gradient(out: Path, flows: Flows) -> dict[str, Any]:
-    """The loss's gradient against time."""
+    """Draw the loss's gradient against time."""
 
     def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
         plots.gradient_norms(axes, {name: np.exp(flow.log_norms) for name, flow in cells.items()})
@@ -53,7 +53,7 @@ def loss_gradient(out: Path, flows: Flows) -> dict[str, Any]:
 
 
 def lyapunov(out: Path, flows: Flows) -> dict[str, Any]:
-    """The spectra of the first seed."""
+    """Draw the Lyapunov spectra of the first seed."""
 
     def panel(axes: Axes, cells: Mapping[str, Flow]) -> None:
         spectra = {
@@ -70,7 +70,7 @@ def lyapunov(out: Path, flows: Flows) -> dict[str, Any]:
 
 
 def update_bias(out: Path, biases: tuple[float, ...], found: Sweep) -> dict[str, Any]:
-    """Gain of a fresh GRU whose update bias is set: against lag, and at the last lag."""
+    """Draw the gain of a fresh GRU for each update bias, against lag and at the last lag."""
     gains = np.exp(np.median(found.log_gain, axis=0))
     last = np.exp(found.log_gain[..., -1])
     order = np.argsort(biases)
@@ -109,7 +109,7 @@ def update_bias(out: Path, biases: tuple[float, ...], found: Sweep) -> dict[str,
 def jacobian_terms(
     out: Path, biases: tuple[float, ...], found: Sweep, others: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The share of each term of a fresh GRU's Jacobian against its update bias."""
+    """Draw the share of each term of a fresh GRU's Jacobian against its update bias."""
     order = np.argsort(biases)
 
     def draw(figure: Figure) -> None:
@@ -126,7 +126,7 @@ def jacobian_terms(
 
 
 def gates(out: Path, statistics: Mapping[str, GateStatistics]) -> dict[str, Any]:
-    """The update gates of the first seed's trained GRU, and half-lives before and after."""
+    """Draw the update gates of the first seed's trained GRU, and half-lives before and after."""
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -153,7 +153,7 @@ def _compare(
     panel: Callable[[Axes, Mapping[str, Flow]], None],
     numbers: Callable[[Flow], dict[str, np.ndarray]],
 ) -> dict[str, Any]:
-    """All cells in two panels, as drawn and after training."""
+    """Draw all cells in two panels: at initialization and after training."""
 
     def draw(figure: Figure) -> None:
         for axes, when in zip(figure.subplots(1, 2, sharey=True), WHEN, strict=True):
@@ -172,14 +172,14 @@ def _compare(
 
 
 def _title(axes: Axes, text: str) -> None:
-    """Above the legend."""
+    """Put the title above the legend."""
     axes.set_title(text, fontsize=9, loc="left", pad=20 if axes.get_legend() else 6)
 
 
 def _write(
     path: Path, size: tuple[float, float], draw: Callable[[Figure], None], numbers: dict[str, Any]
 ) -> dict[str, Any]:
-    """`<path>.png` and `<path>.json`; returns the numbers."""
+    """Write `<path>.png` and `<path>.json`, and return the numbers."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     draw(figure)
     figure.savefig(path.with_suffix(".png"))

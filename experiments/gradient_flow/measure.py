@@ -1,4 +1,4 @@
-"""What is measured, of networks of several seeds at once: leaves `[seeds, ...]`."""
+"""The measurements, on networks of several seeds at once: leaves `[seeds, ...]`."""
 
 import dataclasses
 from functools import partial
@@ -17,7 +17,7 @@ from jaxgru import diagnostics
 
 
 class Flow(NamedTuple):
-    """Of one cell. Means over examples are of logarithms, so geometric ones."""
+    """The gradient flow of one cell. Means over examples are geometric: means of logarithms."""
 
     log_gain: np.ndarray  # [seeds, T + 1], the last state to the one `lag` steps before
     log_norms: np.ndarray  # [seeds, T + 1], the loss to the state at t
@@ -26,14 +26,14 @@ class Flow(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """Of a GRU whose update bias is set."""
+    """The measurements of a GRU for several update biases."""
 
     log_gain: np.ndarray  # [seeds, biases, T + 1]
     shares: np.ndarray  # [seeds, biases, 4], of the terms of the Jacobian, mean over steps
 
 
 def flow(task: Task, networks: Network, examples: Example) -> Flow:
-    """Of networks on examples, leaves `[N, ...]`. For the exponents these follow each other."""
+    """Measure networks on examples, leaves `[N, ...]`, concatenated in time for the exponents."""
 
     def one(network: Network) -> tuple[Array, ...]:
         def loss(example: Example, hs: Array) -> Array:
@@ -51,7 +51,7 @@ def flow(task: Task, networks: Network, examples: Example) -> Flow:
 
 
 def sweep(networks: Network, xs: Array, biases: tuple[float, ...]) -> Sweep:
-    """Of the GRUs of networks with every update bias set to each of biases, on xs `[N, T, I]`."""
+    """Measure GRUs on xs `[N, T, I]`, with all update biases set to each of biases in turn."""
 
     def one(network: Network) -> tuple[Array, Array]:
         def at(bias: Array) -> tuple[Array, Array]:
@@ -64,12 +64,12 @@ def sweep(networks: Network, xs: Array, biases: tuple[float, ...]) -> Sweep:
 
 
 def log_gain(cell: Any, xs: Array) -> Array:
-    """`[T + 1]`: the mean over examples `[N, T, I]`."""
+    """The log gain `[T + 1]`, a mean over examples `[N, T, I]`."""
     return jax.vmap(lambda xs: diagnostics.memory_gradient(cell, xs).log_gain)(xs).mean(0)
 
 
 def term_shares(cell: jaxgru.GRUParams, xs: Array) -> Array:
-    """`[4]`: the mean over examples `[N, T, I]` and steps."""
+    """The shares `[4]`, means over examples `[N, T, I]` and steps."""
 
     def one(xs: Array) -> Array:
         return diagnostics.gru_jacobian_terms(cell, xs).shares().mean(0)
@@ -78,7 +78,7 @@ def term_shares(cell: jaxgru.GRUParams, xs: Array) -> Array:
 
 
 def rates(log_gains: np.ndarray) -> np.ndarray:
-    """`[..., T + 1] -> [...]`: the factor per step, of a straight line through the log gain."""
+    """`[..., T + 1] -> [...]`: the factor per step, from a straight line fit to the log gain."""
     lags = np.arange(FIRST_LAG, log_gains.shape[-1])
     lines = log_gains[..., FIRST_LAG:].reshape(-1, len(lags))
     slopes = np.polyfit(lags, lines.T, 1)[0]
@@ -86,6 +86,6 @@ def rates(log_gains: np.ndarray) -> np.ndarray:
 
 
 def _each(one: Any, networks: Network) -> Any:
-    """`one` of every seed, in turn: no two batched decompositions in one program."""
+    """Call `one` for each seed in turn, so that no program has two batched decompositions."""
     found = jax.jit(lambda networks: lax.map(one, networks))(networks)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found)

@@ -13,17 +13,17 @@ from experiments.common.settings import require
 
 Cell = Literal["elman", "lstm", "gru"]
 CELLS: tuple[Cell, ...] = ("elman", "lstm", "gru")
-FIRST_LAG = 10  # of the straight line that is fitted to the log gain, up to the last
+FIRST_LAG = 10  # a straight line is fitted to the log gain from this lag to the last
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientFlowSettings:
     """Measure how far gradients reach in plain RNN, LSTM and GRU.
 
-    Each cell is looked at as drawn and after training on the adding problem: the gradient of the
-    last state and of the loss at earlier states, Lyapunov exponents, gates. A fresh GRU is looked
-    at with its update bias moved, down to where it hardly forgets. Everything is drawn as figures,
-    with the numbers of each beside it.
+    The study measures each cell at initialization and after training on the adding problem: the
+    gradients of the last state and of the loss at earlier states, Lyapunov exponents, and gates. It
+    also measures a fresh GRU for several update biases, down to values at which it hardly forgets.
+    It writes figures, and the numbers in each of them.
 
     Exit code: 0 done, 2 wrong usage, 4 cannot write, 130 interrupted.
     """
@@ -39,15 +39,15 @@ class GradientFlowSettings:
     )  # fmt: skip
     """Update biases of the fresh GRU."""
     updates: int = 2000
-    """Of training; all cells get as many."""
+    """Training updates, the same for all cells."""
     batch_size: int = 50
     """Fresh examples of an update."""
     learning_rate: float = 1e-2
-    """Of Adam; falls to 0 as a cosine."""
+    """Learning rate of Adam; falls to 0 as a cosine."""
     examples: int = 50
-    """Held-out sequences that are looked at."""
+    """Held-out sequences to measure on."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEED ...")] = (0, 1, 2)
-    """Of weights and training data."""
+    """Seeds of weights and training data."""
     out: Path = Path("runs/gradient_flow")
     """Folder to write into; a used one is refused."""
 

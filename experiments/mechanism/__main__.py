@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(console: Console, settings: MechanismSettings) -> int:
-    """Load, train to the middle, measure, draw; returns the exit code."""
+    """Load, train to the middle, measure and draw, and return the exit code."""
     start = time.perf_counter()
     copying = saved_settings(CopySettings, settings.run)
     task, length = make_task(copying), copying.length
@@ -77,9 +77,9 @@ def run(console: Console, settings: MechanismSettings) -> int:
 def train_to_the_middle(
     task: Task, copying: CopySettings, seed: int
 ) -> tuple[Network, Network, int]:
-    """(the fresh network, the one whose gap begins to grow, its updates).
+    """(the fresh network, the network when its gap begins to grow, its updates).
 
-    As the run had them, bit for bit if the seed was alone and the machine is the same.
+    They equal those of the run, bit for bit if it had a single seed and the same machine.
     """
     replicas = replicas_of(copying)
     seeds, rates = (jnp.array(column) for column in zip(*replicas, strict=True))

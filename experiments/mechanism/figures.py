@@ -1,4 +1,4 @@
-"""The figures of the study, and the numbers that are drawn."""
+"""The figures of the study, and the numbers in them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ from experiments.mechanism.measure import Moment
 from jaxgru.diagnostics import plots
 
 DPI = 200
-FLOOR = 1e-12  # of speeds: roundings
+FLOOR = 1e-12  # speeds below it are rounding errors
 Moments = Mapping[str, Moment]
 
 
 def draw(out: Path, moments: Moments, length: int) -> list[str]:
-    """Write them; returns their names."""
+    """Write the figures, and return their names."""
     panels = {"units": units, "gradient": gradient, "lyapunov": lyapunov, "fixed_points": points}
     for name, panel in panels.items():
         figure = Figure(figsize=(7.2, 3.4), dpi=DPI, layout="constrained")
@@ -26,7 +26,7 @@ def draw(out: Path, moments: Moments, length: int) -> list[str]:
 
 
 def units(figure: Figure, moments: Moments, length: int) -> None:
-    """The half-life of every unit in the gap: sorted, and after training against before."""
+    """Draw the half-life of every unit in the gap, sorted, and after training against before."""
     left, right = figure.subplots(1, 2)
     for k, (name, moment) in enumerate(moments.items()):
         values = np.sort(moment.half_life)
@@ -53,7 +53,7 @@ def units(figure: Figure, moments: Moments, length: int) -> None:
 
 
 def gradient(figure: Figure, moments: Moments, length: int) -> None:
-    """From the last state of the gap backwards."""
+    """Draw the gradient backwards from the last state of the gap."""
     axes = figure.subplots()
     plots.memory_gradient(axes, {name: moment.log_gain for name, moment in moments.items()})
     axes.set_xscale("log")
@@ -63,7 +63,7 @@ def gradient(figure: Figure, moments: Moments, length: int) -> None:
 
 
 def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
-    """The whole spectrum, and the slow end of it as time constants."""
+    """Draw the whole spectrum, and its slow end as time constants."""
     left, right = figure.subplots(1, 2)
     plots.lyapunov_spectrum(left, {name: moment.spectrum for name, moment in moments.items()})
     for k, (name, moment) in enumerate(moments.items()):
@@ -80,7 +80,7 @@ def lyapunov(figure: Figure, moments: Moments, length: int) -> None:
 
 
 def points(figure: Figure, moments: Moments, length: int) -> None:
-    """Runs through the gap after training, how fast the state moves, and its slow directions."""
+    """Draw runs through the gap after training, the speed of the state, and slow directions."""
     left, middle, right = figure.subplots(1, 3)
     *_, last = moments.values()
     plots.fixed_points(left, last.points, last.states)

@@ -1,4 +1,4 @@
-"""What is measured of one network, in float64: slow directions are no larger than roundings."""
+"""The measurements of one network, in float64, since slow directions are as small as roundings."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ from jaxgru import diagnostics
 from jaxgru.diagnostics import FixedPoints, LyapunovSpectrum
 from jaxgru.diagnostics.gates import gate_values
 
-DRAWN = 60  # states of a run that are kept for the picture
+DRAWN = 60  # states of a run to keep for the picture
 EVERY = 4  # steps between two orthonormalizations
 GRADIENTS = 3  # examples whose gradient is followed through the gap
 
 
 class Moment(NamedTuple):
-    """Of one network, in the gap: H units, N examples."""
+    """The measurements of one network in the gap, with H units and N examples."""
 
     half_life: np.ndarray  # [H], steps
     log_gain: np.ndarray  # [GRADIENTS, gap + 1], the last state of the gap to the one `lag` before
@@ -33,13 +33,13 @@ class Moment(NamedTuple):
     time_constants: np.ndarray  # [N, H], of the Jacobian at the last state of the gap, in steps
     distance: np.ndarray  # [N], from the last state of the gap to the nearest point, NaN without
     recall: float  # after the gap
-    recall_at_points: float  # from the nearest point instead, as after a gap without end
+    recall_at_points: float  # from the nearest point instead, as after an infinite gap
 
 
 def measure(network: Network, examples: Example, length: int, probes: int, steps: int) -> Moment:
-    """Of a network and examples `[N, T+20, ...]` of this gap, all float64."""
+    """Measure a network on examples `[N, T+20, ...]` with this gap. All are float64."""
     cell = network.cell
-    end = length + SYMBOLS - 1  # of the gap; the cue comes next
+    end = length + SYMBOLS - 1  # the end of the gap; the cue comes next
     xs = examples.xs[:, :end]
     blank = xs[0, SYMBOLS]
     stride = max(1, (end - SYMBOLS) // DRAWN)
@@ -47,7 +47,7 @@ def measure(network: Network, examples: Example, length: int, probes: int, steps
 
     def one(xs: Array) -> tuple[Array, ...]:
         last, hs = jaxgru.scan(cell, xs)
-        held = hs[SYMBOLS - 1 :]  # the first is what the symbols have left
+        held = hs[SYMBOLS - 1 :]  # the first is the state after the symbols
         speed = jnp.linalg.norm(held[times + 1] - held[times], axis=1)
         z = gate_values(cell, xs)["z"][SYMBOLS:]
         return last, held[0], held[1::stride][:DRAWN], z.mean(0), speed
@@ -87,7 +87,7 @@ def measure(network: Network, examples: Example, length: int, probes: int, steps
 
 
 def time_constants(jacobians: np.ndarray) -> np.ndarray:
-    """`[N, H, H] -> [N, H]`: -1 / log |eigenvalue|; infinite for what does not fall."""
+    """`[N, H, H] -> [N, H]`: -1 / log |eigenvalue|, or infinity if a direction does not decay."""
     modulus = -np.sort(-np.abs(np.linalg.eigvals(jacobians)), axis=1)
     with np.errstate(divide="ignore"):
         return np.where(modulus < 1, -1 / np.log(modulus), np.inf)

@@ -1,4 +1,4 @@
-"""What is looked at, and what is refused."""
+"""The settings of the study, and their checks."""
 
 import dataclasses
 from pathlib import Path
@@ -15,9 +15,10 @@ from experiments.copy_task.settings import CopySettings
 class MechanismSettings:
     """Show how a GRU that was trained on the copy task holds the symbols through the gap.
 
-    The network is looked at as it was drawn, at the end of training at the shortest gap, and after
-    training: the half-life of every unit, the gradient against lag, the Lyapunov spectrum, and the
-    fixed points in the gap. The second of these is trained anew, from the seed.
+    The study measures the network at three moments: at initialization, at the end of training at
+    the shortest gap, and after training. It measures the half-life of every unit, the gradient
+    against lag, the Lyapunov spectrum, and the fixed points in the gap. The network of the second
+    moment is trained again from the seed.
 
     Exit code: 0 done, 2 wrong usage, 4 cannot write, 130 interrupted.
     """
@@ -25,13 +26,13 @@ class MechanismSettings:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run of the copy task with a curriculum, such as --preset urnn-10000."""
     seed: int = 0
-    """Which of its replicas."""
+    """Seed of the replica to measure."""
     examples: int = 32
-    """Held out: where the fixed points are searched from."""
+    """Held-out examples, from which the search for fixed points starts."""
     probes: int = 16
     """Random directions that estimate the gradient against lag."""
     steps: int = 2000
-    """Of the gap, for the Lyapunov spectrum, at most."""
+    """Most steps of the gap for the Lyapunov spectrum."""
     out: Path = Path("runs/mechanism")
     """Folder to write into; a used one is refused."""
 

@@ -28,7 +28,7 @@ from experiments.population.train import grid, make_population
 
 MODULE = "python -m experiments.population"
 SOLVED = 1e-3
-CALL_SECONDS = 1.0  # of the program; between calls progress is shown and Ctrl-C heeded
+CALL_SECONDS = 1.0  # of one call; progress is shown and Ctrl-C handled between calls
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(console: Console, settings: PopulationSettings, wish: Interrupts) -> int:
-    """Train, test, write; returns the exit code."""
+    """Train, test and write, and return the exit code."""
     devices = jax.devices()
     record: dict[str, Any] = {
         "command": command_line(MODULE, settings, PopulationSettings()),
@@ -107,7 +107,7 @@ def _describe(losses: np.ndarray, done: int, updates: int) -> str:
 
 
 def _write(settings: PopulationSettings, record: dict[str, Any]) -> None:
-    """Both files or none, so far as a file system allows."""
+    """Write both files or none, as far as the file system allows."""
     out = settings.out
     draw_map(record, BASELINE).savefig(out / "map.new", format="png")
     (out / "population.new").write_text(json.dumps(record, allow_nan=False) + "\n")

@@ -11,7 +11,7 @@ DPI = 150
 
 
 def draw_map(record: dict[str, Any], baseline: float) -> Figure:
-    """Test loss by learning rate and update bias, from a record as it is written."""
+    """Draw the test loss by learning rate and update bias, from a record in its written form."""
     rates, biases = np.array(record["learning_rates"]), np.array(record["biases"])
     losses = np.array(record["test_loss"], np.float64).T  # null becomes NaN
     settings = record["settings"]
@@ -67,7 +67,7 @@ def draw_map(record: dict[str, Any], baseline: float) -> Figure:
 
 
 def _edges(centres: np.ndarray, back: Any = lambda edges: edges) -> np.ndarray:
-    """Of cells around evenly spaced centres."""
+    """The edges of cells around evenly spaced centres."""
     half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
     return back(np.append(centres - half, centres[-1] + half))
 

@@ -17,10 +17,10 @@ RANGE = tyro.conf.arg(metavar="FROM TO")
 class PopulationSettings:
     """Train a GRU at every point of a grid, all in one program, and draw the map of their losses.
 
-    The grid is over the learning rate and over the update gate's bias, which says how long a fresh
-    unit holds what it has. The networks have the same weights but for that bias, and see the same
-    examples of the adding problem, so two of them differ by nothing but their place in the grid.
-    They are divided among all devices that jax finds.
+    The grid is over the learning rate and over the update gate's bias, which sets how long a fresh
+    unit holds its state. The networks have the same weights except for that bias, and see the same
+    examples of the adding problem. So any two of them differ only in their place in the grid. All
+    devices that jax finds share the networks.
 
     Exit code: 0 done, 2 wrong usage, 4 cannot write, 130 interrupted.
     """
@@ -40,13 +40,13 @@ class PopulationSettings:
     batch_size: int = 8
     """Fresh examples of an update."""
     updates: int = 300
-    """Of every network, by Adam."""
+    """Updates of every network, by Adam."""
     test_examples: int = 256
-    """Held out, the same for all."""
+    """Held-out examples, the same for all."""
     together: int = 16
-    """Networks side by side on a device: what its cache holds; on a GPU, all."""
+    """Networks side by side on a device: as many as its cache holds; on a GPU, all."""
     seed: int = 0
-    """Of weights and data."""
+    """Seed of weights and data."""
     out: Path = Path("runs/population")
     """Folder to write into; a used one is refused."""
 

@@ -1,4 +1,4 @@
-"""Many networks in one program, divided among the devices."""
+"""Training of many networks in one program, divided among the devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from experiments.population.settings import PopulationSettings
 
 
 class Members(NamedTuple):
-    """What differs from network to network; leaves `[N, ...]`."""
+    """The values that differ from network to network, with leaves `[N, ...]`."""
 
     network: Network
     opt_state: optax.OptState
@@ -33,7 +33,7 @@ class Population(NamedTuple):
     """`(learning rates [N], update biases [N]) ->` fresh networks."""
     advance: Callable[[Members, ArrayLike, ArrayLike], tuple[Members, Array]]
     """`(members, updates done, updates to do) ->` members, their mean training losses `[N]`.
-    The members that are given are used up."""
+    The members that are passed in are donated."""
     evaluate: Callable[[Network], Array]
     """Test losses `[N]`."""
 
@@ -45,11 +45,11 @@ def grid(settings: PopulationSettings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_population(settings: PopulationSettings, mesh: Mesh) -> Population:
-    """Three programs for networks that are divided over a mesh and never speak to each other.
+    """Three programs for networks that are divided over a mesh and never communicate.
 
-    A device takes a few networks at a time through all updates of a call, so that what they keep
-    for the gradient stays in its cache. What they share, the examples above all, is computed once
-    for those.
+    A device takes a few networks at a time through all updates of a call, so that the values saved
+    for the gradient stay in its cache. Shared values, above all the examples, are computed once for
+    these networks.
     """
     how = settings.adding()
     task = make_task(how)

@@ -1,1 +1,1 @@
-"""Runs beside the published numbers, as a page and as a table."""
+"""A comparison of runs with published numbers, as a page and as a table."""

@@ -1,4 +1,4 @@
-"""Set runs beside the published numbers: `python -m experiments.report --help`."""
+"""Compare runs with published numbers: `python -m experiments.report --help`."""
 
 import dataclasses
 import sys
@@ -15,9 +15,9 @@ from experiments.report.table import markdown, tables
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Set runs beside the published numbers and the baselines.
+    """Compare runs with the published numbers and the baselines.
 
-    Writes report.html (one file, no network needed), report.md and a picture for each table of
+    It writes report.html (one file, no network needed), report.md, and a picture for each table of
     several runs.
     """
 

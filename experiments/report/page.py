@@ -30,7 +30,7 @@ figcaption { color: #555; }
 
 
 def page(tables: list[Table], folders: dict[str, Path]) -> str:
-    """`folders`: of each run, by its command, where its pictures lie."""
+    """Make the page. `folders` maps the command of each run to the folder of its pictures."""
     body = "".join(_section(table, folders) for table in tables)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -41,7 +41,7 @@ def page(tables: list[Table], folders: dict[str, Path]) -> str:
 
 
 def comparison(table: Table) -> bytes:
-    """The learning curves of all runs of a table in one picture."""
+    """Draw the learning curves of all runs of a table in one picture."""
     figure = Figure(dpi=150, layout="constrained")
     learning_curves(figure, table.runs, table.labels)
     buffer = BytesIO()

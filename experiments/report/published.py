@@ -1,10 +1,10 @@
-"""What has been published on the two tasks."""
+"""Published results on the two tasks."""
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    task: str  # that of the folder in experiments/
+    task: str  # the name of its folder in experiments/
     layout: str
     length: int
     network: str

@@ -1,4 +1,4 @@
-"""Runs and published numbers as rows, and rows as Markdown."""
+"""Tables of runs and published numbers, and their Markdown."""
 
 import dataclasses
 import statistics
@@ -14,13 +14,13 @@ Row = dict[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The runs of one task, layout and length, beside what is published of them."""
+    """The runs of one task, layout and length, and the published numbers for them."""
 
     title: str
     columns: list[str]
     rows: list[Row]
     runs: list[Run]
-    labels: list[str]  # of the runs: what sets them apart
+    labels: list[str]  # of the runs: how they differ
 
 
 def tables(runs: list[Run]) -> list[Table]:
@@ -63,7 +63,7 @@ def _table(task: str, layout: str, length: int, runs: list[Run]) -> Table:
 
 
 def _row(run: Run, label: str, forms: dict[str, str]) -> Row:
-    """`forms`: how each measure is written, but for the loss."""
+    """The row of a run. `forms` holds the format of each measure except the loss."""
     lasts = [_last(run, replica) for replica in range(len(run.evals))]
     solved = sum(last.get("verdict") == "solved" for last in lasts)
     row = {
@@ -90,7 +90,7 @@ def _last(run: Run, replica: int) -> Line:
 
 
 def _spread(values: list[Any], form: str) -> str:
-    """The median, and in brackets the least and the greatest."""
+    """The median, with the least and the greatest in brackets."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -100,7 +100,7 @@ def _spread(values: list[Any], form: str) -> str:
 
 
 def _labels(runs: list[Run]) -> list[str]:
-    """The cell and size of each run, and the settings that set it apart from most of the others."""
+    """The cell and size of each run, and the settings in which it differs from most others."""
     ignored = (*PLACE, "save_every", "cell", "hidden_size", "preset", "length", "layout")
     all_settings = [run.header["settings"] for run in runs]
     labels = []

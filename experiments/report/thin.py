@@ -20,9 +20,9 @@ KEPT = 120
 class Config:
     """Keep about a hundred evaluations of each replica in the records of finished runs.
 
-    They are the first, the last, those around each change of length, and then, one after the other,
-    the one that lies farthest from the curve of the loss that is drawn through those before. The
-    header is told how many there were. Metrics.jsonl is replaced.
+    It keeps the first, the last, and those around each change of length. Then it repeatedly adds
+    the evaluation that lies farthest from the loss curve through those kept so far. The header
+    records how many there were. The command replaces metrics.jsonl.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -30,7 +30,7 @@ class Config:
 
 
 def kept(evals: list[Line]) -> list[int]:
-    """Which evaluations of a replica stay."""
+    """The indices of the evaluations of a replica to keep."""
     lengths = [line["length"] for line in evals]
     grows = [k for k in range(1, len(evals)) if lengths[k] != lengths[k - 1]]
     stay = sorted({0, len(evals) - 1, *grows, *(k - 1 for k in grows)})
@@ -44,12 +44,12 @@ def kept(evals: list[Line]) -> list[int]:
 
 
 def _loss(line: Line) -> float:
-    """The one that is drawn; one that is not finite or zero counts as one."""
+    """The loss that is drawn. A loss that is zero or not finite counts as 1."""
     return line.get("test_loss", line["train_loss"]) or 1.0
 
 
 def thin(path: Path) -> None:
-    """Raises: OSError, or ValueError for what is no record of a finished run."""
+    """Thin a record. Raises: OSError, or ValueError if it is not of a finished run."""
     run = read_run(path)
     if not run.results:
         raise ValueError(f"{path}: the run has not finished, and could not be resumed afterwards")

@@ -1,1 +1,1 @@
-"""Reinforcement learning with memory: episodes that begin anew inside `jit`, by `reset`."""
+"""Reinforcement learning with memory. Episodes restart inside `jit`, by `reset`."""

@@ -22,7 +22,7 @@ from experiments.rollout.picture import draw_success
 from experiments.rollout.settings import RolloutSettings, check
 
 MODULE = "python -m experiments.rollout"
-NAMES = {True: "GRU", False: "GRU, reset at every step"}  # by whether there is a memory
+NAMES = {True: "GRU", False: "GRU, reset at every step"}  # keys: whether it has a memory
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(console: Console, settings: RolloutSettings, wish: Interrupts) -> int:
-    """Both networks in one program, by vmap; returns the exit code."""
+    """Train both networks in one program, by vmap, and return the exit code."""
     title = f"T-maze, junction {settings.shortest} to {settings.longest} steps after the cue"
     header: dict[str, Any] = {
         "task": "rollout",
@@ -52,7 +52,7 @@ def run(console: Console, settings: RolloutSettings, wish: Interrupts) -> int:
     writer = Writer(path, keep=HEADER)
     init, advance = make_learner(settings)
     learners = jax.jit(jax.vmap(init))(jnp.array(list(NAMES)))
-    programs: dict[int, Any] = {}  # by the updates of a call
+    programs: dict[int, Any] = {}  # keyed by the number of updates in a call
     start, done, success = time.perf_counter(), 0, float("nan")
     while done < settings.updates and not wish.asked:
         count = min(settings.eval_every, settings.updates - done)

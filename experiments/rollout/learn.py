@@ -1,8 +1,8 @@
-"""Advantage actor-critic with a recurrent network, acting and learning, all of it on the device.
+"""Advantage actor-critic with a recurrent network. Both acting and learning run on the device.
 
-Everything is about one environment; `jax.vmap` makes it many. Where an episode begins is one flag:
-acting starts the step from zeros there, and learning hands the flags of the whole rollout to
-`jaxgru.scan` as `reset`, with the carry that the rollout began with.
+All functions are for one environment, and `jax.vmap` runs many. A flag marks where an episode
+begins. There, acting starts the step from zeros. Learning passes the flags of the whole rollout to
+`jaxgru.scan` as `reset`, with the carry at the start of the rollout.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ import jaxgru
 from experiments.rollout.maze import ACTIONS, OBSERVATION, Maze, enter, observe, walk
 from experiments.rollout.settings import RolloutSettings
 
-VALUE = 0.5  # weight of the critic's loss
+VALUE = 0.5  # the weight of the critic's loss
 CLIP = 1.0  # largest global norm of a gradient
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agent:
-    """A GRU and one linear read-out `[H, A + 1]` of the logits of the actions and the value."""
+    """A GRU and a linear read-out `[H, A + 1]` for the logits of the actions and the value."""
 
     cell: jaxgru.GRUParams
     w_out: Array
@@ -34,7 +34,7 @@ class Agent:
 
 
 class Actor(NamedTuple):
-    """One environment and what the network remembers of it."""
+    """One environment and the network's memory of it."""
 
     maze: Maze
     carry: Array
@@ -55,7 +55,7 @@ class Learner(NamedTuple):
     agent: Agent
     opt_state: optax.OptState
     actors: Actor  # [environments, ...]
-    memory: Array  # bool: without, the state is reset at every step
+    memory: Array  # bool: if False, the state is reset at every step
     key: Array
 
 
@@ -82,7 +82,7 @@ def read_out(agent: Agent, hs: Array) -> tuple[Array, Array]:
 def act(
     settings: RolloutSettings, agent: Agent, memory: Array, actor: Actor, key: Array
 ) -> tuple[Actor, Steps]:
-    """So many steps of one environment, and where they lead."""
+    """Act in one environment: (the actor after these steps, the steps)."""
 
     def one(actor: Actor, key: Array) -> tuple[Actor, Steps]:
         action_key, maze_key = jax.random.split(key)
@@ -105,7 +105,7 @@ def relearn(agent: Agent, carry: Array, steps: Steps) -> tuple[Array, Array]:
 
 
 def returns(discount: float, steps: Steps, last: Array) -> Array:
-    """The discounted rewards to the end of each episode, `[T]`; a value for what is cut off.
+    """The discounted returns `[T]` of each episode. A value stands in for the part cut off.
 
     G_t = r_t + discount * (1 - done_t) * G_{t+1},    G_{T+1} = last
     """
@@ -121,7 +121,7 @@ def returns(discount: float, steps: Steps, last: Array) -> Array:
 def loss(
     settings: RolloutSettings, memory: Array, agent: Agent, start: Actor, end: Actor, steps: Steps
 ) -> Array:
-    """Of one environment's rollout from start to end."""
+    """The loss of one environment's rollout from start to end."""
     logits, values = relearn(agent, start.carry, steps)
     reset = end.maze.fresh | ~memory
     _, h = jaxgru.step(agent.cell, end.carry, observe(end.maze), reset=reset)
@@ -140,8 +140,8 @@ def make_learner(
 ) -> tuple[Callable[[Array], Learner], Callable[[int], Advance]]:
     """(`memory -> learner`, `updates -> (learner -> (learner, what happened))`).
 
-    What happened: `success`, the share of episodes that ended well among those that ended, how many
-    `episodes` these were, and the mean `loss`.
+    What happened consists of `success`, the share of finished episodes that ended well, the number
+    of these `episodes`, and the mean `loss`.
     """
     rate = settings.learning_rate
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rate))

@@ -1,8 +1,9 @@
-"""A T-maze (after Bakker 2002), as a pure function: what to do at its end was said at its entrance.
+"""A T-maze (after Bakker 2002), as pure functions. A cue at the entrance says where to turn.
 
-The first observation of an episode shows a cue, left or right. A corridor of random length follows,
-where all looks the same and one step leads to the next. At the junction the action that the cue
-named earns 1, the other costs 1, and the next observation is the first of another episode.
+The first observation of an episode shows the cue, left or right. A corridor of random length
+follows. All observations in it are the same, and any action leads one step further. At the junction
+the action that the cue named earns 1, and the other action costs 1. The next observation is the
+first of another episode.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ ACTIONS = 2  # left, right
 
 
 class Maze(NamedTuple):
-    """Where one environment stands."""
+    """The state of one environment."""
 
     cue: Array  # int32: the action that will be right
     ahead: Array  # int32: steps to the junction
@@ -24,7 +25,7 @@ class Maze(NamedTuple):
 
 
 def enter(key: Array, shortest: int, longest: int) -> Maze:
-    """An episode whose junction is so many steps ahead."""
+    """Begin an episode whose junction is from shortest to longest steps ahead."""
     cue_key, length_key = jax.random.split(key)
     cue = jax.random.randint(cue_key, (), 0, ACTIONS, jnp.int32)
     ahead = jax.random.randint(length_key, (), shortest, longest + 1, jnp.int32)
@@ -32,7 +33,7 @@ def enter(key: Array, shortest: int, longest: int) -> Maze:
 
 
 def observe(maze: Maze) -> Array:
-    """`[4]`, one of them 1."""
+    """The observation, a one-hot vector `[4]`."""
     place = jnp.where(maze.ahead == 0, 3, 2)
     return jax.nn.one_hot(jnp.where(maze.fresh, maze.cue, place), OBSERVATION, dtype=jnp.float32)
 

@@ -10,7 +10,7 @@ DPI = 150
 
 
 def draw_success(run: Run) -> Figure:
-    """Success against updates, with and without memory, from a record alone."""
+    """Draw success against updates, with and without memory, from a record alone."""
     figure = Figure(figsize=(7.2, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for replica, lines, colour in zip(run.header["replicas"], run.evals, COLOURS, strict=False):

@@ -11,38 +11,38 @@ from experiments.common.settings import require
 class RolloutSettings:
     """Learn a T-maze by policy gradients (A2C), acting and learning in one compiled program.
 
-    A cue at the entrance says where to turn at the junction, a corridor of random length later. A
-    GRU is trained, and beside it the same network whose state is reset at every step: what can be
-    had without memory is chance, 50%.
+    A cue at the entrance says where to turn at the junction, which comes after a corridor of random
+    length. The study trains a GRU, and also the same network with its state reset at every step.
+    Without memory, a network can only reach chance, 50%.
 
     Exit code: 0 solved by the GRU, 1 not solved, 2 wrong usage, 4 cannot write,
     130 interrupted.
     """
 
     shortest: int = 5
-    """Steps from the cue to the junction, at least."""
+    """Least steps from the cue to the junction."""
     longest: int = 15
-    """At most."""
+    """Most steps from the cue to the junction."""
     hidden_size: int = 32
     """H, units of the GRU."""
     environments: int = 64
-    """Side by side."""
+    """Environments side by side."""
     steps: int = 64
-    """Of each environment between two updates."""
+    """Steps of each environment between two updates."""
     updates: int = 200
-    """Of the weights."""
+    """Updates of the weights."""
     eval_every: int = 5
     """Updates between two lines of the record."""
     learning_rate: float = 5e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     discount: float = 0.99
-    """What a reward counts for each step that it is later."""
+    """Factor on a reward for each step that it comes later."""
     entropy: float = 0.003
-    """Weight of the bonus for trying things."""
+    """Weight of the entropy bonus."""
     solved: float = 0.99
-    """Share of the last episodes that must end well."""
+    """Share of the latest episodes that must end well."""
     seed: int = 0
-    """Of weights, mazes and actions."""
+    """Seed of weights, mazes and actions."""
     out: Path = Path("runs/rollout")
     """Folder of the run; a used one is refused."""
 

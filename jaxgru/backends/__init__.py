@@ -1,4 +1,4 @@
-"""What computes a recurrence on which platform: the one place that says so."""
+"""The choice of how each platform computes a recurrence. It is made only here."""
 
 import math
 import sys
@@ -9,16 +9,17 @@ import jax
 
 from jaxgru.backends.plan import Declined, Plan
 
-#: Of `jax.default_matmul_precision`, those that ask for what a kernel does by default: on a GPU
-#: products at least as exact as TF32, on a TPU those of bfloat16.
+#: The values of `jax.default_matmul_precision` that the products of a kernel satisfy by default.
+#: On a GPU these products are at least as exact as TF32. On a TPU they are those of bfloat16.
 GPU_DEFAULT = (None, "default", "fastest", "bfloat16", "tensorfloat32")
 TPU_DEFAULT = (None, "default", "fastest", "bfloat16")
 
 
 def hopper_kernel() -> Any:
-    """`jaxgru.backends.hopper.scan`, where a Hopper GPU and what the kernel is made of are there.
+    """`jaxgru.backends.hopper.scan`, if a Hopper GPU and the modules that the kernel needs exist.
 
-    Not for more exact products than its own.
+    Otherwise it raises `Declined`, and also if the precision setting asks for more exact products
+    than the kernel computes.
     """
     device = _device()
     capability = getattr(device, "compute_capability", None)
@@ -27,23 +28,23 @@ def hopper_kernel() -> Any:
     if not (hopper and known) or _precision() not in GPU_DEFAULT:
         raise Declined
     try:
-        from jaxgru.backends.hopper import scan  # needs parts of jax that only a GPU needs
-    except ImportError as error:  # of absl-py
+        from jaxgru.backends.hopper import scan  # imports parts of jax that only a GPU needs
+    except ImportError as error:  # absl-py may be missing
         raise Declined from error
     return scan
 
 
 def tpu_kernel() -> Any:
-    """`jaxgru.backends.tpu.scan`, where a TPU is known to be there."""
+    """`jaxgru.backends.tpu.scan`. It raises `Declined` if no TPU is known to be present."""
     if not _device().device_kind.startswith("TPU"):
         raise Declined
-    from jaxgru.backends.tpu import scan  # needs parts of jax that only a TPU needs
+    from jaxgru.backends.tpu import scan  # imports parts of jax that only a TPU needs
 
     return partial(scan, exact=_precision() not in TPU_DEFAULT)
 
 
 def _device() -> Any:
-    """The device, real or described, for which a program is made."""
+    """The device, real or described, for which a program is compiled."""
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
@@ -64,8 +65,9 @@ CPU = Plan(
     unroll=1,
     gates_in_loop=True,
 )
-#: A step costs its launches, so whatever can be computed for all of time at once is, as long as an
-#: array [rows, H] of a stretch takes at most 64 MB in float32, or 256 MB in the backward pass.
+#: Kernel launches dominate the time of a step. So everything that can be computed for the whole
+#: sequence at once is, as long as an array [rows, H] of a stretch takes at most 64 MB in float32,
+#: or 256 MB in the backward pass.
 GPU = Plan(
     in_loop=-1,
     hoisted=0,
@@ -77,26 +79,26 @@ GPU = Plan(
     unroll=8,
     gates_in_loop=False,
 )
-#: By the estimates of the TPU's compiler.
+#: These numbers follow estimates of the TPU's compiler.
 TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
-#: The same with kernels.
+#: The plan of a GPU, with the kernel for Hopper.
 HOPPER = GPU._replace(kernel=hopper_kernel, loop=GPU)
 TPU_KERNEL = TPU._replace(
     in_loop=-1, wide=math.inf, forward=2**24, backward=2**26, kernel=tpu_kernel, loop=TPU
 )
-#: The kernel for TPUs is compiled and interpreted, and has not run on a device yet. Until then,
-#: whoever wants it sets PLANS["tpu"] to TPU_KERNEL.
+#: The kernel for TPUs has been compiled and interpreted, but has not run on a device yet. Until it
+#: has, set PLANS["tpu"] to TPU_KERNEL to use it.
 PLANS = {"cpu": CPU, "cuda": HOPPER, "rocm": GPU, "tpu": TPU}
 
 
 def plan(platform: str | None, context: Any) -> Plan:
-    """How to run what is lowered for a platform, in the context of `jax.interpreters.mlir`.
+    """The plan for a platform, in the lowering context of `jax.interpreters.mlir`.
 
     None stands for the platforms that are not named here.
     """
     found = PLANS[platform or "cpu"]
     if context.module_context.lowering_parameters.for_export:
-        found = found.loop or found  # an artifact may run on another GPU than the one here
+        found = found.loop or found  # an exported program may run on another GPU
     axes = context.module_context.axis_context
     if hasattr(axes, "manual_axes"):
         local = set(axes.manual_axes) == set(axes.mesh.axis_names)
@@ -106,15 +108,15 @@ def plan(platform: str | None, context: Any) -> Plan:
 
 
 def portable() -> Plan:
-    """How to run where neither the platform nor the devices are known yet."""
+    """The plan for when neither the platform nor the devices are known yet."""
     return _divided(PLANS["cpu"])
 
 
 def _divided(plan: Plan) -> Plan:
-    """For arrays that may lie on several devices.
+    """The plan for arrays that may lie on several devices.
 
-    The axes of a batch are not merged, since the result would have to be gathered. The backward
-    pass is one stretch, since weight gradients are summed over the devices once a stretch.
+    It does not merge the axes of a batch, since the result would have to be gathered. The backward
+    pass is one stretch, since weight gradients are summed over the devices once per stretch.
     """
     return plan._replace(
         merged=False,

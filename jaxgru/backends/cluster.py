@@ -1,10 +1,10 @@
-"""How the CTAs of a cluster of a Hopper GPU give each other numbers.
+"""Communication between the CTAs of a cluster of a Hopper GPU.
 
 An asynchronous store (`st.async`) into the shared memory of another CTA tells a barrier there how
-many bytes have come. The receiver waits for all bytes that it expects, so a store needs no fence
-and no message after it. A store of 16 bytes costs little more than one of 4, so four threads first
-swap what they have. Pallas has no such store that suits, so this is written in Mosaic GPU, the
-language below it.
+many bytes have arrived. The receiver waits for all bytes that it expects, so a store needs neither
+a fence nor a message after it. A store of 16 bytes costs little more than one of 4, so four threads
+first exchange values. Pallas has no suitable store, so this file uses Mosaic GPU, the language
+below it.
 """
 
 from functools import reduce
@@ -24,7 +24,7 @@ _SCALAR = pgpu.Layout.WG_SPLAT(())
 
 
 def start(barriers: Any, count: int) -> None:
-    """Prepares so many barriers, of 8 bytes each. No CTA may store before all have done so."""
+    """Initialize `count` barriers of 8 bytes each. No CTA may store before all have done so."""
 
     @pgpu.inline_mgpu(arg_types=(pgpu.RefType(),))
     def run(_, barriers):
@@ -39,10 +39,10 @@ def start(barriers: Any, count: int) -> None:
 
 
 def send(barriers: Any, barrier: Any, count: int, row: Any, blocks: Any, form: Any) -> None:
-    """Stores values into the same place of all CTAs of the cluster, each CTA a piece of its own.
+    """Store values at the same place in all CTAs of the cluster. Each CTA has a place of its own.
 
-    row is (int32 `[16]`, ref), blocks are several (float16 `[64, 16]`, ref), whose refs have the
-    transforms of the form: tiles of 8 rows, a row of 32 bytes, swizzled.
+    row is (int32 `[16]`, ref), and blocks are several (float16 `[64, 16]`, ref). The refs of blocks
+    have the transforms of the form: swizzled tiles of 8 rows, with 32 bytes in each row.
     """
     layouts, ref = (pgpu.Layout.WGMMA, pgpu.RefType(form)), pgpu.RefType()
     narrow = (pgpu.Layout.WGMMA.reduce(0), ref)
@@ -58,7 +58,7 @@ def send(barriers: Any, barrier: Any, count: int, row: Any, blocks: Any, form: A
             for words, place, offset in pieces:
                 _store(place, offset, barrier, c, "v4.b32", words)
         with low.when(_less(low.thread_idx(), 4)):
-            # Many threads have the same numbers. One in eight lanes sends them, two at once.
+            # Many threads hold the same numbers. Only four lanes send them, two numbers at once.
             pairs = [utils.bitcast(pair, _int(64)) for pair in row[0].registers.flat]
             for c in range(count):
                 for k, pair in enumerate(pairs):
@@ -69,10 +69,10 @@ def send(barriers: Any, barrier: Any, count: int, row: Any, blocks: Any, form: A
 
 
 def _swapped(values):
-    """What a thread stores at once: the four words of one piece, in place of a word of four pieces.
+    """Exchange words, so that each thread holds all four words of one piece and can store them.
 
-    Of the rows r and r + 8 four lanes have two columns of eight each, twice: 4 pieces of 16 bytes,
-    of which they transpose the words.
+    Before that each thread holds one word of four pieces. Four lanes share 4 pieces of 16 bytes:
+    eight columns, twice, of the rows r and r + 8. The lanes transpose the words of these pieces.
     """
     pieces = [utils.bitcast(pair, _int(32)) for pair in values.registers.flat]
     lane = low.thread_idx()
@@ -82,13 +82,13 @@ def _swapped(values):
         for a, b in ((pieces[k], pieces[k + 1]) for k in (0, 2)):
             other = utils.shfl_bfly(arith.select(high, a, b), distance)
             swapped.append((arith.select(high, other, a), arith.select(high, b, other)))
-        # Words by lane, then by piece: the next round pairs pieces that are two apart.
+        # Reorder the words, so that the next round pairs pieces that are two apart.
         pieces = [pair[k] for k in (0, 1) for pair in swapped]
     return pieces
 
 
 def _offset():
-    """Where they go, in bytes: lane k of four has columns 8 * (k // 2), row r + 8 * (k % 2)."""
+    """The offset in bytes: lane k of four stores columns 8 * (k // 2) of row r + 8 * (k % 2)."""
     thread = low.thread_idx()
     lane = arith.remui(thread, _word(32))
     warp = arith.divui(thread, _word(32))
@@ -116,21 +116,22 @@ def _store(place, offset, barrier, cta, kind, words):
 
 
 def wait(barriers: Any, barrier: Any, turn: Any) -> None:
-    """Waits until all has come that the CTAs send in a turn. Turns are 0, 1, 2, ..."""
+    """Wait until everything that the CTAs send in a turn has arrived. Turns are 0, 1, 2, ..."""
 
     @pgpu.inline_mgpu(arg_types=(pgpu.RefType(), _SCALAR, _SCALAR))
     def run(_, barriers, barrier, turn):
         parity = arith.trunci(_int(1), turn.registers.item())
         _barrier(barriers, barrier.registers.item()).wait_parity(parity)
-        _asm("fence.proxy.async.shared::cta;", "")  # what has come is read by the tensor cores
+        _asm("fence.proxy.async.shared::cta;", "")  # the tensor cores read it next
 
     run(barriers, barrier, turn)
 
 
 def largest(values: Any, words: Any) -> Any:
-    """The largest of each column of int32 `[64, C]` that are not negative, by 4 * C words.
+    """The maximum of each column of nonnegative int32 `[64, C]`, using 4 * C words.
 
-    As `jnp.max(values, axis=0)`, with one barrier in place of four, which commits shared memory.
+    It computes `jnp.max(values, axis=0)` with one barrier instead of four. The barrier commits
+    shared memory.
     """
     columns = values.shape[1]
     row = pgpu.ShapeDtypeStruct((columns,), jnp.int32, layout=pgpu.Layout.WGMMA.reduce(0))
@@ -144,7 +145,7 @@ def largest(values: Any, words: Any) -> Any:
         thread = low.thread_idx()
         lane, warp = arith.remui(thread, _word(32)), arith.divui(thread, _word(32))
         column = _times(arith.remui(lane, _word(4)), 2)
-        # A warp has 16 rows. A thread has two columns of eight, of two of these rows.
+        # A warp holds 16 rows. A thread holds two of every eight columns, for two of these rows.
         own = values.registers.reshape(columns // 8, 2)
         groups = []
         for a, b in own:

@@ -1,4 +1,4 @@
-"""A kernel over a batch that lies on several devices: each device runs it on its own examples."""
+"""Kernels for a batch on several devices. Each device runs the kernel on its own examples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ from jaxgru.backends.plan import Declined
 
 
 def divided(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel on each device of the mesh that the types of its arguments name.
+    """Run the kernel on each device of the mesh in the types of its arguments.
 
-    Only examples may be divided.
+    Only the axis of examples may be divided.
 
     Raises:
         Declined: the types do not say where the examples lie, as on a mesh with automatic axes, or
-            something else is divided.
+            another axis is divided.
     """
 
     def run(step: Any, weights: Any, constants: Any, carry: Any, xs: Any, reverse: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The step of a kernel for a whole sequence, which knows arrays and no trees."""
+"""The step in the form that kernels run: on flat lists of arrays instead of trees."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ class FlatStep(NamedTuple):
     run: Callable[..., tuple[list[Any], list[Any]]]
     """(products, leaves of constants, of carry, of x) -> (leaves of carry, of y)."""
     constants: Any
-    """How constants are built; so for the next two."""
+    """The tree structure of constants. The next two fields are those of carry and y."""
     carry: Any
     y: Any
 
@@ -27,7 +27,7 @@ def flatten(
     xs: Any,
     shape: tuple[int, int],
 ) -> FlatStep:
-    """The step, for blocks of a shape; products has (to, from) of each."""
+    """Flatten the step, for blocks of this shape. products has (to, from) for each product."""
     block, flag = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool)
 
     def fake(to, *_):

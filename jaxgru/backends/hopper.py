@@ -1,14 +1,14 @@
 """A loop over time in one launch, for NVIDIA GPUs of the Hopper generation.
 
-Any step runs here whose only operations between units are products with fixed matrices: a cell's
-step, and the transpose of its tangent. The weights lie in shared memory for the whole sequence, cut
-over the units of a cluster of CTAs. A CTA has 64 units, the rows of a product on the tensor cores,
-and 16 examples, its columns. Before a product every CTA writes its rows of the operand to the
-shared memory of all CTAs of the cluster, and waits for theirs.
+The kernel runs any step whose only operations between units are products with fixed matrices: a
+cell's step, and the transpose of its tangent. The weights stay in shared memory for the whole
+sequence, divided by units among the CTAs of a cluster. A CTA has 64 units, the rows of a product on
+the tensor cores, and 16 examples, its columns. Before a product every CTA writes its rows of the
+operand to the shared memory of all CTAs of the cluster, and waits for theirs.
 
 Operands of products are float16, which has the mantissa of TF32, but not its range. So every CTA
-divides its rows of a column by a power of two, which it sends with them, and each block of 64 rows
-has a sum of its own in the product. Nothing overflows, and a column of tiny numbers keeps its bits.
+divides its rows of each column by a power of two, which it sends with them. Each block of 64 rows
+has its own sum in the product. Nothing overflows, and a column of tiny numbers keeps its precision.
 """
 
 from collections.abc import Callable
@@ -28,46 +28,46 @@ from jaxgru.backends.plan import Declined
 from jaxgru.mesh import varying
 
 pgpu: Any = plgpu
-UNITS = 64  # of one CTA: the rows of a product on the tensor cores
-TILE = 16  # examples of one cluster: in 16 bits the narrowest swizzle, 32 bytes
-CLUSTER = 8  # CTAs of a cluster, at most
-CTAS = 264  # in all, two for each multiprocessor of an H100: the most that were timed
+UNITS = 64  # units of one CTA: the rows of a product on the tensor cores
+TILE = 16  # examples of one cluster: with 16 bits each, the narrowest swizzle, 32 bytes
+CLUSTER = 8  # the most CTAs in a cluster
+CTAS = 264  # CTAs in all, two for each multiprocessor of an H100: the most that were timed
 SHARED = 232_448  # bytes of shared memory that a CTA may have
-AHEAD = (3, 2)  # of how many steps the inputs are on their way
+AHEAD = (3, 2)  # numbers of steps whose inputs are loaded ahead, tried in this order
 BLOCK = jax.ShapeDtypeStruct((UNITS, TILE), jnp.float32)
-_AGREE = 4 * TILE  # words with which the four warps of a CTA agree on something
-_SCRATCH = 1024  # bytes that Pallas needs for the same
-_BARRIERS = 8 * 6  # bytes of those that Pallas makes
+_AGREE = 4 * TILE  # words that the four warps of a CTA use for reductions
+_SCRATCH = 1024  # bytes that Pallas needs for reductions
+_BARRIERS = 8 * 6  # bytes of the barriers that Pallas makes
 
 _LAYOUT = pgpu.Layout.WGMMA
 _HALF = jnp.float16
-_EXPONENT = 0xFF << 23  # its bits in a float32
-_LARGE = 2.0**14  # numbers are scaled to up to twice this, in float16
-#: The index of a load, which newer releases of jax do not take.
+_EXPONENT = 0xFF << 23  # the bits of the exponent in a float32
+_LARGE = 2.0**14  # numbers are scaled to at most twice this, in float16
+#: The index of a load. Newer releases of jax do not take it.
 _WHOLE = ((),) if jax.__version_info__ < (0, 12) else ()
 
 
 class Sizes(NamedTuple):
-    """What a kernel is made of: enough to know how much shared memory it takes."""
+    """The sizes of a kernel, which determine how much shared memory it takes."""
 
     rows: int
     """H, a multiple of UNITS."""
     products: tuple[tuple[int, int], ...]
-    """(how many matrices lead to, and from, something) of each product."""
+    """(number of results, number of operands) of each product."""
     streams: int
-    """Arrays that are read at every step."""
+    """The number of arrays that are read at every step."""
     marks: int
-    """Flags that are read at every step."""
+    """The number of flags that are read at every step."""
     outputs: int
-    """Arrays that are written at once."""
+    """The number of arrays that are written at once."""
 
     def words(self) -> int:
-        """Numbers of 32 bits: barriers, room to agree, and the powers of two of all operands."""
+        """The 32-bit words for barriers, reductions, and the powers of two of all operands."""
         products = len(self.products)
         return 4 * products + _AGREE + products * 2 * TILE * (self.rows // UNITS)
 
     def ahead(self) -> int:
-        """Of how many steps the inputs fit into shared memory; 0 if the kernel does not fit."""
+        """The number of steps whose inputs fit into shared memory; 0 if the kernel does not fit."""
         block = 4 * UNITS * TILE
         weights = sum(to * of for to, of in self.products) * 2 * UNITS * self.rows
         operands = sum(of for _, of in self.products) * 2 * 2 * self.rows * TILE
@@ -86,16 +86,16 @@ def scan(
     xs: Any,
     reverse: bool,
 ) -> tuple[Any, Any]:
-    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
+    """Run `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
 
-    weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
-    arrays as the matrix has from, and returns as many as it has to. constants and carries are
-    `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`.
+    weights are `[to, from, H, H]`, rows first. products has one function for each of them. It takes
+    `from` arrays and returns `to` arrays. constants and carries are `[B, H]`, streams of xs and ys
+    `[T, B, H]`, flags among xs `[T, B]`.
 
     Raises:
         Declined: the weights are float64, or do not fit into shared memory; the batch is larger
-            than any that was timed; or it is in a `jax.shard_map` that checks what varies, since
-            Pallas does not say that of its buffers.
+            than any that was timed; or the call is inside a `jax.shard_map` that checks which
+            arrays vary over devices, which Pallas does not tell of its buffers.
     """
     leaves = jax.tree.leaves(xs)
     if weights[0].dtype == jnp.float64 or varying(leaves[0]):
@@ -209,7 +209,7 @@ def _kernel(body, sizes, ahead, shapes, columns):
 
 
 def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, scratch):
-    """What a CTA does: its units of its examples, through all of time."""
+    """The program of a CTA, which computes its units of its examples for all of time."""
     (streams, marks, fixed, matrices, powers), (ys, last) = inputs, outs
     ring, ready, buffer = scratch["ring"], scratch["ready"], scratch["buffer"]
     count, count_y = sizes.rows // UNITS, ys.shape[1]
@@ -268,7 +268,7 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     scales = [powers[j] for j in range(len(sizes.products))]
     if count > 1:
         cluster.start(scratch["words"], 2 * len(scales))
-    meet()  # nobody writes to a CTA that has not begun
+    meet()  # no CTA writes to one that has not begun
     state = lax.fori_loop(0, steps, turn, tuple(state))
     pgpu.commit_smem()
     write(count_y, (steps - 1) % 2, ys.at[at(steps - 1), :, mine, tile])
@@ -277,13 +277,13 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     pgpu.commit_smem()
     write(len(state), 0, last.at[:, mine, tile])
     pgpu.wait_smem_to_gmem(0)
-    meet()  # nor to one that has ended
+    meet()  # and none writes to one that has ended
 
 
 def _product(cta, count, t, waiting, words, index, shape, scale, held, operands, *values):
-    """The products of the held matrices with values, a block of each from every CTA.
+    """The products of the held matrices with values, of which every CTA sends one block.
 
-    What is in waiting is done, once, while the blocks are on their way.
+    The functions in waiting run once, while the blocks are on their way.
     """
     to, of = shape
     slot = lax.rem(t, 2)
@@ -332,18 +332,18 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
 
 
 def _powers_at(words, count):
-    """Where the powers of two begin: behind the barriers and the room to agree."""
+    """The index of the first power of two, after the barriers and the words for reductions."""
     products = (words.shape[0] - _AGREE) // (4 + 2 * TILE * count)
     return 4 * products + _AGREE
 
 
 def _exponent(value):
-    """The bits of the power of two below it, without the sign."""
+    """The bits of the largest power of two that is at most |value|."""
     return lax.bitcast_convert_type(value, jnp.int32) & _EXPONENT
 
 
 def _within(bits):
-    """The bits of a power of two, where both it and its inverse are numbers; and the inverse."""
+    """The bits of the power of two, clipped so that its inverse is finite, and of the inverse."""
     bits = jnp.minimum(jnp.maximum(bits, 1 << 23), 253 << 23)
     return bits, _float((254 << 23) - bits)
 
@@ -357,9 +357,9 @@ def _aligned(size):
 
 
 def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without two operations of transposes that the compiler of kernels does not know.
+    """The function without two operations of transposes that the kernel compiler does not support.
 
-    Where JAX adds up cotangents there is an ordinary addition, and no reshape that changes nothing.
+    An ordinary addition replaces JAX's addition of cotangents, and trivial reshapes are removed.
     """
 
     def run(*arguments):
@@ -391,7 +391,7 @@ def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _form():
-    """How operands lie in shared memory."""
+    """The layout of operands in shared memory."""
     swizzle = pgpu.find_swizzle(TILE * 16)
     return (pgpu.TilingTransform((8, swizzle // 2)), pgpu.SwizzleTransform(swizzle))
 
@@ -413,7 +413,7 @@ def _flags(ref):
 
 
 def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
-    """`[to, from, H, H]` -> `[to * from, rows, rows]` in float16, and what their sums are times."""
+    """`[to, from, H, H]` -> `[to * from, rows, rows]` in float16, and factors for their sums."""
     end = (0, rows - w.shape[-1])
     w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
     bits, inverse = _within(jnp.max(_exponent(w)))

@@ -1,18 +1,19 @@
 """The loop over time and its derivative, written once for every cell.
 
-Differentiating `lax.scan` as it stands adds the weight gradient up once per time step. Here the
-tangent of the whole recurrence is stated instead:
+Differentiating `lax.scan` directly would add up the weight gradient once per time step. This file
+instead states the tangent of the whole recurrence:
 
     dc_t = J_t dc_{t-1} + s_t
 
-with s_t, the direct effect of all parameter and input tangents, formed for many time steps at once
-(a few large products), and a scan in which the weights are constants. JAX transposes that scan
-into one reverse scan that carries only the cotangent of c, and s into one large product a weight.
+s_t is the direct effect of all parameter and input tangents. A few large products compute it for
+many time steps at once. The weights are constants in the scan over time. JAX transposes that scan
+into one reverse scan that carries only the cotangent of c, and s into one large product per weight.
 Every other derivative follows from the same rule.
 
 Arrays may have axes N after time, for sequences that run side by side with the same weights: xs
-is `[T, *N, I]`, carries are `[*N, H]`, flags `[T, *N]`. With levels > 0 there are as many further
-axes, for networks side by side: first in params and carries, right after time elsewhere.
+is `[T, *N, I]`, carries are `[*N, H]`, flags `[T, *N]`. With levels > 0 there are that many further
+axes, for networks side by side. They come first in params and carries, and right after time
+elsewhere.
 """
 
 import math
@@ -43,13 +44,13 @@ from jaxgru.cell import (
     total,
 )
 
-RECOMPUTED = 64  # H up to here: gates are recomputed for the gradient, not saved
+RECOMPUTED = 64  # for H up to this, the gradient recomputes the gates instead of saving them
 
 
 def scan_chunks(
     body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, size: int, reverse: bool
 ) -> tuple[Any, Any]:
-    """`lax.scan` over stretches of `size` steps; the last one processed may be shorter.
+    """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
 
     `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys).
     """
@@ -70,10 +71,10 @@ def scan_chunks(
 
 
 def chunk_size(xs: Array, most: int) -> int:
-    """How many steps share one product of at most so many rows, if eight steps fit.
+    """The number of steps that share one product of at most `most` rows, if eight steps fit.
 
-    Few enough to stay in cache, and enough for a product to be worth its start. All of them where
-    their number or that of the rows is not known.
+    The rows should be few enough to stay in cache, and enough to make a product worth its overhead.
+    All steps share one product if the number of steps or of rows is not known.
     """
     if not known(*xs.shape):
         return xs.shape[0]
@@ -82,7 +83,7 @@ def chunk_size(xs: Array, most: int) -> int:
 
 
 def _divisor(steps: int, most: int) -> int:
-    """A size that leaves no rest spares compiling the body twice."""
+    """A stretch size, if possible one without a remainder, so that the body compiles only once."""
     return next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
 
 
@@ -100,9 +101,9 @@ def forward(
     primals: tuple[Any, ...],
     differentiated: bool,
 ) -> tuple[Carry, tuple[Carry, Any]]:
-    """(last carry, (all carries, gates)) of the recurrence.
+    """Run the recurrence: (last carry, (all carries, gates)).
 
-    The gates are None unless it is differentiated and `saves_gates`.
+    The gates are None unless the recurrence is differentiated and `saves_gates` is True.
     """
     params, xs, carry, reset_carry, fresh, keep = primals
     blocks = operands(cell, _blocks(cell, levels, params))
@@ -179,10 +180,10 @@ def tangents(
     saved: tuple[Carry, Any],
     dprimals: tuple[Any, ...],
 ) -> tuple[Carry, Array]:
-    """The tangent of `recurrence`: of (last carry, outputs), linear in dprimals.
+    """The tangent of (last carry, outputs) of `recurrence`. It is linear in dprimals.
 
-    saved is what `forward` returned: all carries, and gates or None. dprimals are the tangents of
-    params, xs, carry and reset_carry, with None for those that are zero.
+    saved comes from `forward`: all carries, and gates or None. dprimals are the tangents of params,
+    xs, carry and reset_carry, with None for those that are zero.
     """
     params, xs, carry, reset_carry, fresh, keep = primals
     dparams, dxs, dcarry, dreset_carry = dprimals
@@ -226,7 +227,7 @@ def cotangents(
 ) -> tuple[Any, ...]:
     """The transpose of `tangents`: from the cotangents of its results to those of dprimals.
 
-    wanted has the types of dprimals, and None for those that nobody asks for.
+    wanted has the types of dprimals, with None for those that are not needed.
     """
     params, xs, carry, reset_carry, fresh, keep = primals
     carries, gates = saved
@@ -312,7 +313,7 @@ def cotangents(
 
 
 def known(*sizes: Any) -> bool:
-    """Whether sizes are numbers. What `jax.export` leaves open cannot choose a plan."""
+    """Whether sizes are numbers. Symbolic sizes of `jax.export` cannot choose a plan."""
     return not any(map(is_symbolic_dim, sizes))
 
 
@@ -324,7 +325,7 @@ def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
 
 
 def backward_stretch(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
-    """How many steps a stretch of the backward pass has."""
+    """The number of steps in a stretch of the backward pass."""
     if _short(plan, cell, params, xs):
         return xs.shape[0]
     return chunk_size(xs, max(plan.rows, plan.backward // cell.sizes(params)[1]))
@@ -349,7 +350,7 @@ def _launch(
     xs: Any,
     reverse: bool,
 ) -> tuple[Any, Any]:
-    """The loop over a stretch of time in one launch, by the kernel of the plan."""
+    """Run the loop over a stretch of time in one launch, by the kernel of the plan."""
     batch = jax.tree.leaves(carry)[0].shape[:-1]
     sizes = (*batch, *(a.shape[0] for a in jax.tree.leaves(xs)))
     if levels or not weights or not known(*sizes):
@@ -370,7 +371,7 @@ def _launch(
     still = jax.tree.map(partial(merged, axis=None), (constants, carry))
     moving = jax.tree.map(partial(merged, axis=0), xs)
     if plan.divided:
-        if len(batch) > 1:  # whose axes are merged below, and may lie on several axes of a mesh
+        if len(batch) > 1:  # merged below, though they may lie on several mesh axes
             raise Declined
         kernel = divided(kernel)
     last, ys = kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
@@ -380,13 +381,13 @@ def _launch(
 
 
 def _as_gates(block: Array, size: int, packed: Array) -> Any:
-    """What several gates have side by side, as that many blocks of a kernel."""
+    """The blocks of a kernel, one per gate, for an array with the gates side by side."""
     count = packed.shape[-1] // size
     return block if count == 1 else (block,) * count
 
 
 def _as_one(like: Array, gates: Any) -> Array:
-    """The inverse, of results."""
+    """The inverse of `_as_gates`, for results."""
     one = jnp.concatenate(gates, axis=-1) if isinstance(gates, tuple) else gates
     return one.astype(like.dtype)
 
@@ -396,19 +397,19 @@ def _times(xs: Array) -> Array:
 
 
 def _blocks(cell: Cell, levels: int, params: Any) -> Any:
-    """The blocks of params of several levels, or of their tangents."""
+    """The blocks of params with several levels, or of their tangents."""
     return (_lift(cell.blocks, levels, 0) if jax.tree.leaves(params) else cell.blocks)(params)
 
 
 class _Derivative(NamedTuple):
-    """What the derivative of a cell with known weights is made of."""
+    """The parts of the derivative of a cell with known weights."""
 
     gates: Callable[..., Any]
     """(xs, before) -> gates of a stretch of time."""
     sources: Callable[..., Any]
     """(dblocks, xs, dxs, before, gates) -> sources of a stretch of time."""
     tangent: Callable[..., Any]
-    """(before, gates, dcarry, sources) -> the next dcarry: one step."""
+    """(before, gates, dcarry, sources) -> the next dcarry, for one step."""
 
 
 def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative:
@@ -425,7 +426,7 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
         shape = xs.shape[:-1]
         if plan.merged:
             # The transpose of a product over two axes, time and batch, takes six times as long on a
-            # CPU. On several devices merged axes would have to be gathered.
+            # CPU. On several devices, however, merged axes would have to be gathered.
             flat = partial(jax.tree.map, lambda a: a.reshape(-1, a.shape[-1]))
             xs, dxs, before, gates = flat((xs, dxs, before, gates))
         dx = total(None, (dxs, blocks.w_ih), (xs, dblocks.w_ih))
@@ -448,17 +449,17 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
 
 
 def _narrowed(xs: Array, gates: Any) -> Any:
-    """As they are saved, in the dtype of params."""
+    """The gates in the dtype of params, in which they are saved."""
     return jax.tree.map(lambda a: a.astype(xs.dtype), gates)
 
 
 def _widened(gates: Any) -> Any:
-    """As they are computed with, in at least float32."""
+    """The gates in at least float32, for computations."""
     return jax.tree.map(lambda a: a.astype(accumulator(a.dtype)), gates)
 
 
 def _filled(tangent: Any, primal: Any) -> Any:
-    """The tangent of a carry, some or all of which may be None, with zeros there."""
+    """The tangent of a carry, with zeros in place of every None."""
     if tangent is None:
         tangent = jax.tree.map(lambda _: None, primal)
     return jax.tree.map(
@@ -470,7 +471,7 @@ def _filled(tangent: Any, primal: Any) -> Any:
 
 
 def among(wanted: Any, values: Any) -> Any:
-    """The values, with None where wanted has None."""
+    """The values, with None wherever wanted has None."""
     if not jax.tree.leaves(wanted):
         return wanted
     return jax.tree.map(
@@ -479,14 +480,14 @@ def among(wanted: Any, values: Any) -> Any:
 
 
 def _lift(function: Callable[..., Any], levels: int, in_axes: Any, out_axes: int = 0):
-    """`function` over the axes of networks, which come first: after time where there is time."""
+    """Map `function` over the axes of networks, which come first, or right after time."""
     for _ in range(levels):
         function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
     return function
 
 
 def _select(flags: Array | None, a: Any, b: Any) -> Any:
-    """a where the flags `[...]` are set, b `[..., H]` elsewhere; b where there are no flags."""
+    """a where the flags `[...]` are set, and b `[..., H]` elsewhere. Without flags it is b."""
     if flags is None:
         return b
 
@@ -510,5 +511,5 @@ def _previous(times: Array, carry: Carry, carries: Carry, after: Carry, reverse:
 
 
 def _shifted(first: Array, after: Array, reverse: bool) -> Array:
-    """What comes before each step: the first, and all after a step but the last."""
+    """The value before each step: the first, then the values after each step but the last."""
     return jnp.concatenate((after[1:], first[None]) if reverse else (first[None], after[:-1]))

@@ -1,4 +1,4 @@
-"""What says how a platform runs the loop, and what happens where its kernel cannot run."""
+"""How a platform runs the loop, and the fallback if its kernel cannot run."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,43 +6,43 @@ from typing import Any, NamedTuple
 
 
 class Plan(NamedTuple):
-    """How a platform runs the loop: sizes from which another way becomes faster there."""
+    """How a platform runs the loop: the sizes at which another method becomes faster there."""
 
     in_loop: int
-    """Inputs up to this size are projected step by step, others a stretch of time at once."""
+    """Inputs up to this size are projected at each step, larger ones a stretch of time at once."""
     hoisted: int
-    """Bytes of projected inputs up to which all of time is one stretch, and backward too."""
+    """Up to this many bytes of projected inputs, all of time is one stretch, also backward."""
     wide: float
-    """H from here on: states are kept as columns, and weights stand left in the product."""
+    """From this H on, states are columns, and weights are the left operand of a product."""
     wide_tangent: float
-    """H from here on: the backward product takes the weights as they are."""
+    """From this H on, the backward product takes the weights without transposing them first."""
     rows: int
-    """Rows of a product over a stretch of time, where the next two do not allow for more."""
+    """Rows of a product over a stretch of time, unless the next two fields allow more."""
     forward: int
     """Rows times H over a stretch of the forward pass."""
     backward: int
     """Rows times H over a stretch of the backward pass."""
     unroll: int
-    """Steps in one turn of the loop."""
+    """The number of steps in one iteration of the loop."""
     gates_in_loop: bool
-    """Whether saved gates are written by the loop, or computed a stretch at once after it."""
+    """Whether the loop writes saved gates. Otherwise they are computed after it, by stretches."""
     merged: bool = True
-    """Whether time and batch are one axis in the products over a stretch."""
+    """Whether products over a stretch merge time and batch into one axis."""
     divided: bool = False
     """Whether a batch may lie on several devices."""
     kernel: Any = None
     """None, or () -> a function like `jaxgru.backends.hopper.scan`, which runs the loop over a
     stretch of time. Both may raise `Declined`."""
     loop: Any = None
-    """The plan where the kernel cannot run."""
+    """The plan if the kernel cannot run."""
 
 
 class Declined(Exception):
-    """The kernel of a plan cannot run this."""
+    """Raised if the kernel of a plan cannot run a computation."""
 
 
 def or_loop(run: Callable[..., Any]) -> Callable[..., Any]:
-    """run(plan, ...), by the plan's loop where its kernel cannot run."""
+    """Make run(plan, ...) use the plan's `loop` if its kernel cannot run."""
 
     @wraps(run)
     def chosen(plan: Plan, *rest: Any, **options: Any) -> Any:

@@ -1,9 +1,9 @@
 """A loop over time in one launch, for TPUs.
 
-Any step runs here whose only operations between units are products with fixed matrices: a cell's
-step, and the transpose of its tangent. The weights and the carry stay in the TPU's fast memory,
-VMEM, for the whole sequence. Time is the sequential axis of the grid: blocks of time steps stream
-through VMEM, and the next block is on its way while one is worked on.
+The kernel runs any step whose only operations between units are products with fixed matrices: a
+cell's step, and the transpose of its tangent. The weights and the carry stay in the TPU's fast
+memory, VMEM, for the whole sequence. Time is the sequential axis of the grid: blocks of time steps
+stream through VMEM, and the kernel loads the next block while it works on one.
 """
 
 from collections.abc import Callable
@@ -19,25 +19,25 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
 
-VMEM = 12 * 2**20  # bytes for what is listed in `Sizes`, of the 16 MiB that a kernel may use
-FEW, STEPS = 2, 64  # time steps of a block: at least, unless there are fewer, and at most
+VMEM = 12 * 2**20  # bytes for the arrays in `Sizes`, of the 16 MiB that a kernel may use
+FEW, STEPS = 2, 64  # the least (if there are as many) and most time steps of a block
 LANES, SUBLANES = 128, 16  # the last two axes of an array in VMEM are padded to multiples of these
 UNROLLED = (4, 2, 1)
 
 
 class Sizes(NamedTuple):
-    """What a kernel is made of: enough to know how much VMEM it takes."""
+    """The sizes of a kernel, which determine how much VMEM it takes."""
 
     units: int
     """H."""
     weights: int
-    """Bytes of all weights."""
+    """The number of bytes of all weights."""
     fixed: int
-    """Arrays `[B, H]` that are read or written once: constants, and the carry twice."""
+    """The number of arrays `[B, H]` read or written once: constants, and the carry twice."""
     moving: int
-    """Arrays `[B, H]` that are read or written at every step."""
+    """The number of arrays `[B, H]` that are read or written at every step."""
     marks: int
-    """Flags `[B]` that are read at every step."""
+    """The number of flags `[B]` that are read at every step."""
 
     def block(self, batch: int, steps: int) -> tuple[int, int, int] | None:
         """(examples, time steps, unrolled time steps) of a block; None if no block fits.
@@ -50,7 +50,8 @@ class Sizes(NamedTuple):
             examples = batch if parts == 1 else padded
             row = 4 * padded * LANES
             wide = row * pl.cdiv(self.units, LANES)
-            # All but the weights is there twice, one block being copied while one is worked on.
+            # All arrays except the weights are there twice, since one block is copied while the
+            # kernel works on another.
             left = VMEM - self.weights - 2 * self.fixed * wide
             most = min(left // (2 * (self.moving * wide + self.marks * row)), STEPS, steps)
             if most >= min(steps, FEW):
@@ -68,13 +69,12 @@ def scan(
     reverse: bool,
     exact: bool = False,
 ) -> tuple[Any, Any]:
-    """As `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
+    """Run `lax.scan` over step(products, constants, carry, x) -> (carry, y), in float32.
 
-    weights are `[to, from, H, H]`, rows first. products has a function for each: it takes as many
-    arrays as the matrix has from, and returns as many as it has to. constants and carries are
-    `[B, H]`, streams of xs and ys `[T, B, H]`, flags among xs `[T, B]`. The operands of products
-    are bfloat16, as XLA has them by default on a TPU, or float32 where that is to be exact or the
-    weights are float16.
+    weights are `[to, from, H, H]`, rows first. products has one function for each of them. It takes
+    `from` arrays and returns `to` arrays. constants and carries are `[B, H]`, streams of xs and ys
+    `[T, B, H]`, flags among xs `[T, B]`. The operands of products are bfloat16, XLA's default on a
+    TPU. They are float32 if exact is True or the weights are float16.
 
     Raises:
         Declined: the weights are float64, or do not fit into VMEM.
@@ -117,7 +117,7 @@ def scan(
         where = lambda b, t: (0,) * a.ndim  # noqa: E731
         return pl.BlockSpec(a.shape, where, pipeline_mode=pl.Buffered(1))
 
-    def types_of(a):  # which vary over the axes of a mesh as those of the carry do
+    def types_of(a):  # they vary over the same mesh axes as the carry
         a = a.astype(jnp.float32)
         return [jnp.broadcast_to(a, (steps, *a.shape))] * count_y, [a] * count_carry
 
@@ -126,7 +126,7 @@ def scan(
     inputs = (streams, fixed, matrices)
     found_ys, found_last = pl.pallas_call(
         body,
-        name=f"jaxgru_{parts}_parts_{unrolled}_steps",  # as benchmarks/ahead.py finds it
+        name=f"jaxgru_{parts}_parts_{unrolled}_steps",  # benchmarks/ahead.py looks for this name
         grid=(parts, count),
         in_specs=[
             list(map(f, part)) for f, part in zip((moving, still, whole), inputs, strict=True)
@@ -139,7 +139,7 @@ def scan(
 
 
 def _body(run, marked, sizes, count_carry, reverse, streams, fixed, matrices, ys, last):
-    """What is done with a block of examples and a block of time steps."""
+    """The program for one block of examples and one block of time steps."""
     steps, stretch, unrolled = sizes
     block = pl.program_id(1)
     start, first = fixed[:-count_carry], fixed[-count_carry:]
@@ -175,7 +175,7 @@ def _body(run, marked, sizes, count_carry, reverse, streams, fixed, matrices, ys
 
 
 def _product(matrices, *values):
-    """The products of the matrices with values, one array for each that they lead to."""
+    """The products of the matrices with values, one array for each result."""
     to, of = matrices.shape[:2]
     kind = matrices.dtype
     precision = lax.Precision.HIGHEST if kind == jnp.float32 else lax.Precision.DEFAULT
@@ -190,5 +190,5 @@ def _product(matrices, *values):
 
 
 def _readable(a: Array) -> Array:
-    """In a dtype that a kernel for TPUs can load."""
+    """Convert an array to a dtype that a kernel for TPUs can load."""
     return a if a.dtype in (jnp.float32, jnp.bfloat16) else a.astype(jnp.float32)

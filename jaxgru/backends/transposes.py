@@ -1,4 +1,4 @@
-"""Products that are known by their transposes alone."""
+"""Products that are defined by their transposes alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,9 +29,9 @@ ad.primitive_transposes[_product] = _transpose
 
 
 def products(transposes: tuple[Callable[..., Any], ...], counts: list[int]) -> Products:
-    """As `jaxgru.cell.products`, for `jax.linear_transpose` alone.
+    """Make `jaxgru.cell.products` that only `jax.linear_transpose` can use.
 
-    Each transpose takes one array for each of so many gates, and returns one array for x.
+    Each transpose takes one array for each of `count` gates, and returns one array for x.
     """
 
     def multiply(back, count, x, plus=None):

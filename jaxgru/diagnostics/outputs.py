@@ -9,16 +9,16 @@ from jax.extend.core import Literal
 
 from jaxgru.cell import Carry
 
-#: Calls of programs, whose equations take the place of the call: `jax.jit` and `jax.checkpoint`.
+#: Primitives that call a program: `jax.jit` and `jax.checkpoint`. The program is inlined.
 INLINED = ("jit", "remat2")
 
 
 def output_of(step: Callable[..., tuple[Carry, Array]], after: Carry, *arguments: Any) -> Array:
     """y of (carry, y) = step(*arguments), where each array of the carry is the one in `after`.
 
-    The equations of the step run with these arrays in place of those that they compute. So y moves
-    with the carry wherever the step computes y from the carry that it returns: where y is an array
-    of the carry, as in a GRU, and where it is a function of one, as in a rate network.
+    The equations of the step run with these arrays in place of those that they compute. So y
+    follows the given carry if the step computes y from the carry that it returns. This holds if y
+    is an array of the carry, as in a GRU, and if it is a function of one, as in a rate network.
     """
     program = jax.make_jaxpr(step)(*arguments)
     leaves = jax.tree.leaves(after)
@@ -30,7 +30,7 @@ def output_of(step: Callable[..., tuple[Carry, Array]], after: Carry, *arguments
 
 
 def _run(jaxpr: Any, inputs: Any, given: dict[Any, Array]) -> list[Any]:
-    """The outputs of a program, in which the given variables have values of their own."""
+    """The outputs of a program in which the given variables have the given values."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
 
     def read(atom: Any) -> Any:
