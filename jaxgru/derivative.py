@@ -16,6 +16,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxgru.cell import Blocks, Carry, Cell, Products, accumulator, matmul, split, total
+from jaxgru.mesh import alike
 
 
 class Coefficients(NamedTuple):
@@ -150,7 +151,7 @@ class _Values:
             if name not in self._makers:
                 raise ValueError("a derivative needs more of a step than its carry and gates")
             maker = self._makers[name]
-            arguments = list(map(self.at, maker.arguments))
+            arguments = alike(list(map(self.at, maker.arguments)))
             params = maker.primitive.get_bind_params(maker.params)
             found = maker.primitive.bind(*arguments, **params)
             self.know(maker.results, found if maker.primitive.multiple_results else [found])

@@ -29,6 +29,14 @@ class Form(NamedTuple):
 
 #: The forms by name.
 FORMS: dict[str, Form] = {}
+_LISTENERS: list[Callable[[type], None]] = []
+
+
+def watch(listener: Callable[[type], None]) -> None:
+    """Call the listener with each params type that has forms, or gets them later."""
+    for params_type in {form.params_type for form in FORMS.values()}:
+        listener(params_type)
+    _LISTENERS.append(listener)
 
 
 def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
@@ -67,6 +75,8 @@ def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
         exportable.node(params_type)
         for form, options in forms.items():
             FORMS[form] = Form(params_type, options, names)
+        for listener in _LISTENERS:
+            listener(params_type)
         return params_type
 
     return register

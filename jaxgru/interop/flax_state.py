@@ -7,15 +7,20 @@ from flax import serialization
 
 from jaxgru import checks
 from jaxgru.cell import Params
-from jaxgru.forms import FORMS
+from jaxgru.forms import watch
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.plain import leaves_by_name
 
 
 def register() -> None:
-    """Let Flax know all params types."""
-    for params_type in (*{form.params_type for form in FORMS.values()}, Bidirectional, Stack):
-        serialization.register_serialization_state(params_type, _to_state, _from_state)
+    """Let Flax know all params types, also those that are registered later."""
+    for params_type in (Bidirectional, Stack):
+        _know(params_type)
+    watch(_know)
+
+
+def _know(params_type: type) -> None:
+    serialization.register_serialization_state(params_type, _to_state, _from_state)
 
 
 def _to_state(params: Params) -> dict[str, Any]:
