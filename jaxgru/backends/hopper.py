@@ -61,10 +61,13 @@ class Sizes(NamedTuple):
     outputs: int
     """The number of arrays that are written at once."""
 
+    def powers(self) -> int:
+        """The index of the first power of two, after the barriers and the words for reductions."""
+        return 4 * len(self.products) + _AGREE
+
     def words(self) -> int:
         """The 32-bit words for barriers, reductions, and the powers of two of all operands."""
-        products = len(self.products)
-        return 4 * products + _AGREE + products * 2 * TILE * (self.rows // UNITS)
+        return self.powers() + len(self.products) * 2 * TILE * (self.rows // UNITS)
 
     def ahead(self) -> int:
         """The number of steps whose inputs fit into shared memory; 0 if the kernel does not fit."""
@@ -251,7 +254,7 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
         waiting = [meanwhile]
         refs = (scratch[name] for name in ("held", "operands"))
         products = tuple(
-            partial(_product, cta, count, t, waiting, scratch["words"], *of)
+            partial(_product, sizes.powers(), cta, count, t, waiting, scratch["words"], *of)
             for of in zip(range(len(scales)), sizes.products, scales, *refs, strict=True)
         )
         state, y = _simplified(partial(run, products))(start, state, x)
@@ -280,7 +283,7 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     meet()  # and none writes to one that has ended
 
 
-def _product(cta, count, t, waiting, words, index, shape, scale, held, operands, *values):
+def _product(start, cta, count, t, waiting, words, index, shape, scale, held, operands, *values):
     """The products of the held matrices with values, of which every CTA sends one block.
 
     The functions in waiting run once, while the blocks are on their way.
@@ -290,11 +293,11 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
     barrier = 2 * index + slot
 
     def power(c):
-        return words.at[pl.ds(_powers_at(words, count) + (barrier * count + c) * TILE, TILE)]
+        return words.at[pl.ds(start + (barrier * count + c) * TILE, TILE)]
 
     bits = reduce(jnp.maximum, [_exponent(value) for value in values])
     if count > 1:
-        most = cluster.largest(bits, words.at[pl.ds(_powers_at(words, count) - _AGREE, _AGREE)])
+        most = cluster.largest(bits, words.at[pl.ds(start - _AGREE, _AGREE)])
     else:
         most = jnp.max(bits, axis=0)
     most, inverse = _within(most)
@@ -329,12 +332,6 @@ def _product(cta, count, t, waiting, words, index, shape, scale, held, operands,
         part = total * scale * factors[c]
         found[o] = part if found[o] is None else found[o] + part
     return tuple(found)
-
-
-def _powers_at(words, count):
-    """The index of the first power of two, after the barriers and the words for reductions."""
-    products = (words.shape[0] - _AGREE) // (4 + 2 * TILE * count)
-    return 4 * products + _AGREE
 
 
 def _exponent(value):
