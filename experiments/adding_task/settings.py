@@ -27,6 +27,9 @@ PRESETS = {
     "halves-600-elman": Preset("plain RNN of 112", _600 | {"cell": "elman", "hidden_size": 112}),
     "anywhere-600": Preset("both markers anywhere", _600 | {"layout": "anywhere"}),
     "halves-2000": Preset("T=2,000, GRU of 64", _FAR | {"length": 2000}),
+    "halves-2000-lstm": Preset(
+        "LSTM of 55", _FAR | {"length": 2000, "cell": "lstm", "hidden_size": 55}
+    ),
     "halves-2000-elman": Preset(
         "plain RNN of 112", _FAR | {"length": 2000, "cell": "elman", "hidden_size": 112}
     ),

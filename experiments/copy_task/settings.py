@@ -23,7 +23,7 @@ _ABLATION = _1000 | {"updates": 8000}
 _FRESH = {"seeds": tuple(range(10, 20))}
 _NO_CURRICULUM = {"curriculum": 0.0, "half_life": 3000, "updates": 1500}
 _NO_CURRICULUM |= {"test_examples": 500, "eval_every": 50}
-_FAR: dict[str, Any] = {"length": 100_000, "seeds": (2,), "checkpoint": 1000, "curriculum": 10.0}
+_FAR: dict[str, Any] = {"length": 100_000, "checkpoint": 1000, "curriculum": 10.0}
 _FAR |= {"pass_nats": 0.1, "test_examples": 100, "eval_every": 10}
 _TCN: dict[str, Any] = {"length": 1000, "layout": "tcn", "slope": 2.0, "chrono": 30.0}
 _TCN |= {"batch_size": 64, "updates": 30_000, "seeds": (0, 1, 2), "solved_loss": 3.5e-5}
@@ -57,11 +57,15 @@ PRESETS = {
         "all ten symbols from the start", _ABLATION | {"first_symbols": 10}
     ),
     "urnn-10000": Preset("T=10,000, GRU of 128", _ROW | {"length": 10_000}),
-    "urnn-100000": Preset("T=100,000, GRU of 128, one seed", _ROW | _FAR),
+    "urnn-100000": Preset("T=100,000, GRU of 128", _ROW | _FAR),
     "tcn-1000": Preset("tcn layout, T=1,000, GRU of 128", _TCN),
     "tcn-1000-lstm": Preset("LSTM of 111", _TCN | {"cell": "lstm", "hidden_size": 111}),
     "tcn-1000-elman": Preset(
         "plain RNN of 220", _TCN | {"cell": "elman", "hidden_size": 220, "chrono": 0.0}
+    ),
+    "tcn-10000": Preset(
+        "tcn layout, T=10,000, GRU of 128",
+        _TCN | {"length": 10_000, "checkpoint": 100, "solved_loss": 0.0},
     ),
     "bai-1000": Preset(
         "as Bai et al. 2018 trained, tcn layout, T=1,000",
