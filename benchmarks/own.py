@@ -39,8 +39,8 @@ class OwnParams:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ProjectedParams(OwnParams):
-    """The same, for a cell that multiplies all inputs in advance."""
+class NamedParams(OwnParams):
+    """The same, for a cell that names its products."""
 
 
 def own_step(params: OwnParams, h: Array, x: Array) -> tuple[Array, Array]:
@@ -52,21 +52,24 @@ def own_step(params: OwnParams, h: Array, x: Array) -> tuple[Array, Array]:
     return h, h
 
 
-def project(params: ProjectedParams, xs: Array) -> tuple[Array, ...]:
-    return (
-        xs @ params.w_r + params.b_r,
-        xs @ params.w_z + params.b_z,
-        xs @ params.w_n + params.b_n,
+def weights(params: NamedParams) -> jaxgru.Weights:
+    return jaxgru.Weights(
+        w_ih=jnp.stack((params.w_r, params.w_z, params.w_n), 1),
+        w_hh=(jnp.stack((params.u_r, params.u_z), 1), params.u_n[:, None]),
+        b=jnp.stack((params.b_r, params.b_z, params.b_n)),
     )
 
 
-def projected_step(
-    params: ProjectedParams, h: Array, projected: tuple[Array, ...]
+def named_step(
+    params: NamedParams, h: Array, parts: tuple[Array, ...], products: tuple[Any, ...]
 ) -> tuple[Array, Array]:
-    x_r, x_z, x_n = projected
-    r = jax.nn.sigmoid(x_r + h @ params.u_r)
-    z = jax.nn.sigmoid(x_z + h @ params.u_z)
-    n = jnp.tanh(x_n + (r * h) @ params.u_n)
+    del params
+    x_r, x_z, x_n = parts
+    a_r, a_z = products[0](h)
+    r = jax.nn.sigmoid(x_r + a_r)
+    z = jax.nn.sigmoid(x_z + a_z)
+    (a_n,) = products[1](r * h)
+    n = jnp.tanh(x_n + a_n)
     h = (1 - z) * h + z * n
     return h, h
 
@@ -81,9 +84,7 @@ def _sizes(params: OwnParams) -> tuple[int, int]:
 
 
 jaxgru.register(OwnParams, step=own_step, initial_carry=_start, sizes=_sizes)
-jaxgru.register(
-    ProjectedParams, step=projected_step, project=project, initial_carry=_start, sizes=_sizes
-)
+jaxgru.register(NamedParams, step=named_step, weights=weights, initial_carry=_start, sizes=_sizes)
 
 
 def own(rounds: int) -> Iterator[Row]:
@@ -131,7 +132,7 @@ def cells(problem: peers.Problem) -> dict[str, tuple[Callable[..., Any], Any]]:
     return {
         "jaxgru": (peers.batched, OwnParams(*parts)),
         "lax.scan": (by_hand, OwnParams(*parts)),
-        "with project": (peers.batched, ProjectedParams(*parts)),
+        "with weights": (peers.batched, NamedParams(*parts)),
         "the built-in GRU": (peers.batched, built_in),
     }
 

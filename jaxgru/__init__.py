@@ -6,6 +6,7 @@ compiles them. They have forward- and reverse-mode derivatives of any order.
 
 from jaxgru import diagnostics, interop
 from jaxgru.elman import ElmanParams, elman_init, elman_step
+from jaxgru.equations import Weights
 from jaxgru.gru import GRUParams, gru_init, gru_step
 from jaxgru.layer_norm_gru import LayerNormGRUParams, layer_norm_gru_init, layer_norm_gru_step
 from jaxgru.layers import Bidirectional, Stack, initial_carry, stack_init
@@ -34,6 +35,7 @@ __all__ = [
     "MinGRUParams",
     "NewtonInfo",
     "Stack",
+    "Weights",
     "diagnostics",
     "elman_init",
     "elman_step",

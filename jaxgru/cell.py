@@ -76,6 +76,11 @@ class Cell(NamedTuple):
     """(magnitudes of the initial carries, number of steps) -> bounds on the magnitudes."""
     compute_dtype: Any = None
     """The dtype of the operands of products with weights. None stands for the dtype of params."""
+    initial_carry: Any = None
+    """params -> the carry that a sequence starts from. None stands for zeros."""
+    formed: Any = None
+    """None, or (form, cell) if `blocks` is not linear. The recurrence then runs that other cell,
+    whose params are form(params)."""
 
 
 class StepCell(NamedTuple):
@@ -97,10 +102,19 @@ class StepCell(NamedTuple):
         return jax.eval_shape(self.initial_carry, params)
 
 
-_cells: dict[type, Cell | StepCell] = {}
+class Family(NamedTuple):
+    """Cells of one params type that depend on the structure and the shapes of their params."""
+
+    check: Callable[[str, Params], None]
+    """As for a `Cell`."""
+    member: Callable[[Params], Cell]
+    """params, after their check -> their cell."""
 
 
-def register(params_type: type, cell: Cell | StepCell) -> None:
+_cells: dict[type, Cell | StepCell | Family] = {}
+
+
+def register(params_type: type, cell: Cell | StepCell | Family) -> None:
     """Register a params type for `scan` and `step`."""
     _cells[params_type] = cell
 
@@ -115,9 +129,15 @@ def is_cell(params: Params) -> bool:
     return knows(type(params))
 
 
+def check_leaves(caller: str, params: Params) -> None:
+    """Check the leaves of params, whose type is registered."""
+    _cells[type(params)].check(caller, params)
+
+
 def cell_of(params: Params) -> Any:
     """The Cell or StepCell of these params, whose type is registered."""
-    return _cells[type(params)]
+    found = _cells[type(params)]
+    return found.member(params) if isinstance(found, Family) else found
 
 
 def accumulator(dtype: Any) -> Any:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.export import is_symbolic_dim
 
-from jaxgru.cell import cell_of
+from jaxgru.cell import cell_of, check_leaves
 
 INT32_MAX = 2**31 - 1
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -63,8 +63,8 @@ def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> Non
     if not isinstance(params, params_type):
         fix = "jaxgru.step takes any params."
         raise error(TypeError, caller, "params", params_type.__name__, describe(params), fix)
+    check_leaves(caller, params)
     cell = cell_of(params)
-    cell.check(caller, params)
     shape = cell.carry_shape(params)
     carry(caller, "carry", value, shape)
     inputs(caller, "x", x, cell.sizes(params)[:1], jax.tree.leaves(shape)[0].dtype)

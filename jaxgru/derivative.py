@@ -3,7 +3,8 @@
 Between its products with weights a step acts on each unit by itself. JAX differentiates that part,
 with the results of the products as further arguments. Some of the values that it computes are
 linear in the tangents. The others are coefficients, which follow from the carry before the step and
-from the gates. So a loop over time has to save only the gates.
+from the gates. So a loop over time has to save only the gates. `derived` takes the gates that a
+cell names. `derived_from_step` chooses them.
 """
 
 from collections.abc import Callable
@@ -38,10 +39,61 @@ def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
     Raises:
         ValueError: the gates do not determine the derivative. It is raised during tracing.
     """
-    inputs = fields["gates"]
 
-    def rest(carry: Carry, gates: Any) -> _Rest:
-        return _trace(fields["advance"], inputs, counts(gates), carry)
+    @_once
+    def trace(carry: Carry, counts: tuple[int, ...]) -> _Rest:
+        return _trace(fields["advance"], fields["gates"], counts, carry)
+
+    return _cell(lambda carry, gates: trace(carry, counts(gates)), **fields)
+
+
+def derived_from_step(step: Any, inputs: int, counts: tuple[int, ...], **fields: Any) -> Cell:
+    """Make a Cell from a step(products, carry, projected x) -> next carry.
+
+    inputs is the number G of arrays of projected x, and counts that of the arrays that each product
+    returns. The gates are the results of costly functions, such as sigmoid and tanh, and those
+    results of products from which the derivative follows by cheap arithmetic.
+    """
+
+    def plain(products: Products, blocks: Blocks, carry: Carry, projected: Any) -> tuple[Any, Any]:
+        del blocks
+        return step(products, carry, projected), ()
+
+    @_once
+    def trace(carry: Carry) -> _Rest:
+        found = _trace(plain, inputs, counts, carry)
+        return found._replace(gates=_chosen(found))
+
+    def advance(products: Products, blocks: Blocks, carry: Carry, projected: Any) -> Any:
+        found = trace(carry)
+        values = _Values(found.equations, (found.carry, found.projected), (carry, projected))
+        for k, product in enumerate(products):
+            results = list(product(values.at(found.operands[k])))
+            if k == 0:
+                results[-1] = total(results[-1], blocks.b_hn)
+            values.know(found.results[k], tuple(results))
+        return jax.tree.map(values.at, found.after), tuple(map(values.at, found.gates))
+
+    return _cell(lambda carry, _: trace(carry), gates=inputs, advance=advance, **fields)
+
+
+def _once(trace: Callable[..., "_Rest"]) -> Callable[..., "_Rest"]:
+    """Trace a step once for carries of the same structure and types."""
+    found: dict[Any, _Rest] = {}
+
+    def remembered(carry: Carry, *counts: Any) -> _Rest:
+        leaves, tree = jax.tree.flatten(carry)
+        key = (tree, *map(jax.typeof, leaves), *counts)
+        if key not in found:
+            found[key] = trace(carry, *counts)
+        return found[key]
+
+    return remembered
+
+
+def _cell(rest: Callable[[Carry, Any], "_Rest"], **fields: Any) -> Cell:
+    """A Cell whose derivative follows from the traced step."""
+    inputs = fields["gates"]
 
     def known(found: _Rest, carry: Carry, gates: Any) -> _Values:
         return _Values(found.equations, (found.carry, found.gates), (carry, gates))
@@ -60,12 +112,13 @@ def derived(counts: Callable[[Any], tuple[int, ...]], **fields: Any) -> Cell:
         values, parts = known(found, carry, gates), split(dx, inputs)
 
         def into(k):
-            if found.shares[k] == tuple(range(inputs)):
+            db_hn = None if k else dblocks.b_hn
+            if found.shares[k] == tuple(range(inputs)) and db_hn is None:
                 source = dx
             else:
                 zeros = jnp.zeros_like(parts[0])
                 every = [zeros if g is None else parts[g] for g in found.shares[k]]
-                every[-1] = total(every[-1], None if k else dblocks.b_hn)
+                every[-1] = total(every[-1], db_hn)
                 source = jnp.concatenate(every, axis=-1)
             w = dblocks.w_hh[k]
             return source if w is None else total(source, (values.at(found.operands[k]), w))
@@ -161,12 +214,19 @@ class _Values:
 class _Name:
     """The name of one array. It is equal only to itself."""
 
+    def __init__(self, array: Any) -> None:
+        self.floating = jnp.issubdtype(array.dtype, jnp.floating)
+
 
 class _Rest(NamedTuple):
     """A step and its tangent, without the products, for carries of one shape."""
 
     equations: list[_Equation]
     carry: Any
+    projected: Any
+    results: Any
+    """The names of the arrays that the products return, a tuple for each product."""
+    after: Any
     gates: Any
     operands: list[Any]
     """The names of the arrays that are multiplied with weights."""
@@ -217,12 +277,15 @@ def _trace(advance: Any, inputs: int, counts: tuple[int, ...], carry: Carry) -> 
 
     darguments = (carry, (one,) * len(alone), results)
     equations, (names, dnames), outs = _named(both, arguments, darguments)
-    (_, gates, operands), (dafter, _, doperands) = outs
+    (after, gates, operands), (dafter, _, doperands) = outs
     coefficients = _coefficients(equations, dnames, (dafter, doperands))
     tangents = dict(zip(("dcarry", "dalone", "dresults"), dnames, strict=True))
     return _Rest(
         equations=equations,
         carry=names[0],
+        projected=names[1],
+        results=names[2],
+        after=after,
         gates=gates,
         operands=operands,
         coefficients=coefficients,
@@ -234,10 +297,56 @@ def _trace(advance: Any, inputs: int, counts: tuple[int, ...], carry: Carry) -> 
     )
 
 
+#: Computing these again from saved values takes less time than saving their results.
+_CHEAP = {
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type",
+    "copy", "div", "eq", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lt", "max", "min",
+    "mul", "ne", "neg", "not", "one_minus_square", "or", "round", "select_n", "sign", "square",
+    "sub", "xor",
+}  # fmt: skip
+
+
+def _chosen(found: _Rest) -> tuple[Any, ...]:
+    """The names of values that determine the derivative, together with the carry."""
+    makers = {name: equation for equation in found.equations for name in equation.results}
+    inputs, carry = _names((found.projected, found.results)), _names(found.carry)
+    chosen: list[Any] = []
+    seen: set[Any] = set()
+
+    def visit(name: Any) -> None:
+        if isinstance(name, Literal) or name in seen or name in carry:
+            return
+        seen.add(name)
+        maker = makers.get(name)
+        if maker is None:
+            chosen.append(name)
+            return
+        given = _names(maker.arguments)
+        sums = given and given <= inputs  # for instance x + h U, which is one array instead of two
+        if (_is_cheap(maker) and not sums) or not name.floating:
+            for argument in maker.arguments:
+                visit(argument)
+        else:
+            chosen.append(name)
+
+    for name in (*found.coefficients, *found.operands):
+        visit(name)
+    return tuple(chosen)
+
+
+def _is_cheap(equation: Any) -> bool:
+    """Whether an equation is cheap arithmetic, or a function made of it, such as `jax.nn.relu`."""
+    inner = equation.params.get("call_jaxpr")
+    if inner is not None:
+        return all(map(_is_cheap, inner.jaxpr.eqns))
+    inner = equation.params.get("jaxpr")
+    return all(map(_is_cheap, inner.eqns)) if inner else equation.primitive.name in _CHEAP
+
+
 def _named(function: Callable[..., Any], *arguments: Any) -> tuple[list[_Equation], Any, Any]:
     """Trace a function: (its equations, the names of its arguments, the names of its results)."""
     closed, types = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    names = jax.tree.map(lambda _: _Name(), arguments)
+    names = jax.tree.map(_Name, arguments)
     equations, outs = _flat(closed, jax.tree.leaves(names))
     return equations, names, jax.tree.unflatten(jax.tree.structure(types), outs)
 
@@ -258,7 +367,7 @@ def _flat(closed: ClosedJaxpr, arguments: list[Any]) -> tuple[list[_Equation], l
             within, outs = _flat(equation.params["jaxpr"], given)
             found += within
         else:
-            outs = [_Name() for _ in equation.outvars]
+            outs = [_Name(var.aval) for var in equation.outvars]
             found.append(_Equation(equation.primitive, equation.params, given, outs))
         names.update(zip(equation.outvars, outs, strict=True))
     return found, list(map(read, closed.jaxpr.outvars))

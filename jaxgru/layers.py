@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, exportable
-from jaxgru.cell import Carry, Params, StepCell, cell_of, is_cell
+from jaxgru.cell import Carry, Params, StepCell, cell_of, check_leaves, is_cell
 from jaxgru.gru import gru_init
 
 
@@ -137,7 +137,7 @@ def start(params: Params) -> Carry:
     if isinstance(params, Bidirectional):
         return start(params.forward), start(params.backward)
     cell = cell_of(params)
-    if isinstance(cell, StepCell):
+    if cell.initial_carry is not None:
         return cell.initial_carry(params)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), cell.carry_shape(params))
 
@@ -191,7 +191,7 @@ def check(caller: str, params: Params) -> None:
                 ValueError, caller, name, f"of input size {one} as forward is", f"{other}"
             )
     elif is_cell(params):
-        cell_of(params).check(caller, params)
+        check_leaves(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
         built_in = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack"
@@ -214,17 +214,18 @@ def check_forward(caller: str, params: Params, fix: str) -> None:
             check_forward(caller, layer, fix)
 
 
-def check_built_in(caller: str, params: Params, what: str) -> None:
-    """Raises where params, or a layer of theirs, are of a type that is known by its step alone."""
+def check_weights_named(caller: str, params: Params, what: str) -> None:
+    """Check that no layer of params is a cell whose products with weights are unknown."""
     if isinstance(params, Stack):
         for layer in params.layers:
-            check_built_in(caller, layer, what)
+            check_weights_named(caller, layer, what)
     elif isinstance(params, Bidirectional):
-        check_built_in(caller, params.forward, what)
-        check_built_in(caller, params.backward, what)
+        check_weights_named(caller, params.forward, what)
+        check_weights_named(caller, params.backward, what)
     elif isinstance(cell_of(params), StepCell):
-        expected = f"GRUs, LSTMs, plain RNNs or minimal GRUs{what}"
-        raise checks.error(TypeError, caller, "params", expected, type(params).__name__)
+        expected = f"of cells that name their weights{what}"
+        fix = "A cell of your own names them if it is registered with weights."
+        raise checks.error(TypeError, caller, "params", expected, type(params).__name__, fix)
 
 
 def check_state(caller: str, params: Params) -> None:

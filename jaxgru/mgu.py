@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, initializers
-from jaxgru.cell import flat, matmul, split, total
+from jaxgru.cell import advance, cell_of
+from jaxgru.equations import Weights
 from jaxgru.register import register
 
 
@@ -110,20 +111,25 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
     Source: Zhou et al. 2016, "Minimal gated unit for recurrent neural networks", arXiv:1603.09420.
     """
     checks.step("mgu_step", MGUParams, params, h, x)
-    return _step(params, h, _project(params, x))[0]
+    cell = cell_of(params)
+    return advance(cell, cell.blocks(params), h, x)[0]
 
 
-def _project(params: MGUParams, xs: Array) -> tuple[Array, ...]:
-    """The inputs' share of the pre-activations, one array a gate."""
-    return tuple(split(total(matmul(flat(params.w_ih), xs), flat(params.b)), 2))
+def _weights(params: MGUParams) -> Weights:
+    w_hh = params.w_hh[:, :1], params.w_hh[:, 1:]  # the candidate's product waits for the gate
+    return Weights(params.w_ih, w_hh, params.b)
 
 
-def _step(params: MGUParams, h: Array, projected: tuple[Array, ...]) -> tuple[Array, Array]:
-    x_f, x_n = projected
-    wide = h.astype(x_f.dtype)
-    f = jax.nn.sigmoid(x_f + matmul(params.w_hh[:, 0], h))
-    n = jnp.tanh(x_n + matmul(params.w_hh[:, 1], (f * wide).astype(h.dtype)))
-    h = ((1 - f) * wide + f * n).astype(h.dtype)
+def _step(
+    params: MGUParams, h: Array, parts: tuple[Array, ...], products: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    del params
+    x_f, x_n = parts
+    (a_f,) = products[0](h)
+    f = jax.nn.sigmoid(x_f + a_f)
+    (a_n,) = products[1](f * h)
+    n = jnp.tanh(x_n + a_n)
+    h = (1 - f) * h + f * n
     return h, h
 
 
@@ -135,7 +141,7 @@ def _check(caller: str, params: MGUParams) -> None:
 register(
     MGUParams,
     step=_step,
-    project=_project,
+    weights=_weights,
     initial_carry=lambda params: jnp.zeros_like(params.w_hh[0, 0]),
     sizes=lambda params: (params.w_ih.shape[0], params.w_hh.shape[0]),
     check=_check,

@@ -50,6 +50,9 @@ def recurrence(
     the carry stays as it is. None means no step for fresh, and all steps for keep. With checkpoint
     the gradient saves the carry only every `checkpoint` steps, and runs the steps between again.
     """
+    if cell.formed is not None:
+        form, formed = cell.formed
+        params, cell = form(params), formed._replace(compute_dtype=cell.compute_dtype)
     arguments = alike((params, xs, carry, reset_carry, fresh, keep))
     config: Any = jax.config
     precision = config.jax_default_matmul_precision  # read now: it may change before lowering

@@ -64,7 +64,8 @@ def scan(
             Memory falls from T to T / k + k states. None saves the states of all steps.
         compute_dtype: the dtype to which the operands of products with weights are rounded, such as
             `"bfloat16"` for float32 params. None stands for the dtype of params. States, gates and
-            the gradients of weights stay as precise as params. Only built-in cells support it.
+            the gradients of weights stay as precise as params. Cells that are registered without
+            weights, such as the layer-norm GRU, do not support it.
 
     Returns:
         (carry after the last step processed, outputs `[T, H]`), of the dtype of params.
@@ -92,7 +93,7 @@ def scan(
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("scan", params, " with compute_dtype")
+        layers.check_weights_named("scan", params, " with compute_dtype")
     data = (params, xs, carry, length, mask, reset, reset_carry, key)
     if checks.is_array(rate):
         return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)

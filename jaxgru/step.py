@@ -69,7 +69,7 @@ def step(
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_built_in("step", params, " with compute_dtype")
+        layers.check_weights_named("step", params, " with compute_dtype")
     return _step(params, carry, x, compute)
 
 

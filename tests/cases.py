@@ -13,7 +13,7 @@ import pytest
 import jaxgru
 from jaxgru import backends
 from jaxgru.backends import loop
-from own_gru import OwnParams
+from own_gru import NamedParams, OwnParams
 
 #: Sizes used by most tests: all different, so a swapped axis cannot go unnoticed.
 INPUT, HIDDEN, STEPS = 3, 4, 6
@@ -27,10 +27,10 @@ VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
 GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
 BUILT_IN = ("gru", "gru_after", "lstm", "elman", "min_gru")
-#: With the GRU once more, as a user registers it, for all that `scan` and `step` promise.
-CELLS = (*BUILT_IN, "own_gru")
-#: The cells of this library that are registered by their step alone: (init, step), which
-#: tests/test_own_cells.py is about.
+#: With the GRU as a user registers it, in two ways, for all that `scan` and `step` promise.
+CELLS = (*BUILT_IN, "own_gru", "named_gru")
+#: The cells of this library that `register` defines: (init, step). tests/test_own_cells.py tests
+#: them.
 OWN: dict[str, Any] = {
     "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
     "layer_norm_gru": (jaxgru.layer_norm_gru_init, jaxgru.layer_norm_gru_step),
@@ -57,7 +57,7 @@ def slow(*values):
 #: Every cell in one direction, as cells do not know the direction, and a Bidirectional in both:
 #: "mixed" is a Stack that has one.
 SHORT = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
-         ("min_gru", False), ("own_gru", True), ("bidirectional", True),
+         ("min_gru", False), ("own_gru", True), ("named_gru", False), ("bidirectional", True),
          ("mixed", False)}  # fmt: skip
 
 
@@ -99,9 +99,10 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
             w_hh=normal(hidden, 4, hidden),
             b=normal(4, hidden) if bias else None,
         )
-    if kind == "own_gru":
+    if kind in ("own_gru", "named_gru"):
         b = normal(3, hidden) if bias else None
-        return OwnParams(normal(inputs, 3, hidden), normal(hidden, 3, hidden), b)
+        made = OwnParams if kind == "own_gru" else NamedParams
+        return made(normal(inputs, 3, hidden), normal(hidden, 3, hidden), b)
     if kind == "min_gru":
         return jaxgru.MinGRUParams(
             w_ih=normal(inputs, 2, hidden), b=normal(2, hidden) if bias else None
@@ -133,7 +134,7 @@ def draw(kind, inputs=INPUT, hidden=HIDDEN, dtype="float64", seed=0, bias=True) 
     if kind == "own_mixed":
         both = jaxgru.Bidirectional(cell("own_gru", hidden, hidden), cell("lstm", hidden, hidden))
         return jaxgru.Stack(
-            (cell("own_gru", inputs, hidden), both, cell("gru", 2 * hidden, hidden))
+            (cell("named_gru", inputs, hidden), both, cell("gru", 2 * hidden, hidden))
         )
     return cell(kind, inputs, hidden)
 

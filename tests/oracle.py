@@ -7,7 +7,7 @@ matrix product per gate, no selects: a step that is padding or a hole is not com
 import numpy as np
 
 import jaxgru
-from own_gru import OwnParams
+from own_gru import NamedParams, OwnParams
 
 
 def f64(x):
@@ -117,6 +117,7 @@ def leaky_step(params, h, x):
 CELLS = {
     jaxgru.GRUParams: gru_step,
     OwnParams: gru_step,
+    NamedParams: gru_step,
     jaxgru.LSTMParams: lstm_step,
     jaxgru.ElmanParams: elman_step,
     jaxgru.MinGRUParams: min_gru_step,

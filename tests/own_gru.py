@@ -1,4 +1,4 @@
-"""The GRU once more, as a user writes a cell: its four equations, registered from outside."""
+"""The GRU as a user writes a cell, registered by its step alone, and with its weights named."""
 
 import dataclasses
 from typing import Any
@@ -19,6 +19,11 @@ class OwnParams:
 @dataclasses.dataclass(frozen=True)
 class ProjectedParams(OwnParams):
     """Of the same cell, whose inputs are projected for all of time at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedParams(OwnParams):
+    """Of the same cell, with its weights named."""
 
 
 def equations(h, u, params):
@@ -44,10 +49,26 @@ def projected_step(params, h, u):
     return h, h
 
 
+def named_step(params, h, parts, products):
+    x_r, x_z, x_n = parts
+    a_r, a_z = products[0](h)
+    r = jax.nn.sigmoid(x_r + a_r)
+    z = jax.nn.sigmoid(x_z + a_z)
+    (a_n,) = products[1](r * h)
+    n = jnp.tanh(x_n + a_n)
+    h = (1 - z) * h + z * n
+    return h, h
+
+
+def weights(params):
+    return jaxgru.Weights(params.w_ih, (params.w_hh[:, :2], params.w_hh[:, 2:]), params.b)
+
+
 COMMON: Any = {
     "initial_carry": lambda params: jnp.zeros_like(params.w_hh[0, 0]),
     "sizes": lambda params: (params.w_ih.shape[0], params.w_hh.shape[0]),
 }
-FORMS: Any = {"own_gru": {}}, {"projected_gru": {}}
+FORMS: Any = {"own_gru": {}}, {"projected_gru": {}}, {"named_gru": {}}
 jaxgru.register(OwnParams, step=step, forms=FORMS[0], **COMMON)
 jaxgru.register(ProjectedParams, step=projected_step, project=project, forms=FORMS[1], **COMMON)
+jaxgru.register(NamedParams, step=named_step, weights=weights, forms=FORMS[2], **COMMON)

@@ -18,7 +18,7 @@ def _cell_step(params, carry, x):
     if isinstance(params, jaxgru.LSTMParams):
         carry = jaxgru.lstm_step(params, carry, x)
         return carry, carry.h
-    if isinstance(params, own_gru.OwnParams):
+    if isinstance(params, own_gru.OwnParams):  # however it is registered
         return own_gru.step(params, carry, x)
     min_gru = isinstance(params, jaxgru.MinGRUParams)
     h = (jaxgru.min_gru_step if min_gru else jaxgru.elman_step)(params, carry, x)

@@ -60,4 +60,4 @@ def on_devices(count):
 
 def start(out, *flags, **options):
     command = [sys.executable, "-m", "experiments.copy_task", *flags, "--out", str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, **options)
+    return subprocess.Popen(command, cwd=ROOT, **{"stdout": subprocess.DEVNULL, **options})

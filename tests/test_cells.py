@@ -31,6 +31,7 @@ STEPS = {
     "elman": (jaxgru.elman_step, oracle.elman_step),
     "min_gru": (jaxgru.min_gru_step, oracle.min_gru_step),
     "own_gru": (lambda *arguments: own_gru.step(*arguments)[0], oracle.gru_step),
+    "named_gru": (lambda *arguments: jaxgru.step(*arguments)[0], oracle.gru_step),
 }
 
 

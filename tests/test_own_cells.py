@@ -1,4 +1,4 @@
-"""The cells that are registered by their step alone, against the equations in NumPy."""
+"""The cells of this library that `register` defines, against the equations in NumPy."""
 
 import dataclasses
 import inspect

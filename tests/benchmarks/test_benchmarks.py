@@ -65,7 +65,7 @@ def test_a_cell_of_your_own_costs_what_lax_scan_costs(sizes):
         for name, (apply, weights) in own.cells(problem).items()
     }
     assert programs["jaxgru"] == programs["lax.scan"]
-    assert programs["jaxgru"] != programs["with project"]
+    assert programs["jaxgru"] != programs["with weights"]
 
 
 @pytest.mark.slow

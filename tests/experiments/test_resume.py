@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,23 +36,31 @@ def whole(optax_promotes, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_stopped_at_six_random_moments(whole, tmp_path):
-    """The moments are drawn anew in every run of this test, over training and writing alike."""
+    """The moments are drawn anew in every run of this test, over training and writing alike.
+
+    They come after the first line that the study prints. Before it Python imports libraries in
+    C++, some of which abort or crash the process when a signal raises KeyboardInterrupt there.
+    """
     out, draw = tmp_path / "run", random.Random()
-    process = start(out, *FLAGS, stderr=subprocess.DEVNULL)
+    told: Any = {"stderr": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    told["env"] = os.environ | {"PYTHONUNBUFFERED": "1"}
     sent = []
+    flags = FLAGS
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) * 2:
-        while process.poll() is None and not (out / "metrics.jsonl").exists():
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 4))
-        if process.poll() is None:
-            process.send_signal(number)
-            sent.append(number.name)
+        with start(out, *flags, **told) as process:
+            process.stdout.readline()
+            time.sleep(draw.uniform(0, 4))
+            if process.poll() is None:
+                process.send_signal(number)
+                sent.append(number.name)
+            process.communicate()
         # Before training, and after it, signals end the process without a word.
-        assert process.wait() in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130, 1)
+        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130, 1)
         if process.returncode == 1:  # it was done before the moment came
             break
-        process = start(out, "--resume", stderr=subprocess.DEVNULL)
-    assert process.wait() == 1
+        flags = ("--resume",)
+    else:
+        assert start(out, *flags, stderr=subprocess.DEVNULL).wait() == 1
     assert sent
     assert_same_run(whole, out)
     print(f"random moments: {len(sent)} tried, 0 lost: {' '.join(sent)}")

@@ -1,0 +1,253 @@
+"""Cells of your own that name their weights, and so get the loop and the derivative of the library.
+
+The step gets the projected inputs, and the products with the recurrent weights as functions. What
+it computes between them acts on each unit by itself, so `jaxgru.derivative` derives its derivative.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgru import checks
+from jaxgru.cell import Blocks, Carry, Cell, Family, Params, accumulator, flat
+from jaxgru.derivative import derived_from_step
+from jaxgru.loop import checked
+
+
+class Weights(NamedTuple):
+    """The weights of a cell of your own, as `register` takes them from its params.
+
+        parts       = x W_g + b_g,          g = 1 .. G
+        products[k] = operand U_k,g,        g = 1 .. g_k,    plus b_hn for g = g_0 and k = 0
+
+    The arrays have the dtype of params, and may be any differentiable function of them.
+
+    Args:
+        w_ih: `[I, G, H]`, of the inputs.
+        w_hh: a tuple of at most two arrays `[H, g_k, H]`, one for each product with an operand. The
+            operand of the second product may depend on the results of the first. It is () if the
+            cell has no recurrent weights.
+        b: `[G, H]`, or None for no biases.
+        b_hn: `[H]`, added to the last result of the first product, or None.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxgru
+        >>> weights = jaxgru.Weights(w_ih=jnp.ones((3, 2, 8)), w_hh=(jnp.ones((8, 2, 8)),))
+        >>> weights.b is None
+        True
+    """
+
+    w_ih: Any
+    w_hh: tuple[Any, ...]
+    b: Any = None
+    b_hn: Any = None
+
+
+def family(
+    name: str,
+    step: Callable[..., tuple[Carry, Array]],
+    weights: Callable[[Params], Weights],
+    initial_carry: Callable[[Params], Carry],
+    sizes: Callable[[Params], tuple[int, int]],
+    check: Callable[[str, Params], None],
+) -> Family:
+    """The cells of the params type of this name. `check` runs before the other functions do."""
+
+    @lru_cache
+    def made(structure: Any, types: tuple[Any, ...]) -> Cell:
+        params = structure.unflatten(types)
+        _, size = sizes(params)
+        dtype = types[0].dtype
+        found = jax.eval_shape(weights, params)
+        _check_weights(name, found, sizes(params), dtype)
+        carry = jax.eval_shape(initial_carry, params)
+        _check_carry(name, carry, size, dtype)
+        gates = found.w_ih.shape[1]
+        counts = tuple(w.shape[1] for w in found.w_hh)
+        output = _check_step(name, step, params, carry, gates, counts)
+        inner = derived_from_step(
+            _Step(step, structure),
+            gates,
+            counts,
+            sizes=lambda weights: (weights.w_ih.shape[0], weights.w_ih.shape[-1]),
+            check=lambda caller, weights: None,
+            carry_shape=lambda weights: carry,
+            output=lambda carry: jax.tree.leaves(carry)[output],
+            blocks=_blocks,
+            bound=lambda start, steps: jax.tree.map(lambda a: jnp.full_like(a, jnp.inf), start),
+        )
+        return inner._replace(
+            sizes=sizes,
+            check=check,
+            carry_shape=lambda params: jax.eval_shape(initial_carry, params),
+            blocks=lambda params: _blocks(weights(params)),
+            initial_carry=initial_carry,
+            formed=(weights, inner),
+        )
+
+    def member(params: Params) -> Cell:
+        leaves, structure = jax.tree.flatten(params)
+        return made(structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves))
+
+    def check_all(caller: str, params: Params) -> None:
+        check(caller, params)
+        member(params)
+
+    return Family(check_all, member)
+
+
+class _Step(NamedTuple):
+    """The user's step, computed in at least float32."""
+
+    step: Callable[..., tuple[Carry, Array]]
+    structure: Any
+    """Of params, whose arrays the step does not use."""
+
+    def __call__(self, products: Any, carry: Carry, parts: tuple[Array, ...]) -> Carry:
+        like = jax.tree.leaves(carry)[0].dtype
+        params = self.structure.unflatten([object()] * self.structure.num_leaves)
+        wide = jax.tree.map(lambda a: a.astype(accumulator(like)), carry)
+
+        def narrowed(product: Any) -> Any:
+            return lambda operand: product(operand.astype(like))
+
+        after, _ = self.step(params, wide, parts, tuple(map(narrowed, products)))
+        return jax.tree.map(lambda a: a.astype(like), after)
+
+
+def _blocks(weights: Weights) -> Blocks:
+    w_hh = tuple(map(flat, weights.w_hh))
+    return Blocks(flat(weights.w_ih), w_hh, flat(weights.b), weights.b_hn)
+
+
+def _check_weights(name: str, weights: Any, sizes: tuple[int, int], dtype: Any) -> None:
+    caller = f"weights of {name}"
+    if not isinstance(weights, Weights):
+        got = checks.describe(weights)
+        raise checks.error(TypeError, caller, "what it returns", "jaxgru.Weights", got)
+    if not isinstance(weights.w_hh, tuple) or len(weights.w_hh) > 2:
+        w_hh = weights.w_hh
+        got = f"{len(w_hh)} arrays" if isinstance(w_hh, tuple) else checks.describe(w_hh)
+        fix = "A cell with more products is registered without weights."
+        raise checks.error(TypeError, caller, "w_hh", "a tuple of at most two arrays", got, fix)
+    inputs, size = sizes
+    _check_array(caller, "w_ih", weights.w_ih, (inputs, "G", size), dtype)
+    for k, w in enumerate(weights.w_hh):
+        _check_array(caller, f"w_hh[{k}]", w, (size, f"g_{k}", size), dtype)
+    if weights.b is not None:
+        _check_array(caller, "b", weights.b, (weights.w_ih.shape[1], size), dtype)
+    if weights.b_hn is not None:
+        _check_array(caller, "b_hn", weights.b_hn, (size,), dtype)
+        if not weights.w_hh:
+            fix = "It is added to the last result of the first product."
+            raise checks.error(ValueError, caller, "b_hn", "None without w_hh", "an array", fix)
+
+
+def _check_array(
+    caller: str, name: str, value: Any, shape: tuple[int | str, ...], dtype: Any
+) -> None:
+    found = value.shape if isinstance(value, jax.ShapeDtypeStruct) else None
+    sizes = f"[{', '.join(map(str, shape))}]"
+    fits = found is not None and len(found) == len(shape)
+    fits = fits and all(isinstance(a, str) or a == b for a, b in zip(shape, found, strict=True))
+    if not fits or value.dtype != dtype:
+        got = checks.describe(value)
+        raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got)
+
+
+def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    for path, leaf in leaves:
+        if leaf.shape != (size,) or leaf.dtype != dtype:
+            where = "what it returns" + jax.tree_util.keystr(path)
+            fix = "A cell with another carry is registered without weights."
+            raise checks.error(
+                ValueError,
+                f"initial_carry of {name}",
+                where,
+                f"{dtype}[{size}], with weights",
+                checks.describe(leaf),
+                fix,
+            )
+
+
+def _check_step(
+    name: str, step: Any, params: Any, carry: Carry, gates: int, counts: tuple[int, ...]
+) -> int:
+    """Check a step on two units. It returns the place of its output among the leaves of carry."""
+    caller = f"step of {name}"
+    two = jax.ShapeDtypeStruct((2,), accumulator(jax.tree.leaves(params)[0].dtype))
+    like = (
+        jax.tree.map(lambda _: two, carry),
+        (two,) * gates,
+        tuple((two,) * count for count in counts),
+    )
+    places: list[int] = []
+
+    def units(params: Any, carry: Carry, parts: Any, results: Any) -> tuple[Carry, list[Any]]:
+        operands: list[Any] = []
+        products = tuple(partial(product, k, operands, results) for k in range(len(counts)))
+        result = step(params, carry, parts, products)
+        after, _ = checked(caller, result, carry)
+        if len(operands) < len(counts):
+            expected, got = f"called once each, {len(counts)} in all", f"{len(operands)} calls"
+            raise checks.error(ValueError, caller, "products", expected, got)
+        places.extend(k for k, a in enumerate(jax.tree.leaves(result[0])) if a is result[1])
+        return after, operands
+
+    def product(k: int, operands: list[Any], results: Any, operand: Any) -> Any:
+        if k != len(operands):
+            expected = f"called once each, in the order of w_hh, of which there are {len(counts)}"
+            got = f"products[{k}] in call {len(operands) + 1}"
+            raise checks.error(ValueError, caller, "products", expected, got)
+        if checks.shape_of(operand) != two.shape or operand.dtype != two.dtype:
+            what, expected = f"the operand of products[{k}]", f"{checks.describe(two)}, as carries"
+            raise checks.error(ValueError, caller, what, expected, checks.describe(operand))
+        operands.append(operand)
+        return results[k]
+
+    closed = jax.make_jaxpr(units)(params, *like)
+    if not places:
+        fix = "Add it to the carry, or register the cell without weights."
+        expected = "one of the arrays of the next carry, with weights"
+        raise checks.error(ValueError, caller, "its output", expected, "another array", fix)
+    used = {id(var) for equation in closed.jaxpr.eqns for var in equation.invars}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, _), var in zip(leaves, closed.jaxpr.invars[: len(leaves)], strict=True):
+        if id(var) in used:
+            got = "params" + jax.tree_util.keystr(path)
+            expected = "no array of params: parts and products stand for them"
+            fix = "A cell that uses its params otherwise is registered without weights."
+            raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
+    if any(np.ndim(value) for value in closed.consts):
+        expected, got = "no array but its arguments, with weights", "an array from outside"
+        fix = "It may use numbers."
+        raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
+    if not _apart(partial(units, params), *like):
+        expected, got = "those of each unit by itself, with weights", "units that affect each other"
+        fix = "A cell with a norm over units, for instance, is registered without weights."
+        raise checks.error(ValueError, caller, "its equations", expected, got, fix)
+    return places[0]
+
+
+def _apart(units: Callable[..., Any], *like: Any) -> bool:
+    """Whether the first unit's results stay the same when the arguments of the second change."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> Any:
+        return jax.tree.map(lambda a: rng.uniform(0.1, 0.9, a.shape).astype(a.dtype), like)
+
+    def first(one: Any, other: Any) -> Any:
+        mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), one, other)
+        return jax.tree.map(lambda a: a[0], units(*mixed))
+
+    with jax.ensure_compile_time_eval():
+        here, there = draw(), draw()
+        alone, beside = jax.jit(lambda a, b: (first(a, a), first(a, b)))(here, there)
+        pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(beside), strict=True)
+        return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
