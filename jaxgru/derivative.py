@@ -17,6 +17,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxgru.cell import Blocks, Carry, Cell, Products, accumulator, matmul, split, total
+from jaxgru.jaxprs import called, operations
 from jaxgru.mesh import alike
 
 
@@ -215,6 +216,7 @@ class _Name:
     """The name of one array. It is equal only to itself."""
 
     def __init__(self, array: Any) -> None:
+        self.is_number = array.ndim == 0
         self.floating = jnp.issubdtype(array.dtype, jnp.floating)
 
 
@@ -321,9 +323,11 @@ def _chosen(found: _Rest) -> tuple[Any, ...]:
         if maker is None:
             chosen.append(name)
             return
-        given = _names(maker.arguments)
+        given, inner = _names(maker.arguments), called(maker)
+        parts = [maker] if inner is None else operations(inner.jaxpr)
+        cheap = all(part.primitive.name in _CHEAP for part in parts)
         sums = given and given <= inputs  # for instance x + h U, which is one array instead of two
-        if (_is_cheap(maker) and not sums) or not name.floating:
+        if (cheap and not sums) or not name.floating or name.is_number:
             for argument in maker.arguments:
                 visit(argument)
         else:
@@ -332,15 +336,6 @@ def _chosen(found: _Rest) -> tuple[Any, ...]:
     for name in (*found.coefficients, *found.operands):
         visit(name)
     return tuple(chosen)
-
-
-def _is_cheap(equation: Any) -> bool:
-    """Whether an equation is cheap arithmetic, or a function made of it, such as `jax.nn.relu`."""
-    inner = equation.params.get("call_jaxpr")
-    if inner is not None:
-        return all(map(_is_cheap, inner.jaxpr.eqns))
-    inner = equation.params.get("jaxpr")
-    return all(map(_is_cheap, inner.eqns)) if inner else equation.primitive.name in _CHEAP
 
 
 def _named(function: Callable[..., Any], *arguments: Any) -> tuple[list[_Equation], Any, Any]:

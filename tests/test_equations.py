@@ -27,6 +27,7 @@ from cases import (
     slow,
     weigh,
 )
+from jaxgru.backends.loop import RECOMPUTED
 from jaxgru.cell import cell_of
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -174,21 +175,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("hidden", [HIDDEN, RECOMPUTED + 1])  # recomputes gates, or saves them
 @pytest.mark.parametrize("options", ["all", slow("plain")])
 @pytest.mark.parametrize("name", only(["unusual", "oscillator", "no_product"], STEPS_OF))
-def test_both_ways_agree(name, options):
-    """In values and gradients, alone and in a Stack, whatever stands where no step is real."""
+def test_both_ways_agree(name, options, hidden):
+    """In values and gradients, in a Stack, whatever stands where no step is real."""
     chosen, xs = OPTIONS[options], draw_xs()
     real = np.arange(STEPS) < chosen.get("length", STEPS)
     real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
     xs = jnp.where(real[:, None], xs, jnp.nan)
 
     def run(params, xs):
-        params = jaxgru.Stack((params, draw("gru", HIDDEN, 2)))
+        params = jaxgru.Stack((params, draw("gru", hidden, 2)))
         return weigh(jaxgru.scan(params, xs, **chosen))
 
     found, expected = (
-        jax.jit(jax.value_and_grad(run, (0, 1)))(params, xs) for params in draw_both(name)
+        jax.jit(jax.value_and_grad(run, (0, 1)))(params, xs)
+        for params in draw_both(name, hidden=hidden)
     )
     assert_close(jax.tree.leaves(found), jax.tree.leaves(expected), GRADS)
 
@@ -422,6 +425,32 @@ def no_pair(params, h, parts, products):
     return parts[0] + products[0](h)[0]
 
 
+def through(over):
+    def step(params, h, parts, products):
+        h = over(parts[0] + products[0](h)[0])
+        return h, h
+
+    return step
+
+
+@jax.custom_vjp
+def own_rule(x):
+    return x
+
+
+own_rule.defvjp(lambda x: (x, None), lambda _, ct: (ct,))
+#: For each operation, a function that contains it and returns an array of the same shape.
+MIXED = {
+    "rev": lambda x: x[::-1],
+    "sort": jnp.sort,
+    "cumsum": jnp.cumsum,
+    "slice": lambda x: jnp.roll(x, 1),
+    "reduce_max": lambda x: x - jnp.max(x),
+    "cond": lambda x: jax.lax.cond(jnp.array(True), jnp.sin, jnp.cos, x),
+    "while": lambda x: jax.lax.fori_loop(0, jnp.int32(3), lambda _, x: 2 * x, x),
+    "remat2": jax.checkpoint(jnp.sin),
+    "custom_vjp_call": own_rule,
+}
 TWO = lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,) * 2)  # noqa: E731
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "project too": ({"project": lambda params, xs: xs}, "register: project must be None with"),
@@ -457,7 +486,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
                      "stand for them, got params.wrong_of_a_test.w_hh"),
     "closes over an array": ({"step": closes_over}, "must be no array but its arguments"),
     "norm over units": ({"step": norm}, "its equations must be those of each unit by itself, with "
-                        "weights, got units that affect each other"),
+                        "weights, got reduce_sum"),
+    **{f"{name} over units": ({"step": through(over)}, f"with weights, got {name}")
+       for name, over in MIXED.items()},
     "output": ({"step": other_output}, "its output must be one of the arrays of the next carry"),
     "carry": ({"step": other_carry}, "step of Wrong: the next carry must be"),
     "no pair": ({"step": no_pair}, "step of Wrong: what step returns must be a tuple (carry, y)"),

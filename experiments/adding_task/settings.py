@@ -30,6 +30,9 @@ PRESETS = {
     "halves-2000-lstm": Preset(
         "LSTM of 55", _FAR | {"length": 2000, "cell": "lstm", "hidden_size": 55}
     ),
+    "halves-2000-direct": Preset(
+        "no curriculum", _FAR | {"length": 2000, "curriculum": 0.0, "updates": 4000}
+    ),
     "halves-2000-elman": Preset(
         "plain RNN of 112", _FAR | {"length": 2000, "cell": "elman", "hidden_size": 112}
     ),

@@ -7,6 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgru.backends.plan import Declined
+from jaxgru.jaxprs import operations
+
+#: The operations that the compilers of both kernels support, with the precision of the loop.
+SUPPORTED = {
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "clamp", "convert_element_type", "copy",
+    "eq", "exp", "ge", "gt", "integer_pow", "le", "logistic", "lt", "max", "min", "mul", "ne",
+    "neg", "not", "one_minus_square", "or", "reshape", "round", "select_n", "sign", "square", "sub",
+    "tanh", "xor",
+    "reshard",  # on one device it does nothing
+}  # fmt: skip
+
 
 class FlatStep(NamedTuple):
     """A step(products, constants, carry, x) -> (carry, y) on lists of leaves."""
@@ -27,7 +39,11 @@ def flatten(
     xs: Any,
     shape: tuple[int, int],
 ) -> FlatStep:
-    """Flatten the step, for blocks of this shape. products has (to, from) for each product."""
+    """Flatten the step, for blocks of this shape. products has (to, from) for each product.
+
+    Raises:
+        Declined: the step contains an operation that a kernel does not support.
+    """
     block, flag = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool)
 
     def fake(to, *_):
@@ -36,7 +52,9 @@ def flatten(
     fakes = tuple(partial(fake, to) for to, _ in products)
     x = jax.tree.map(lambda a: flag if a.dtype == bool else block, xs)
     still = jax.tree.map(lambda _: block, (constants, carry))
-    _, y = jax.eval_shape(partial(step, fakes), *still, x)
+    closed, (_, y) = jax.make_jaxpr(partial(step, fakes), return_shape=True)(*still, x)
+    if any(equation.primitive.name not in SUPPORTED for equation in operations(closed.jaxpr)):
+        raise Declined
     known, state, moving = map(jax.tree.structure, (constants, carry, xs))
 
     def run(products, *leaves):

@@ -25,6 +25,7 @@ from jax.extend.core import Literal
 from jaxgru.backends import cluster
 from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
+from jaxgru.jaxprs import called
 from jaxgru.mesh import varying
 
 pgpu: Any = plgpu
@@ -354,9 +355,10 @@ def _aligned(size):
 
 
 def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without two operations of transposes that the kernel compiler does not support.
+    """The function without some operations that the kernel compiler does not support.
 
-    An ordinary addition replaces JAX's addition of cotangents, and trivial reshapes are removed.
+    An ordinary addition replaces JAX's addition of cotangents. Trivial reshapes are removed, and
+    calls of functions such as `jax.nn.relu` are replaced by what they call.
     """
 
     def run(*arguments):
@@ -366,25 +368,32 @@ def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*jax.tree.unflatten(tree, leaves))
 
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        jaxpr = closed.jaxpr
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *leaves], strict=True))
-
-        def read(atom):
-            return atom.val if isinstance(atom, Literal) else known[atom]
-
-        for equation in jaxpr.eqns:
-            primitive, values = equation.primitive, list(map(read, equation.invars))
-            if primitive.name == "add_any":
-                found = [lax.add(*values)]
-            elif primitive.name == "reshape" and equation.outvars[0].aval.shape == values[0].shape:
-                found = values
-            else:
-                found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
-                found = found if primitive.multiple_results else [found]
-            known.update(zip(equation.outvars, found, strict=True))
-        return jax.tree.unflatten(jax.tree.structure(shapes), map(read, jaxpr.outvars))
+        return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, leaves))
 
     return run
+
+
+def _run(closed, leaves):
+    jaxpr = closed.jaxpr
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *leaves], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        primitive, values = equation.primitive, list(map(read, equation.invars))
+        inner = called(equation)
+        if inner is not None:
+            found = _run(inner, values)
+        elif primitive.name == "add_any":
+            found = [lax.add(*values)]
+        elif primitive.name == "reshape" and equation.outvars[0].aval.shape == values[0].shape:
+            found = values
+        else:
+            found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+            found = found if primitive.multiple_results else [found]
+        known.update(zip(equation.outvars, found, strict=True))
+    return list(map(read, jaxpr.outvars))
 
 
 def _form():
