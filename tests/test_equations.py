@@ -257,6 +257,16 @@ def test_a_user_gets_the_program_of_the_built_in_cell(differentiated):
     assert one["dot"] + one["custom-call"] > 2
 
 
+@pytest.mark.parametrize("name", STEPS_OF)
+def test_numbers_are_not_saved_for_the_gradient(name):
+    """Some rules of JAX contain constants, which are no arrays `[H]`."""
+    params, _ = draw_both(name)
+    cell = cell_of(params)
+    gates = jaxgru.cell.advance(cell, cell.blocks(params), draw_carry(params), draw_xs()[0])[1]
+    assert gates
+    assert {gate.shape for gate in gates} == {(HIDDEN,)}
+
+
 def test_what_is_saved_for_the_gradient():
     """The same as the built-in GRU saves: its gates r, z and n. A sum of a part and a result is
     saved as one array."""
