@@ -56,8 +56,9 @@ def register(
     the dtype of params. The cell runs as `loop` over its step.
 
     With weights, the step names its products. The cell then runs like the built-in ones: in their
-    loop and kernels, with their derivative, which sums the gradients of weights in a few large
-    products, and with compute_dtype. `jaxgru/mgu.py` defines its cell in this way.
+    loop, with their derivative, which sums the gradients of weights in a few large products, and
+    with compute_dtype. The kernels run it too if its equations consist of arithmetic, comparisons,
+    exp, sigmoid and tanh. `jaxgru/mgu.py` defines its cell in this way.
 
     Args:
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
