@@ -58,8 +58,8 @@ def dtype_of(value: Any) -> Any:
         return jnp.dtype(object)
 
 
-def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> None:
-    """Check that the arguments of a cell's own step fit together."""
+def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> tuple[Any, Any, Any]:
+    """Check that the arguments of a cell's own step fit together, and return them as JAX arrays."""
     if not isinstance(params, params_type):
         fix = "jaxgru.step takes any params."
         raise error(TypeError, caller, "params", params_type.__name__, describe(params), fix)
@@ -68,6 +68,7 @@ def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> Non
     shape = cell.carry_shape(params)
     carry(caller, "carry", value, shape)
     inputs(caller, "x", x, cell.sizes(params)[:1], jax.tree.leaves(shape)[0].dtype)
+    return jax.tree.map(jnp.asarray, (params, value, x))
 
 
 def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix: str = "") -> None:
@@ -136,8 +137,8 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
     if wanted.name not in DTYPES:
         raise error(TypeError, caller, name, expected, wanted.name)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        fix = 'jax.config.update("jax_enable_x64", True) switches float64 on.'
-        raise error(ValueError, caller, name, "a dtype that is switched on", wanted.name, fix)
+        fix = 'jax.config.update("jax_enable_x64", True) enables float64.'
+        raise error(ValueError, caller, name, "a dtype that JAX has enabled", wanted.name, fix)
 
 
 def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
@@ -177,6 +178,7 @@ def carry(
     fix: str = "jaxgru.initial_carry(params) makes one.",
 ) -> None:
     """Check that value has the expected structure, shapes and dtypes, as of initial_carry."""
+    fix = f"{fix}{_class_of_carry(value, expected, name)}"
     want = jax.tree.structure(expected)
     try:
         have = jax.tree.structure(value)
@@ -196,9 +198,30 @@ def carry(
         same_dtype(caller, label, leaf, like.dtype)
 
 
+def _class_of_carry(value: Any, expected: Any, name: str) -> str:
+    """How to make the expected class of the arrays in a plain tuple or list."""
+    if isinstance(value, list) and type(expected) is tuple:
+        return f" It is a tuple, not a list: tuple({name})."
+    if hasattr(value, "_fields") or not isinstance(value, tuple | list):
+        return ""
+    named = jax.tree.leaves(expected, is_leaf=lambda part: hasattr(part, "_fields"))
+    for part in named:
+        if hasattr(part, "_fields"):
+            fields = ", ".join(f"{field}=..." for field in part._fields)
+            package = "jaxgru." if type(part).__module__.startswith("jaxgru.") else ""
+            return f" {package}{type(part).__name__}({fields}) makes one of your own arrays."
+    return ""
+
+
+class _Shown(str):
+    """A description that stands in a tree without quotation marks."""
+
+    __repr__ = str.__str__
+
+
 def value_types(tree: Any) -> Any:
     """The tree with a description in place of every array."""
-    return jax.tree.map(describe, tree)
+    return jax.tree.map(lambda leaf: _Shown(describe(leaf)), tree)
 
 
 def untraced(name: str, value: Any) -> str:

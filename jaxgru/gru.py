@@ -138,7 +138,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
 
     Source: Cho et al. 2014, arXiv:1406.1078v3. `reset_after=True` is the form of cuDNN and PyTorch.
     """
-    checks.step("gru_step", GRUParams, params, h, x)
+    params, h, x = checks.step("gru_step", GRUParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]
 
 

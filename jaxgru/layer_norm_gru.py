@@ -155,7 +155,7 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
     normalization", arXiv:1607.06450, supplementary material, "Order embeddings and skip-thoughts",
     and `lngru_layer` in github.com/ryankiros/layer-norm.
     """
-    checks.step("layer_norm_gru_step", LayerNormGRUParams, params, h, x)
+    params, h, x = checks.step("layer_norm_gru_step", LayerNormGRUParams, params, h, x)
     return _step(params, h, _project(params, x))[0]
 
 

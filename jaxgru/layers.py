@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, exportable
+from jaxgru import checks, exportable, forms
 from jaxgru.cell import Carry, Params, StepCell, cell_of, is_cell
 from jaxgru.gru import gru_init
 
@@ -194,8 +194,7 @@ def check(caller: str, params: Params) -> None:
         cell_of(params).check(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
-        built_in = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack"
-        expected = f"{built_in} or of a registered type"
+        expected = f"{forms.known()}, Bidirectional, Stack or of a registered type"
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1:

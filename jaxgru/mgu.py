@@ -109,7 +109,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
 
     Source: Zhou et al. 2016, "Minimal gated unit for recurrent neural networks", arXiv:1603.09420.
     """
-    checks.step("mgu_step", MGUParams, params, h, x)
+    params, h, x = checks.step("mgu_step", MGUParams, params, h, x)
     return _step(params, h, _project(params, x))[0]
 
 

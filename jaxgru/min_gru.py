@@ -110,7 +110,7 @@ def min_gru_step(params: MinGRUParams, h: Array, x: Array) -> Array:
 
     Source: Feng et al. 2024, "Were RNNs all we needed?", arXiv:2410.01201, appendix B.
     """
-    checks.step("min_gru_step", MinGRUParams, params, h, x)
+    params, h, x = checks.step("min_gru_step", MinGRUParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]
 
 

@@ -13,7 +13,9 @@ from cases import (
     BUILT_IN,
     HIDDEN,
     LAYERS,
+    OWN,
     STEPS,
+    STREAMABLE,
     draw,
     draw_carry,
     draw_xs,
@@ -151,6 +153,31 @@ def test_gradients_accumulate_over_a_long_sequence():
     # A few roundings to bfloat16: of the gate, of one step's term, of the sum.
     np.testing.assert_allclose(float(grads.b[0]), expected, rtol=0.02, atol=0)
     np.testing.assert_allclose(float(grads.w_ih[0, 0]), expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("kind", [*STREAMABLE, *OWN])
+def test_float64_of_numpy_counts_as_float32(kind):
+    """While 64-bit types are off, `step` converts NumPy's float64 as `scan` does, without warning.
+
+    NumPy makes float64 by default, and JAX warns if a float64 result is asked of it.
+    """
+
+    def as_float64(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+    params, xs = draw(kind, dtype="float32"), draw_xs(1, dtype="float32")
+    carry = jaxgru.initial_carry(params)
+    with jax.enable_x64(False):
+        got = jaxgru.step(*as_float64((params, carry, xs[0])))
+        expected = jaxgru.scan(*as_float64((params, xs, carry)))
+        assert dtypes_of(got) == {"float32"}
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other.reshape(one.shape), rtol=0, atol=1e-6)
+        own = {"gru": jaxgru.gru_step, "lstm": jaxgru.lstm_step, "elman": jaxgru.elman_step}
+        own |= {"min_gru": jaxgru.min_gru_step} | {kind: step for kind, (_, step) in OWN.items()}
+        if kind in own:
+            got = own[kind](*as_float64((params, carry, xs[0])))
+            assert dtypes_of(got) == {"float32"}
 
 
 def products_in(program, *args):

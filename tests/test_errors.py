@@ -269,8 +269,32 @@ CASES = {
         lambda: scan(params_of("lstm"), carry=(zeros(4), zeros(4))),
         TypeError,
         "scan: carry",
-        "LSTMCarry",
-        "float32[4]",
+        "LSTMCarry(h=float32[4], c=float32[4])",
+        "(float32[4], float32[4]). jaxgru.initial_carry(params) makes one. "
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a plain tuple for an LSTM in a stack": Wrong(
+        lambda: jaxgru.step(
+            jaxgru.Stack((params_of("lstm"),)), ((zeros(4), zeros(4)),), xs_of()[0]
+        ),
+        TypeError,
+        "step: carry",
+        "(LSTMCarry(h=float32[4], c=float32[4]),)",
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a plain tuple for the step of an LSTM": Wrong(
+        lambda: jaxgru.lstm_step(params_of("lstm"), (zeros(4), zeros(4)), xs_of()[0]),
+        TypeError,
+        "lstm_step: carry",
+        "LSTMCarry(h=float32[4], c=float32[4])",
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a list for a stack": Wrong(
+        lambda: jaxgru.step(params_of("stack"), [zeros(4), zeros(5)], xs_of()[0]),
+        TypeError,
+        "step: carry",
+        "(float32[4], float32[5])",
+        "[float32[4], float32[5]]. jaxgru.initial_carry(params) makes one. It is a tuple, not a",
     ),
     "carry of one layer for a stack": Wrong(
         lambda: scan(params_of("stack"), carry=zeros(4)),
@@ -562,8 +586,8 @@ CASES = {
         lambda: loop(lambda carry, x: ((carry["h"],), x), {"h": zeros(4)}),
         TypeError,
         "loop: the next carry",
-        "{'h': 'float32[4]'}",
-        "('float32[4]',)",
+        "{'h': float32[4]}",
+        "(float32[4],)",
     ),
     "a wrong step where no step is made": Wrong(
         lambda: loop(lambda carry, x: (carry[:1], x), xs=xs_of((0, 3))),

@@ -528,11 +528,11 @@ WRONG = {
     ),
     "saved without forms": (
         lambda: jaxgru.save("file", of()),
-        TypeError, "params", 'with forms, got Fresh. register(Fresh, forms={"fresh": {}}, ...)',
+        TypeError, "params", 'with forms, got Fresh. Pass forms={"fresh": {}} to jaxgru.register',
     ),
     "a layer by name without forms": (
         lambda: jaxgru.to_dict(jaxgru.Stack((draw("gru"), of()))),
-        TypeError, "params", 'with forms, got Fresh. register(Fresh, forms={"fresh": {}}, ...)',
+        TypeError, "Stack.layers[1] must be", 'Pass forms={"fresh": {}} to jaxgru.register',
     ),
     "a name that no form has": (
         lambda: jaxgru.from_dict({"nobody.w": jnp.ones(2)}),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +205,7 @@ def with_digest(header, arrays):
         ("elman.w_hh", {"data_offsets": 3}, NOT_OURS),
         ("elman.w_hh", {"strange": 3}, NOT_OURS),
         ("elman.other", {}, "only biases may be missing"),
-        ("other.w_hh", {}, "names that begin with layers"),
+        ("other.w_hh", {}, "names of one network, which begin with layers"),
         ("__metadata__", {"jaxgru": "2"}, "version '2'"),
     ],
 )
@@ -250,7 +251,7 @@ def test_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="path must be a file, got the device or pipe"):
         jaxgru.save(tmp_path / "pipe", params)
-    with pytest.raises(ValueError, match="in a folder that is there"):
+    with pytest.raises(ValueError, match="in a folder that exists"):
         jaxgru.save(tmp_path / "none" / "params", params)
     with pytest.raises(FileNotFoundError):
         jaxgru.load(tmp_path / "none")
@@ -264,18 +265,22 @@ GRU = one("gru")
     [
         (None, TypeError, "params must be GRUParams, .* got NoneType"),
         (jaxgru.to_dict(GRU), TypeError, "params must be GRUParams, .* got dict"),
-        (jaxgru.Stack((GRU, 3)), TypeError, "params must be GRUParams, .* got int"),
+        (jaxgru.Stack((GRU, 3)), TypeError, r"Stack.layers\[1\] must be GRUParams, .* got int"),
         (jaxgru.Stack([GRU]), TypeError, "Stack.layers must be a tuple"),
-        (jaxgru.Stack(()), TypeError, "Stack.layers must be a tuple"),
-        (jaxgru.Bidirectional(GRU, None), TypeError, "params must be GRUParams"),
+        (jaxgru.Stack(()), TypeError, "Stack.layers must be a tuple .* got an empty tuple"),
+        (jaxgru.Bidirectional(GRU, None), TypeError, "Bidirectional.backward must be GRUParams"),
         (
             jax.tree.map(lambda a: a.astype(int), GRU),
             TypeError,
-            "'gru.w_ih' must be one of float16",
+            "'gru.w_ih' must be an array of one of float16",
         ),
-        (jax.tree.map(lambda a: None, GRU), ValueError, "names must be"),
+        (jax.tree.map(lambda a: None, GRU), ValueError, "names must be .* got no names.$"),
         (jax.tree.map(lambda a: 1.0, GRU), TypeError, "'gru.w_ih' must be an array, got float"),
-        (jax.eval_shape(lambda: GRU), TypeError, "'gru.w_ih' must be an array, got float32"),
+        (
+            jax.eval_shape(lambda: GRU),
+            TypeError,
+            "'gru.w_ih' must be an array, got ShapeDtypeStruct",
+        ),
         (jaxgru.GRUParams(**vars(GRU) | {"reset_after": "no"}), ValueError, "names must be"),
     ],
 )
@@ -285,8 +290,34 @@ def test_what_cannot_be_saved(path, params, kind, error):
     assert not path.exists()
 
 
+def known_types():
+    """The params types that can be saved, by their names in the package."""
+    return {name for name in jaxgru.__all__ if name.endswith("Params")} | {"Bidirectional", "Stack"}
+
+
+@pytest.mark.parametrize("call", [jaxgru.to_dict, lambda params: jaxgru.scan(params, 0)])
+def test_the_message_names_every_type(call):
+    with pytest.raises(TypeError) as caught:
+        call(None)
+    assert known_types() <= set(re.findall(r"\w+", str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("model", "where"), [({"rnn": GRU, "head": GRU.b}, r"\['rnn'\]"), ((GRU, GRU.b), r"\[0\]")]
+)
+def test_a_model_with_a_readout(path, model, where):
+    """The message says how to save the params alone, and what saves all of the model."""
+    fix = rf"{where}\) takes the GRUParams in it. .* Orbax saves a whole .*saving.md"
+    with pytest.raises(TypeError, match=rf"save: params must be .*save\(path, tree{fix}"):
+        jaxgru.save(path, model)
+    with pytest.raises(TypeError, match=rf"to_dict: params must be .*to_dict\(tree{fix}"):
+        jaxgru.to_dict(model)
+    with pytest.raises(TypeError, match="params must be GRUParams"):
+        jaxgru.save(path, {1: GRU, "head": GRU.b})  # JAX cannot sort these keys
+
+
 def test_tracers(path):
-    with pytest.raises(TypeError, match=r"got a tracer. Inside jit"):
+    with pytest.raises(TypeError, match=r"got a tracer. .* inside jit"):
         jax.jit(lambda params: jaxgru.save(path, params))(draw("gru"))
 
 
@@ -294,17 +325,23 @@ def test_tracers(path):
     ("tree", "kind", "error"),
     [
         (3, TypeError, "tree must be a mapping"),
-        ({}, ValueError, "names must be names that begin with .* got none"),
-        ({"w_ih": GRU.w_ih}, ValueError, "names must be names that begin with"),
+        ({}, ValueError, "names must be .* begin with layers.* got no names.$"),
+        ({"w_ih": GRU.w_ih}, ValueError, "got w_ih. Pass the part .* jaxgru.interop"),
         ({"gru.w_ih": GRU.w_ih}, ValueError, "names must be gru.w_ih, gru.w_hh, gru.b"),
         (jaxgru.to_dict(GRU) | {"gru.v": GRU.b}, ValueError, "names must be gru.w_ih"),
-        (jaxgru.to_dict(GRU) | {"lstm.b": GRU.b}, ValueError, "names must be names that begin"),
-        (jaxgru.to_dict(GRU) | {"gru": {"b": GRU.b}}, ValueError, "'gru.b' must be there once"),
-        ({"layers": {"1": jaxgru.to_dict(GRU)}}, ValueError, "names must be names with layers.0."),
+        (jaxgru.to_dict(GRU) | {"lstm.b": GRU.b}, ValueError, "Pass the arrays of each network"),
+        (jaxgru.to_dict(GRU) | {"head": GRU.b}, ValueError, "Take head out first"),
+        (jaxgru.to_dict(GRU) | {"gru": {"b": GRU.b}}, ValueError, "got two arrays of this name"),
+        ({"layers": {"1": jaxgru.to_dict(GRU)}}, ValueError, "begin with layers.0., layers.1."),
         ({"layers": [jaxgru.to_dict(GRU), {}, jaxgru.to_dict(GRU)]}, ValueError, "layers.0."),
-        ({"forward": jaxgru.to_dict(GRU)}, ValueError, "names must be names that begin with"),
+        ({"forward": jaxgru.to_dict(GRU)}, ValueError, "with forward. and backward., or"),
         (jaxgru.to_dict(GRU) | {"gru.b": 3}, TypeError, "'gru.b' must be an array, got int"),
-        (jaxgru.to_dict(GRU) | {"gru.b": np.ones((3, 4), int)}, TypeError, "'gru.b' must be one"),
+        (
+            jaxgru.to_dict(GRU) | {"gru.b": np.ones((3, 4), int)},
+            TypeError,
+            "the dtype of 'gru.b' must be one of float16",
+        ),
+        ("params.npz", TypeError, "got str. jaxgru.load"),
         ({"params": jaxgru.to_dict(GRU)}, ValueError, "Pass the part that belongs to one network"),
     ],
 )
@@ -319,7 +356,7 @@ def test_float64_is_not_rounded(path):
     weights = jax.tree.map(np.asarray, jaxgru.to_dict(params))
     with jax.enable_x64(False):
         for call in (lambda: jaxgru.load(path), lambda: jaxgru.from_dict(weights)):
-            with pytest.raises(ValueError, match="a dtype that is switched on"):
+            with pytest.raises(ValueError, match="a dtype that JAX has enabled"):
                 call()
 
 

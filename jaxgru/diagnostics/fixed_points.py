@@ -110,7 +110,7 @@ def fixed_points(
     if states is not None:
         fix = "One row a state; an LSTM's is [h, c]."
         checks.array(caller, "states", states, ("N", size), fix)
-        checks.same_dtype(caller, "states", states, x.dtype)
+        checks.same_dtype(caller, "states", states, layers.dtype(params))
         if states.shape[0] == 0:
             got = checks.describe(states)
             raise checks.error(ValueError, caller, "states", "at least one row", got)
@@ -121,6 +121,7 @@ def fixed_points(
         if value < 0:
             raise checks.error(ValueError, caller, name, "at least 0", f"{value}")
 
+    x = jnp.asarray(x)  # float64 of NumPy becomes float32 while 64-bit types are off
     begin = _starts(key, size, states, starts, spread, x.dtype)
     found = jax.tree.map(np.asarray, _search(iterations, params, x, begin))
     limit = (ROUNDING * float(jnp.finfo(x.dtype).eps)) ** 2 * size / 2

@@ -138,7 +138,7 @@ def as_numpy(caller: str, name: str, value: Any) -> np.ndarray:
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise checks.error(TypeError, caller, name, "an array", checks.describe(value))
     value = np.asarray(value)
-    checks.float_dtype(caller, name, value.dtype)
+    checks.float_dtype(caller, f"the dtype of {name}", value.dtype)
     return value
 
 

@@ -73,6 +73,16 @@ def test_float32_finds_them_too():
     assert found.fixed.points.dtype == np.float32
 
 
+def test_float64_of_numpy_counts_as_float32():
+    """NumPy makes float64 by default. While 64-bit types are off, JAX would warn of it."""
+    params = bistable(2, dtype="float32")
+    with jax.enable_x64(False):
+        x, states = np.zeros(1), np.full((1, 2), 0.9)
+        found = fixed_points(params, x, KEY, states, starts=4).fixed
+    assert found.points.dtype == np.float32
+    assert_close(found.points, np.full((1, 2), REST, np.float32), 1e-5)
+
+
 def test_the_ghost_of_a_fixed_point_is_a_slow_one():
     """Just past the shift at which two fixed points meet and vanish, a minimum of speed is left.
 

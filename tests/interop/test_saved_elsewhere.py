@@ -82,7 +82,7 @@ def test_safetensors(tmp_path, dtype):
     assert bits(weights) == bits(jaxgru.to_dict(params))
     safetensors.save_file(weights, tmp_path / "theirs")
     assert bits(jaxgru.from_dict(safetensors.load_file(tmp_path / "theirs"))) == bits(params)
-    with pytest.raises(ValueError, match=r"go through jaxgru\.from_dict"):
+    with pytest.raises(ValueError, match=r"pass the arrays to jaxgru\.from_dict"):
         jaxgru.load(tmp_path / "theirs")
 
 

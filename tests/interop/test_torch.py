@@ -208,7 +208,7 @@ def test_no_mapping():
 def test_float64_needs_to_be_switched_on():
     with (
         jax.enable_x64(False),
-        pytest.raises(ValueError, match=r"'weight_hh_l0' must be a dtype that is switched on"),
+        pytest.raises(ValueError, match=r"the dtype of 'weight_hh_l0' must be a dtype that JAX"),
     ):
         from_torch(state())
 
