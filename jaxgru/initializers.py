@@ -77,7 +77,7 @@ def chrono(
     Raises: TypeError or ValueError without biases, or for a T_max that is no number above 2.
     """
     if bias is None:
-        fix = "It sets the gates' biases."
+        fix = "chrono sets the biases of gates."
         raise checks.error(ValueError, caller, "bias", "True with chrono", "False", fix)
     checks.number(caller, "chrono", t_max)
     if not 2 <= t_max <= float(jnp.finfo(accumulator(bias.dtype)).max):

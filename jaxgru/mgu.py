@@ -88,7 +88,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
         n  = tanh(x W_n + (f * h) U_n + b_n)
         h' = (1 - f) * h + f * n
 
-    W are the gates of w_ih, U those of w_hh. Products accumulate in at least float32.
+    W are the gates of w_ih, and U are those of w_hh. Products accumulate in at least float32.
 
     Args:
         params: MGUParams.
@@ -114,7 +114,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
 
 
 def _project(params: MGUParams, xs: Array) -> tuple[Array, ...]:
-    """The inputs' share of the pre-activations, one array a gate."""
+    """The contribution of the inputs to the pre-activations, one array for each gate."""
     return tuple(split(total(matmul(flat(params.w_ih), xs), flat(params.b)), 2))
 
 

@@ -139,7 +139,7 @@ def _advance(_, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -> tuple
 
 
 def _gates(x_z: Array, x_n: Array) -> tuple[Array, Array, Array, Array]:
-    """z, 1 - z, g and the slope of g."""
+    """Compute z, 1 - z, g and the slope of g."""
     s = jax.nn.sigmoid(x_n)
     n = jnp.where(x_n >= 0, x_n + 0.5, s)
     slope = jnp.where(x_n >= 0, 1, s * (1 - s))

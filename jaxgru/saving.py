@@ -115,7 +115,7 @@ def _array(name: str, leaf: Any) -> np.ndarray:
         raise checks.error(TypeError, "save", repr(name), "an array", type(leaf).__name__)
     dtype = getattr(leaf.dtype, "name", None)
     if dtype not in DTYPES.values():
-        expected = f"an array of one of {', '.join(DTYPES.values())}"
+        expected = f"an array of dtype {checks.FLOATS}"
         raise checks.error(TypeError, "save", repr(name), expected, checks.describe(leaf))
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         fix = "jax.experimental.multihost_utils.process_allgather collects its parts."

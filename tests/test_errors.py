@@ -65,7 +65,7 @@ CASES = {
         ValueError,
         "scan: xs",
         "[T, 3]",
-        "float32[2, 6, 3]. A batch goes through vmap",
+        "float32[2, 6, 3]. Use jax.vmap for a batch",
     ),
     "xs one step only": Wrong(
         lambda: scan(xs=xs_of((INPUT,))), ValueError, "scan: xs", "[T, 3]", "float32[3]"
@@ -98,7 +98,7 @@ CASES = {
         ValueError,
         "scan: GRUParams.w_",
         "3",
-        "4]. Several networks at once go through jax.vmap",
+        "4]. Use jax.vmap over params for several networks",
     ),
     "w_ih with packed gates": Wrong(
         lambda: scan(swap(params_of(), w_ih=zeros((3, 12)))),
@@ -360,10 +360,14 @@ CASES = {
         ValueError,
         "scan: length",
         "integer",
-        "[2]. One length for one sequence",
+        "[2]. Pass one length for one sequence",
     ),
     "length a mask": Wrong(
-        lambda: scan(length=jnp.ones(STEPS, bool)), ValueError, "scan: length", "", "through mask="
+        lambda: scan(length=jnp.ones(STEPS, bool)),
+        ValueError,
+        "scan: length",
+        "",
+        "and mask= for flags",
     ),
     "length a string": Wrong(lambda: scan(length="3"), TypeError, "scan: length", "integer", "str"),
     # --- reset
@@ -459,7 +463,7 @@ CASES = {
         ValueError,
         "scan: dropout",
         "scalar array of floats",
-        "[2]. Several at once go through jax.vmap",
+        "[2]. Use jax.vmap for several at once",
     ),
     "dropout an array of integers": Wrong(
         lambda: scan(params_of("stack"), dropout=jnp.asarray(0), key=jax.random.key(KEY)),
@@ -535,14 +539,14 @@ CASES = {
     ),
     # --- loop
     "params for a step": Wrong(
-        lambda: loop(params_of()), TypeError, "loop: step", "function", "jaxgru.scan runs params"
+        lambda: loop(params_of()), TypeError, "loop: step", "function", "jaxgru.scan runs a network"
     ),
     "a step that returns its carry alone": Wrong(
         lambda: loop(lambda carry, x: 2 * carry),
         TypeError,
         "loop: what step returns",
         "(carry, y)",
-        "float32[4]. Where the carry is the output too",
+        "float32[4]. If the carry is also the output",
     ),
     "a step that returns the carry of an LSTM alone": Wrong(
         lambda: loop(
@@ -603,14 +607,18 @@ CASES = {
         lambda: loop(carry=np.asarray("a")), TypeError, "loop: carry", "an array", "<U1[]"
     ),
     "a number of steps for xs": Wrong(
-        lambda: loop(xs=6), TypeError, "loop: xs", "[T, ...]", "int. A step without inputs takes"
+        lambda: loop(xs=6),
+        TypeError,
+        "loop: xs",
+        "[T, ...]",
+        "int. For a step without inputs, pass",
     ),
     "xs without a leaf": Wrong(
         lambda: loop(xs={"a": None}),
         ValueError,
         "loop: xs",
-        "an array in it",
-        "{'a': None}. A step without inputs takes xs=jnp.arange(T)",
+        "contains an array",
+        "{'a': None}. For a step without inputs, pass xs=jnp.arange(T)",
     ),
     "a scalar in xs": Wrong(
         lambda: loop(xs=(xs_of(), zeros(()))), TypeError, "loop: xs[1]", "[T, ...]", "float32[]"
@@ -638,21 +646,21 @@ CASES = {
         lambda: loop(reset=zeros(STEPS, bool), reset_carry=zeros(5)),
         ValueError,
         "loop: reset_carry",
-        "float32[4] as in carry",
+        "float32[4], like carry",
         "float32[5]",
     ),
     "a number for reset_carry": Wrong(
         lambda: loop(reset=zeros(STEPS, bool), reset_carry=0.0),
         TypeError,
         "loop: reset_carry",
-        "float32[4] as in carry",
+        "float32[4], like carry",
         "float",
     ),
     "no reset_carry for a carry with keys": Wrong(
         lambda: loop(carry=jax.random.key(KEY), reset=zeros(STEPS, bool)),
         ValueError,
         "loop: reset_carry",
-        "given for a carry with keys",
+        "given if carry contains keys",
         "None",
     ),
     "mask of integers in a loop": Wrong(
@@ -662,10 +670,14 @@ CASES = {
         lambda: loop(mask=zeros(STEPS - 1, bool)), ValueError, "loop: mask", "[6]", "bool[5]"
     ),
     "mask a scalar in a loop": Wrong(
-        lambda: loop(mask=True), TypeError, "loop: mask", "[6]", "bool. One flag for each step"
+        lambda: loop(mask=True), TypeError, "loop: mask", "[6]", "bool. Pass one flag for each step"
     ),
     "length a mask in a loop": Wrong(
-        lambda: loop(length=zeros(STEPS, bool)), ValueError, "loop: length", "", "through mask="
+        lambda: loop(length=zeros(STEPS, bool)),
+        ValueError,
+        "loop: length",
+        "",
+        "and mask= for flags",
     ),
     "no step for a loop": Wrong(
         lambda: jaxgru.loop(None, zeros(4), xs_of()),

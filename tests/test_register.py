@@ -304,7 +304,7 @@ WRONG = {
     ),
     "a class twice": (
         lambda: jaxgru.register(OwnParams, step=plain_step, **COMMON),
-        TypeError, "params_type", "Define the class anew",
+        TypeError, "params_type", "Define the class again",
     ),
     "a composition": (
         lambda: jaxgru.register(jaxgru.Stack, step=plain_step, **COMMON),
@@ -323,23 +323,23 @@ WRONG = {
     ),
     "a step without params": (
         lambda: of(step=lambda h, x: (h, h)),
-        TypeError, "step", "a function of params, carry, x, got one of (h, x)",
+        TypeError, "step", "a function of params, carry, x, got a function of (h, x)",
     ),
     "a carry of no params": (
         lambda: of(initial_carry=lambda: jnp.zeros(4)),
-        TypeError, "initial_carry", "a function of params, got one of ()",
+        TypeError, "initial_carry", "a function of params, got a function of ()",
     ),
     "sizes of xs": (
         lambda: of(sizes=lambda params, xs: xs.shape),
-        TypeError, "sizes", "a function of params, got one of (params, xs)",
+        TypeError, "sizes", "a function of params, got a function of (params, xs)",
     ),
     "a projection of params alone": (
         lambda: of(project=lambda params: params.w_ih),
-        TypeError, "project", "a function of params, xs, got one of (params)",
+        TypeError, "project", "a function of params, xs, got a function of (params)",
     ),
     "a check of params alone": (
         lambda: of(check=lambda params: None),
-        TypeError, "check", "a function of caller, params, got one of (params)",
+        TypeError, "check", "a function of caller, params, got a function of (params)",
     ),
     "sizes that are no function": (
         lambda: of(sizes=(3, 4)), TypeError, "sizes", "a function of params, got tuple",
@@ -376,15 +376,15 @@ WRONG = {
     ),
     "a carry that grows": (
         lambda: run(of(step=lambda p, h, x: (jnp.append(h, h), h))),
-        ValueError, "the next carry", "float64[4] as in carry",
+        ValueError, "the next carry", "float64[4], like carry",
     ),
     "a carry of another dtype": (
         lambda: run(of(step=lambda p, h, x: (h.astype("float32"), h))),
-        TypeError, "the next carry", "float64[4] as in carry",
+        TypeError, "the next carry", "float64[4], like carry",
     ),
     "a carry of another structure": (
         lambda: run(of(step=lambda p, h, x: ((h, h), h))),
-        TypeError, "the next carry", "as carry is",
+        TypeError, "the next carry", ", like carry",
     ),
     "an output of another size": (
         lambda: run(of(step=lambda p, h, x: (h, x))),
@@ -399,7 +399,7 @@ WRONG = {
         TypeError, "the output of Fresh's step", "an array of shape [4]",
     ),
     "sizes of one number": (
-        lambda: run(of(sizes=lambda p: 3)), TypeError, "sizes of Fresh", "(I, H), two sizes",
+        lambda: run(of(sizes=lambda p: 3)), TypeError, "sizes of Fresh", "two sizes, (I, H)",
     ),
     "sizes of zero": (
         lambda: run(of(sizes=lambda p: (3, 0))),
@@ -428,7 +428,7 @@ WRONG = {
     ),
     "a step that is wrong, in newton_scan": (
         lambda: jaxgru.newton_scan(of(step=lambda p, h, x: (h[:2], h)), draw_xs()),
-        ValueError, "the next carry", "float64[4] as in carry, got float64[2]",
+        ValueError, "the next carry", "float64[4], like carry, got float64[2]",
     ),
     "a carry of another size, in step": (
         lambda: jaxgru.step(of(), jnp.zeros(3), draw_xs()[0]),
@@ -436,7 +436,7 @@ WRONG = {
     ),
     "a sequence, in step": (
         lambda: jaxgru.step(of(), jnp.zeros(4), draw_xs()),
-        ValueError, "x", "[3], got float64[6, 3]. A batch goes through vmap",
+        ValueError, "x", "[3], got float64[6, 3]. Use jax.vmap for a batch",
     ),
     "a batch of lists": (
         lambda: jaxgru.initial_carry(of(), [2]), TypeError, "batch", "a tuple of sizes, got list",
@@ -454,7 +454,7 @@ WRONG = {
     ),
     "no leaf at all": (
         lambda: run(dataclasses.replace(of(), w_ih=None, w_hh=None, b=None)),
-        ValueError, "Fresh", "arrays in it",
+        ValueError, "Fresh", "a pytree that contains arrays",
     ),
     "in a Stack below another size": (
         lambda: run(jaxgru.Stack((of(), draw("gru", 5, 4)))),
@@ -478,17 +478,17 @@ WRONG = {
     ),
     "integers in the carry, in newton_scan": (
         lambda: jaxgru.newton_scan(Counter(jnp.ones(2), jnp.ones((INPUT, 2))), draw_xs()),
-        TypeError, "the carry of Counter['steps']", "float64 as params are, got int32[]. A state",
+        TypeError, "the carry of Counter['steps']", "dtype of params, got int32[]. Only a state",
     ),
     "integers in the carry, in a diagnostic": (
         lambda: jaxgru.diagnostics.gradient_norms(
             jnp.sum, jaxgru.Stack((Counter(jnp.ones(2), jnp.ones((INPUT, 2))),)), draw_xs()
         ),
-        TypeError, "the carry of Counter['steps']", "float64 as params are, got int32[]. A state",
+        TypeError, "the carry of Counter['steps']", "dtype of params, got int32[]. Only a state",
     ),
     "no carry, in newton_scan": (
         lambda: jaxgru.newton_scan(of(initial_carry=lambda p: ()), draw_xs()),
-        ValueError, "the carry of Fresh", "an array in it, got ()",
+        ValueError, "the carry of Fresh", "a tree that contains an array, got ()",
     ),
     "a cell without gates": (
         lambda: jaxgru.diagnostics.gate_statistics(of(), [draw_xs()]),
@@ -496,7 +496,7 @@ WRONG = {
     ),
     "a form whose name is taken": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"gru": {}}, **COMMON),
-        ValueError, "forms", "names that are free, got gru",
+        ValueError, "forms", "keys are not taken, got gru",
     ),
     "a form that leaves a static field open": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"fields": {}}, **COMMON),
@@ -504,7 +504,7 @@ WRONG = {
     ),
     "a form with a dot in its name": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"a.b": {"kind": 1}}, **COMMON),
-        ValueError, "forms", "like a variable",
+        ValueError, "forms", "valid names of variables",
     ),
     "a form that is a name alone": (
         lambda: jaxgru.register(Fields, step=plain_step, forms="fields", **COMMON),
@@ -512,11 +512,11 @@ WRONG = {
     ),
     "no form at all": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={}, **COMMON),
-        TypeError, "forms", 'static fields, got dict. {"fields": {}} is one',
+        TypeError, "forms", 'static fields, got an empty mapping. Pass {"fields": {}}',
     ),
     "a form with the name of a composition": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"layers": {"kind": 1}}, **COMMON),
-        ValueError, "forms", "names that are free, got layers",
+        ValueError, "forms", "keys are not taken, got layers",
     ),
     "forms of a class that is no dataclass": (
         lambda: jaxgru.register(Leaf, step=plain_step, forms={"leaf": {}}, **COMMON),
@@ -524,7 +524,7 @@ WRONG = {
     ),
     "forms of a pytree": (
         lambda: jaxgru.register(Registered, step=plain_step, forms={"reg": {}}, **COMMON),
-        TypeError, "params_type", "no pytree yet",
+        TypeError, "params_type", "a class that is not a pytree yet",
     ),
     "saved without forms": (
         lambda: jaxgru.save("file", of()),

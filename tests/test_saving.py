@@ -272,7 +272,7 @@ GRU = one("gru")
         (
             jax.tree.map(lambda a: a.astype(int), GRU),
             TypeError,
-            "'gru.w_ih' must be an array of one of float16",
+            "'gru.w_ih' must be an array of dtype float16",
         ),
         (jax.tree.map(lambda a: None, GRU), ValueError, "names must be .* got no names.$"),
         (jax.tree.map(lambda a: 1.0, GRU), TypeError, "'gru.w_ih' must be an array, got float"),
@@ -339,7 +339,7 @@ def test_tracers(path):
         (
             jaxgru.to_dict(GRU) | {"gru.b": np.ones((3, 4), int)},
             TypeError,
-            "the dtype of 'gru.b' must be one of float16",
+            "the dtype of 'gru.b' must be float16",
         ),
         ("params.npz", TypeError, "got str. jaxgru.load"),
         ({"params": jaxgru.to_dict(GRU)}, ValueError, "Pass the part that belongs to one network"),

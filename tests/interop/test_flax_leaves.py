@@ -148,7 +148,7 @@ def test_partitioning_of_nnx():
 
 
 def test_wrong_partitioning():
-    expected = r"RNN: partitioning must be axes of b, w_hh, w_ih, got w_hi\."
+    expected = r"RNN: partitioning must be a mapping with the keys b, w_hh, w_ih, got w_hi\."
     with pytest.raises(ValueError, match=f"^{expected}"):
         RNN(draw("gru", dtype="float32"), partitioning={"w_hi": (None,)})
     params = draw("gru", dtype="float32")

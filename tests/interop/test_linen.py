@@ -71,11 +71,11 @@ WRONG = {
     ),
     "a missing layer": (
         lambda: {k: v for k, v in gru().items() if k != "hn"},
-        r"'hn/kernel' must be there, of shape \[4, 4\]",
+        r"'hn/kernel' must be given, with shape \[4, 4\]",
     ),
     "a missing bias": (
         lambda: gru(hn={"kernel": gru()["hn"]["kernel"]}),
-        r"'hn/bias' must be there, of shape \[4\]",
+        r"'hn/bias' must be given, with shape \[4\]",
     ),
     "a transposed matrix": (
         lambda: gru(iz={"kernel": jnp.ones((4, 3)), "bias": jnp.ones(4)}),

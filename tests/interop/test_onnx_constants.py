@@ -199,15 +199,15 @@ REFUSED = {
     "another operator": (
         lambda: weight(helper.make_node("Relu", ["a"], ["b"], name="relu"), one("Identity", "b"),
                        a=np.ones((1, 12, 3), "f4")),
-        "a constant, got what is computed by Relu 'relu'. Operators that are computed here: Cast,",
+        "a constant, got the result of Relu 'relu'. from_onnx computes only Cast,",
     ),
     "an operator of another domain": (
         lambda: weight(one("Identity", "a", domain="com.example"), a=np.ones(1, "f4")),
-        "a constant, got what is computed by Identity 'last'. Operators that",
+        "a constant, got the result of Identity 'last'. from_onnx computes",
     ),
     "nothing": (
         lambda: weight(one("Identity", "a")),
-        "a constant, got a value that depends on 'a', which nothing makes",
+        "a constant, got a value that depends on 'a', which no node makes",
     ),
     "a ring": (
         lambda: weight(helper.make_node("Identity", ["b"], ["a"]), one("Identity", "a"),
@@ -225,43 +225,43 @@ REFUSED = {
     "too many operators": (
         lambda: weight(*(helper.make_node("Identity", [f"d{k}"], [f"d{k + 1}"])
                          for k in range(1500)), one("Identity", "d1500"), d0=np.ones(1, "f4")),
-        "a constant, got what more than 1000 operators compute. Export the model with",
+        "a constant, got the result of more than 1000 operators. Export the model with",
     ),
     "numbers that multiply": (
         lambda: doubled(27),
-        "computed by Concat 'd23' within bounds, got 67108864 bytes or more, made of 4 bytes of",
+        "computed by Concat 'd23', and of a reasonable size, got 67108864 bytes or more, computed",
     ),
     "scales that multiply": (
         lambda: weight(one("DequantizeLinear", "a", "b", axis=1), a=np.ones((2**20, 1), "int8"),
                        b=np.ones(2**20, "f4")),
-        "computed by DequantizeLinear 'last', got float32[1048576] to scale int8[1048576, 1] along",
+        "computed by DequantizeLinear 'last', got float32[1048576] as the scale or zero",
     ),
     "a block size": (
         lambda: weight(one("DequantizeLinear", "a", "b", axis=0, block_size=2**40),
                        a=np.ones((2, 2), "int8"), b=np.ones((1, 2), "f4")),
-        "computed by DequantizeLinear 'last', got block_size=1099511627776, which is not read",
+        "computed by DequantizeLinear 'last', got block_size=1099511627776, which is not supported",
     ),
     "a number of outputs": (
         lambda: weight(one("Split", "a", num_outputs=2**40), a=np.ones(2, "f4")),
-        "computed by Split 'last', got num_outputs=1099511627776, which is not read",
+        "computed by Split 'last', got num_outputs=1099511627776, which is not supported",
     ),
     "text": (
         lambda: weight(one("Cast", "a", to=onnx.TensorProto.STRING), a=np.ones(2, "f4")),
-        "computed by Cast 'last', got to=8, which is not read",
+        "computed by Cast 'last', got to=8, which is not supported",
     ),
     "texts": (
         lambda: weight(one("Constant", value_strings=["a" * 1000, *"b" * 1000])),
-        "computed by Constant 'last', got value_strings=list, which is not read",
+        "computed by Constant 'last', got value_strings=list, which is not supported",
     ),
     "numbers of another type": (
         lambda: weight(one("DequantizeLinear", "a", "b", output_dtype=onnx.TensorProto.STRING),
                        a=np.ones(2, "int8"), b=np.ones((), "f4")),
-        "computed by DequantizeLinear 'last', got output_dtype=8, which is not read",
+        "computed by DequantizeLinear 'last', got output_dtype=8, which is not supported",
     ),
     "scales along two axes": (
         lambda: weight(one("DequantizeLinear", "a", "b", axis=0), a=np.ones((3, 3), "int8"),
                        b=np.ones((3, 1), "f4")),
-        "computed by DequantizeLinear 'last', got float32[3, 1] to scale int8[3, 3] along axis 0",
+        "computed by DequantizeLinear 'last', got float32[3, 1] as the scale or zero",
     ),
     "shapes that do not fit": (
         lambda: weight(one("Reshape", "a", "b"), a=np.ones(6, "f4"), b=np.array([4, 2])),
@@ -272,7 +272,7 @@ REFUSED = {
     ),
     "four bits of a size that is declared only": (
         lambda: declared([2**40], onnx.TensorProto.INT4),
-        "made of FLOAT, FLOAT16, BFLOAT16, DOUBLE, INT8, UINT8, INT16, UINT16, INT32, INT64, got",
+        "of one of the data types FLOAT, FLOAT16, BFLOAT16, DOUBLE, INT8",
     ),
 }  # fmt: skip
 
@@ -287,7 +287,7 @@ def test_what_is_no_constant(name):
 def test_weights_of_integers_after_all():
     """What is computed is checked as what is held is."""
     model = weight(one("Cast", "a", to=6), a=np.ones((1, 3 * HIDDEN, INPUT), "f4"))
-    with pytest.raises(TypeError, match=re.escape(f"{W}one of float16, bfloat16, float32")):
+    with pytest.raises(TypeError, match=r"the dtype of W .* must be float16, bfloat16, float32"):
         from_onnx(model)
 
 

@@ -33,7 +33,7 @@ def test_reads_what_onnxruntime_approximates(kind, channels, direction):
 WRONG = {
     "no scale": (
         {"R_scale": None}, ValueError,
-        "R_scale of DynamicQuantizeLSTM 'lstm' must be a constant, got nothing",
+        "R_scale of DynamicQuantizeLSTM 'lstm' must be a constant, got no value",
     ),
     "weights that are no bytes": (
         {"W": np.zeros((1, INPUT, 4 * HIDDEN), "f4")}, TypeError,

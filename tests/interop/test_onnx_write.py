@@ -238,7 +238,9 @@ def test_round_trip_of_the_direction(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_dtypes_that_onnxruntime_does_not_run(dtype, tmp_path):
-    message = f"to_onnx: params must be of float32 or float16, which onnxruntime runs, got {dtype}"
+    message = (
+        f"to_onnx: params must be of float32 or float16, which onnxruntime can run, got {dtype}"
+    )
     with jax.enable_x64(True), pytest.raises(TypeError, match=message):
         to_onnx(native("gru", dtype), tmp_path / "model.onnx")
 

@@ -99,7 +99,9 @@ def test_a_file_of_torch(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(module.state_dict(), path)
     assert_same(from_torch(torch.load(path, weights_only=True)), from_torch(module))
-    with pytest.raises(TypeError, match=r"got str\. A file is read first: torch\.load\(path, weig"):
+    with pytest.raises(
+        TypeError, match=r"got str\. Read a file first, with torch\.load\(path, weig"
+    ):
         from_torch(str(path))
 
 
@@ -149,15 +151,15 @@ WRONG = {
     ),
     "a whole model": (
         lambda: torch.nn.ModuleDict({"a": make("GRU"), "b": make("GRU")}).state_dict(),
-        r"There are some under prefix='a\.' and 'b\.'",
+        r"Pass prefix='a\.' or 'b\.'",
     ),
     "a missing key": (
         lambda: without(state(), "bias_hh_l0"),
-        r"'bias_hh_l0' must be there, of shape \[12\], got 'weight_ih_l0', 'weight_hh_l0'",
+        r"'bias_hh_l0' must be given, with shape \[12\], got only 'weight_ih_l0', 'weight_hh_l0'",
     ),
     "a missing matrix": (
         lambda: without(state(), "weight_hh_l0"),
-        r"'weight_hh_l0' must be there, of shape \[gates \* H, H\]",
+        r"'weight_hh_l0' must be given, with shape \[gates \* H, H\]",
     ),
     "a missing layer": (
         lambda: without(
@@ -188,7 +190,7 @@ WRONG = {
     ),
     "integers": (
         lambda: state() | {"bias_hh_l0": np.ones(12, int)},
-        r"'bias_hh_l0' must be one of float16, bfloat16, float32, float64, got int64",
+        r"the dtype of 'bias_hh_l0' must be float16, bfloat16, float32 or float64, got int64",
     ),
 }
 
@@ -244,5 +246,7 @@ def test_params_without_a_counterpart(params, message):
 
 
 def test_layers_are_no_cell():
-    with pytest.raises(TypeError, match=r"^to_torch: params must be one cell with cell=True"):
+    with pytest.raises(
+        TypeError, match=r"^to_torch: params must be the params of one cell, with cell=True"
+    ):
         to_torch(jaxgru.Stack((draw("elman", 3, 4), draw("elman", 4, 4))), cell=True)
