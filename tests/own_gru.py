@@ -1,4 +1,4 @@
-"""The GRU once more, as a user writes a cell: its four equations, registered from outside."""
+"""The GRU as a user would write it: its four equations, registered from outside."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ class OwnParams:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectedParams(OwnParams):
-    """Of the same cell, whose inputs are projected for all of time at once."""
+    """The same cell, which projects the inputs of all time steps at once."""
 
 
 def equations(h, u, params):

@@ -1,5 +1,7 @@
-"""Wrong calls: each one raises the documented type, and names the argument, what was expected and
-what came, before anything is traced."""
+"""Each wrong call raises the documented type before anything is traced.
+
+The message names the argument, the expected and the given value.
+"""
 
 import dataclasses
 import functools
@@ -57,7 +59,7 @@ class Wrong(NamedTuple):
     got: str
 
 
-# (call, exception, what the message says before "must be", of the expected and of the got part)
+# (call, exception, text before "must be", part of the expected value, part of the given value)
 CASES = {
     # --- xs
     "xs with a batch axis": Wrong(
@@ -903,8 +905,8 @@ def diagnose(function, *rest, **options):
 
 
 INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init", "mgu_init")
-#: (public function, a call of it, its static options with a value that fits): all that are no data,
-#: but those whose values no tracer can stand for: names, dtypes and functions.
+#: (public function, a call of it, its static options with a valid value). They include all options
+#: that are not data, except names, dtypes and functions, since no tracer can replace these.
 STATIC = {
     "scan": (scan, {"reverse": True, "checkpoint": 2}),
     "newton_scan": (
@@ -960,7 +962,7 @@ def test_a_traced_option_is_told_how_to_be_static(function, option):
     call, options = STATIC[function]
     with pytest.raises(TypeError) as raised:
         jax.jit(lambda value: call(**{option: value}))(options[option])
-    caller = "gru_init" if function == "stack_init" else function  # which hands them on
+    caller = "gru_init" if function == "stack_init" else function  # it passes them on
     message = str(raised.value)
     assert re.match(rf"({function}|{caller}): {option} must be ", message), message
     assert f"jax.jit(f, static_argnames='{option}')" in message
@@ -968,7 +970,7 @@ def test_a_traced_option_is_told_how_to_be_static(function, option):
 
 
 def test_the_table_of_static_options_is_complete():
-    """Of the functions in it, whatever has a default is static, is data, or is no tracer's."""
+    """Every argument with a default is static, is data, or cannot be a tracer."""
     data = {"carry", "length", "mask", "reset", "reset_carry", "dropout", "key", "guess", "states"}
     named = {"jacobian", "fallback", "cell", "init", "dtype", "compute_dtype", "nonlinearity"}
     for name, (_, options) in STATIC.items():
@@ -996,7 +998,7 @@ def test_what_the_message_says_works():
     ids=["length by position", "bias by position", "time_major", "chrono for elman"],
 )
 def test_signatures(call, kind):
-    """What Python itself refuses: options are keyword-only, and there are no others."""
+    """Python itself refuses positional options and unknown ones."""
     with pytest.raises(kind, match=re.compile("argument")):
         call()
 
@@ -1007,7 +1009,7 @@ def test_signatures(call, kind):
     ids=["jit", "eval_shape", "grad"],
 )
 def test_errors_are_the_same_while_tracing(transform):
-    """Shapes are known to a tracer too: the message does not change inside a transformation."""
+    """Tracers have shapes, so the message is the same inside a transformation."""
 
     def run(xs):
         return jnp.sum(jaxgru.scan(params_of(), xs)[1])
@@ -1023,7 +1025,7 @@ def test_a_population_is_told_about_vmap():
 
 
 def test_a_wrong_call_compiles_nothing():
-    """Checks come before tracing: no program is built on the way to the error."""
+    """Checks come before tracing, so no program is built before the error."""
     params, xs, reset = params_of(), xs_of((STEPS, 5)), zeros(STEPS, bool)
     events = []
 

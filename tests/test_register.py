@@ -1,4 +1,4 @@
-"""Cells of the user's own, and wrong calls of `register`."""
+"""Cells of the user, and wrong calls of `register`."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ TYPES = (OwnParams, ProjectedParams)
 
 
 def own(params, kind):
-    """The params with every GRU in them as one of these."""
+    """Replace every GRU in params by one of these."""
     if isinstance(params, jaxgru.GRUParams):
         return kind(params.w_ih, params.w_hh, params.b)
     if isinstance(params, jaxgru.Stack):
@@ -71,7 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
-    """Values and gradients of everything, whatever stands where no step is real."""
+    """Values and gradients for all arguments do not depend on the steps that are not real."""
     built_in, chosen = networks()[name], OPTIONS[options]
     xs, carry = draw_xs(), draw_carry(built_in)
     real = np.arange(STEPS) < chosen.get("length", STEPS)
@@ -176,8 +176,10 @@ def test_a_notebook_defines_its_class_again(tmp_path):
 
 @pytest.mark.slow
 def test_each_class_runs_its_own_program():
-    """JAX takes the structures of dataclasses for equal, and kept programs of one ran for another
-    in about one pair of 1,500. There are 11,175 pairs."""
+    """JAX treats structures of different dataclasses as equal.
+
+    In one of about 1,500 pairs it ran the program of one class for another. There are 11,175 pairs.
+    """
     for k in range(150):
 
         @jax.tree_util.register_dataclass
@@ -231,7 +233,7 @@ def test_dropout_between_own_layers():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """Learns where it starts, and has an integer in its carry."""
+    """A cell that learns its initial carry, and has an integer in its carry."""
 
     start: Any
     w: Any
@@ -267,7 +269,7 @@ def test_any_carry_and_where_it_starts_can_be_learnt():
 
 
 def of(step=plain_step, **changes):
-    """Params of a new class, registered with changes."""
+    """Register a new class of params, with changes."""
 
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
@@ -279,7 +281,7 @@ def of(step=plain_step, **changes):
 
 
 class Leaf:
-    """No pytree."""
+    """This class is not a pytree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -556,7 +558,7 @@ def test_wrong(case):
 
 
 def test_a_check_of_its_own_comes_first():
-    """Before sizes, which would fail where a leaf is missing."""
+    """`check` runs before sizes, which would fail if a leaf is missing."""
 
     def check(caller, params):
         if params.w_ih is None:

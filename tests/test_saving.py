@@ -1,4 +1,4 @@
-"""Params in files: what comes back is what went in, bit for bit, or an error."""
+"""Params in files: loading returns exactly what was saved, or raises an error."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def one(kind, **options):
     return draw(kind, dtype="float32", **options)
 
 
-#: Pairs that were mistaken for each other once, or whose leaves have the same shapes.
+#: Pairs that were once confused, or whose leaves have the same shapes.
 OTHERS = [
     (one("gru_after"), one("gru")),
     (one("gru_after", bias=False), one("gru", bias=False)),
@@ -37,7 +37,7 @@ OTHERS = [
 
 
 def bits(tree):
-    """All that there is to a tree: NaN, -0 and dtypes included."""
+    """All contents of a tree, including NaN, -0 and dtypes."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return jax.tree.structure(tree), [(a.dtype, a.shape, a.tobytes()) for a in leaves]
 
@@ -48,7 +48,7 @@ def path(tmp_path):
 
 
 def draw_everything(dtype):
-    """Every kind of params in a Stack; it would not run."""
+    """Every kind of params in a Stack. It could not run."""
     return jaxgru.Stack(
         tuple(draw(kind, dtype=dtype, bias=bias) for kind in KINDS for bias in (0, 1))
     )
@@ -78,7 +78,7 @@ def test_leaves_may_lie_in_memory_in_any_way(path):
 
 
 def test_many_networks_at_once(path):
-    """Of sizes that would also be those of one network of another kind, and with many layers."""
+    """The sizes also fit one network of another kind, and there are many layers."""
     layers = tuple(draw("elman", 3, 3, seed=seed) for seed in range(11))
     params = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a]), jaxgru.Stack(layers))
     jaxgru.save(path, params)
@@ -92,7 +92,7 @@ def test_gradients_have_the_names_of_params():
 
 
 def test_no_two_forms_have_a_name_in_common():
-    """So no tree of the one can be taken for a tree of the other, by whatever goes by names."""
+    """So no program that goes by names can confuse a tree of one form with that of another."""
     both = (False, True)
     names = [set(jaxgru.to_dict(draw(kind, bias=bias))) for kind in EVERY_CELL for bias in both]
     assert {name.partition(".")[0] for some in names for name in some} == set(EVERY_CELL)
@@ -123,7 +123,7 @@ def test_a_dict_inside_jit():
     assert bits(run(jaxgru.to_dict(params))) == bits(jax.jit(jaxgru.scan)(params, xs))
 
 
-# What happens to files.
+# Effects on files.
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_link_stays_one(path):
 
 
 def test_every_byte_counts(path):
-    """A file that is cut, has one more byte, or one bit turned in any byte."""
+    """A file is cut, gets one more byte, or has one bit flipped in any byte."""
     jaxgru.save(path, draw("elman", 1, 2, dtype="bfloat16"))
     data, rng = path.read_bytes(), np.random.default_rng(0)
     assert len(data) < 500
@@ -178,13 +178,13 @@ def test_every_byte_counts(path):
 
 
 def parts_of(data):
-    """(header, arrays) of a file."""
+    """Return (header, arrays) of a file."""
     start = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:start]), data[start:]
 
 
 def with_digest(header, arrays):
-    """A file with another header, whose digest is right."""
+    """A file with another header and the right digest."""
     header["__metadata__"]["sha256"] = "0" * 64
     text = json.dumps(header).encode()
     data = len(text).to_bytes(8, "little") + text + arrays

@@ -11,7 +11,7 @@ class Plan(NamedTuple):
     in_loop: int
     """Inputs up to this size are projected at each step. Larger ones are projected by stretches."""
     hoisted: int
-    """If the projected inputs have at most this many bytes, all time steps form one stretch."""
+    """If the projected inputs take at most this many bytes, there is one stretch, also backward."""
     wide: float
     """From this H on, states are columns, and weights are the left operand of a product."""
     wide_tangent: float

@@ -207,9 +207,7 @@ def _told_apart(found: _Ends, chosen: np.ndarray, apart: float) -> RestingPoints
     largest_first = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
     eigenvalues = np.take_along_axis(eigenvalues, largest_first, axis=1)
     modulus = np.abs(eigenvalues)
-    with np.errstate(
-        divide="ignore"
-    ):  # the time constant is infinite at modulus 1, and 0 at modulus 0
+    with np.errstate(divide="ignore"):  # it is infinite at modulus 1, and 0 at modulus 0
         time_constants = -1 / np.log(modulus)
     return RestingPoints(
         points=points[kept],

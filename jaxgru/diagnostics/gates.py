@@ -154,9 +154,7 @@ class _Tally(NamedTuple):
 def _tally(params: Params, batch: Array, limits: Array) -> _Tally:
     """Tally the gates of a batch `[B, T, I]`."""
     values = jax.vmap(partial(gate_values, params))(batch)
-    each = (
-        values[name] for name in GATES[type(params)]
-    )  # `vmap` sorts a dict by name, so the order is fixed here
+    each = (values[name] for name in GATES[type(params)])  # `vmap` sorts a dict by name
     gates = jnp.stack([gate.reshape(-1, gate.shape[-1]) for gate in each])
     log_odds = jnp.log(gates) - jnp.log1p(-gates)
     bins = jnp.clip((log_odds + LIMIT) / WIDTH, 0, BINS - 1).astype(jnp.int32)

@@ -38,9 +38,9 @@ def gradient_norms(
         g_t = |dL/ds_t|,    L = loss(hs),    t = 0 .. T
 
     dL/ds_t measures how a small change of s_t changes the loss through everything that follows.
-    This includes output t if it is computed from s_t. For a cell made by `register` it is, if the
-    step computes y from the arrays that it returns as the carry. The computation takes one forward
-    and one backward pass, and memory for T states.
+    This includes output t if the step computes it from s_t. A step that you passed to `register`
+    does so if it computes y from the arrays that it returns as the carry. The computation takes one
+    forward and one backward pass, and memory for T states.
 
     Args:
         loss: a function from the outputs hs `[T, H]` of `scan` to a scalar. It is compiled once for
@@ -175,9 +175,7 @@ def _memory_gradient(
         rows, log_scale = carry
         rows = pulled(states, *inputs, rows)
         size = jnp.abs(rows).max()
-        size = jnp.where(
-            size > 0, size, 1
-        )  # if everything is forgotten, the logarithm is -inf and not NaN
+        size = jnp.where(size > 0, size, 1)  # so the logarithm of zero rows is -inf, not NaN
         carry = rows / size, log_scale + jnp.log(size)
         return carry, logs(*carry)
 

@@ -102,10 +102,7 @@ def to_keras(params: Params, layer: Any) -> None:
 def _sides(caller: str, layer: Any) -> tuple[Any, Any]:
     if layer.merge_mode != "concat":
         raise checks.error(ValueError, caller, "merge_mode", "'concat'", repr(layer.merge_mode))
-    return (
-        layer.forward_layer,
-        layer.backward_layer.cell,
-    )  # its backward layer is meant to run backwards
+    return layer.forward_layer, layer.backward_layer.cell  # without go_backwards, which is True
 
 
 def _cell(caller: str, layer: Any) -> tuple[Any, Form]:

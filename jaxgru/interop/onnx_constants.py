@@ -7,7 +7,7 @@ import numpy as np
 from jaxgru import checks
 from jaxgru.interop.onnx_model import STANDARD, Model, Place, allowance
 
-# Operators that exporters put between a weight and its node. None has more outputs than inputs.
+# Operators that exporters put between a weight and its node. None makes more numbers than it gets.
 COMPUTED = (
     "Cast", "Concat", "Constant", "DequantizeLinear", "Identity", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
@@ -24,9 +24,7 @@ class Constants:
     def __init__(self, model: Model, place: Place) -> None:
         self._model = model
         self._graphs = [_Graph(graph) for graph in place.graphs]
-        self._arrays: dict[
-            tuple[int, str], np.ndarray
-        ] = {}  # by the level of the graph and the name
+        self._arrays: dict[tuple[int, str], np.ndarray] = {}  # by the level of a graph, and a name
         self._read = self._made = 0  # bytes
 
     def lacks(self, name: str) -> tuple[str, str] | None:
@@ -97,18 +95,14 @@ class Constants:
             got = "data in an external file"
             fix = "Pass the path of the model, or load the model with onnx.load."
             raise checks.error(ValueError, "from_onnx", label, "in the model", got, fix)
-        if (
-            tensor.data_type not in _types()
-        ):  # others would be unpacked to the size that the file declares
+        if tensor.data_type not in _types():  # others would be unpacked to any declared size
             got = f"a tensor of the data type {tensor.data_type}"
             raise checks.error(
                 ValueError, "from_onnx", label, f"of one of the data types {', '.join(DTYPES)}", got
             )
         try:
             array = numpy_helper.to_array(tensor, str(folder or ""))
-        except (
-            Exception
-        ) as reason:  # of many kinds: a file is missing, cut short or outside the folder
+        except Exception as reason:  # a file may be missing, cut short or outside the folder
             expected, got = f"readable, of shape {list(tensor.dims)}", f"{reason}".rstrip(".")
             raise checks.error(ValueError, "from_onnx", label, expected, got) from reason
         self._read += array.nbytes
@@ -141,7 +135,7 @@ class Constants:
             graph = helper.make_graph([node], "constant", sources, results)
             with np.errstate(all="ignore"):  # inf and NaN are valid values
                 made = ReferenceEvaluator(graph, opsets={"": opset}).run(None, values)
-        except Exception as reason:  # of many kinds: NumPy complains about shapes and axes
+        except Exception as reason:  # NumPy raises many kinds for wrong shapes and axes
             got = f"{reason}".rstrip(".")
             raise checks.error(ValueError, "from_onnx", label, computed, got) from reason
         self._arrays |= {

@@ -14,10 +14,8 @@ from jaxgru.interop.weights import Form, form_of, to_packed
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.lstm import LSTMParams
 
-OPSET, IR_VERSION = (
-    21,
-    10,
-)  # the newest version that onnxruntime 1.20 runs, the oldest release in our extra
+# These are the newest versions for onnxruntime 1.20, the oldest release that our extra allows.
+OPSET, IR_VERSION = 21, 10
 OPS: dict[Form, str] = {form: op for op, forms in FORMS.items() for form in forms}
 
 
@@ -40,7 +38,7 @@ def to_onnx(
     | value | shape | |
     | --- | --- | --- |
     | xs | `[T, N, I]` | any T and N > 0; T = 0 only in onnxruntime 1.26 or later |
-    | length | int32 `[N]`, or `[1]` for all | an input with length=True, else T; at most T |
+    | length | int32 `[N]`, or `[1]` for all | an input if length=True, else T; clipped to [0, T] |
     | carry | `[N, H]`, or `[1, H]` for all | an input with carry=True, else zeros |
     | outputs | `[T, N, H]` | zeros in the padding |
     | last | `[N, H]` | the carry after the last real step, or the initial one at length 0 |
@@ -150,9 +148,8 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
     graph.input("x", dtype, "N", size)
     graph.output("y", "N", width)
     first = graph.constant(np.array([0]))
-    ys = _run(
-        graph, params, graph.value("Unsqueeze", "x", first), (), False
-    )  # a sequence of one step
+    xs = graph.value("Unsqueeze", "x", first)  # a sequence of one step
+    ys = _run(graph, params, xs, (), False)
     graph.node("Squeeze", [ys, first], ["y"])
     graph.write(path)
 

@@ -187,7 +187,7 @@ class Named:
         """Raise an error if there are arrays that the caller has not used."""
         rest = [name for name in self._arrays if name not in self._asked]
         if rest:
-            expected = f"nothing but {listed(sorted(self._asked))}"
+            expected = f"only {listed(sorted(self._asked))}"
             raise checks.error(
                 ValueError, self._caller, "weights", expected, f"also {listed(rest)}", fix
             )

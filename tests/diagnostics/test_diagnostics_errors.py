@@ -1,4 +1,4 @@
-"""Wrong calls: each names the call and the argument, what was expected and what came."""
+"""Each wrong call names the call, the argument, the expected and the given value."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""haiku: weights read and written, against haiku's own outputs; wrong input."""
+"""Haiku: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_both_ways(name):
     back = to_haiku(params)
     assert back.keys() == weights.keys()
     assert_close(net.apply(back, data()), net.apply(weights, data()), TOL)
-    # The forget bias goes up and down by 1, which may cost its last bit.
+    # Adding and subtracting 1 may change the last bit of the forget bias.
     assert_close(from_haiku(back), params, 1e-15 if name == "LSTM" else 0)
 
 

@@ -1,6 +1,6 @@
-"""keras: weights read and written, against keras' own outputs; wrong input.
+"""Keras: weights that are read and written, against its own outputs, and wrong input.
 
-In float32: on this backend keras computes parts of a float64 layer in float32.
+The tests use float32, since on this back end Keras computes parts of a float64 layer in float32.
 """
 
 import jax
@@ -22,12 +22,12 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def narrow():
-    """Without biases keras lets float64 into its loop where 64-bit types are on."""
+    """Without biases, Keras lets float64 into its loop if 64-bit types are on."""
     with jax.enable_x64(False):
         yield
 
 
-#: Two evaluations of five steps in float32: errors stay below 20 ulp of numbers of order one.
+#: For two float32 evaluations of five steps. Errors stay below 20 ulp of numbers of order one.
 TOL = 2e-6
 BATCH, STEPS, INPUT, HIDDEN = 3, 5, 3, 4
 KINDS = {

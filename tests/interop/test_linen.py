@@ -1,4 +1,4 @@
-"""flax.linen: weights read and written, against flax' own outputs; wrong input."""
+"""flax.linen: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def data():
 
 
 def make(name):
-    """(module that unrolls the cell, the cell's weights)"""
+    """Return (a module that unrolls the cell, the weights of the cell)."""
     rnn = linen.RNN(getattr(linen, name)(HIDDEN, param_dtype=jnp.float64))
     tree = rnn.init(jax.random.key(0), data())["params"]["cell"]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Weights that an ONNX model computes from constants, against what onnxruntime computes."""
+"""Weights that an ONNX model computes from constants, against onnxruntime."""
 
 import re
 
@@ -24,7 +24,7 @@ from onnx_models import (
     whole,
 )
 
-# Each makes an array like the one it is given, and returns its name. By the versions of operators.
+# Each function makes an array like the given one, and returns its name.
 WAYS = {
     "Constant": lambda make, a: make.value(
         "Reshape", make.value("Constant", value_floats=a.ravel().tolist()), np.array(a.shape)
@@ -66,7 +66,7 @@ OLD_WAYS = {
 
 
 def check(model, op="GRU"):
-    """What is read is what onnxruntime computes, weights and outputs."""
+    """The weights and outputs equal those that onnxruntime computes."""
     xs = random_xs(6, 2)
     ys, *negated = session(model).run(None, {"X": xs})
     arrays = {role: -a for role, a in zip("WRB", negated, strict=True)}
@@ -85,7 +85,7 @@ def test_weights_that_are_computed(way):
 
 @pytest.mark.parametrize("way", OLD_WAYS)
 def test_operators_of_old(way):
-    """Whose axes were attributes, and a quantized one older than onnx' evaluator."""
+    """Their axes were attributes. The quantized one is older than the evaluator of ONNX."""
     check(computed(OLD_WAYS[way], opset=11))
 
 
@@ -94,9 +94,10 @@ def test_of_every_kind_of_node():
 
 
 def test_weights_stay_in_half_precision():
-    """What is computed in float16 is rounded there, to the same bits as in onnxruntime.
+    """Computations in float16 round to the same bits as onnxruntime does.
 
-    Its outputs are rounded at the end, those of scan in every state: a few ulp, 5e-4 each.
+    onnxruntime rounds outputs at the end, and scan rounds every state. They differ by a few ulp of
+    5e-4.
     """
     model = computed(lambda make, a: dequantized(make, a, "int8", 1, axis=1), kind="float16")
     xs = random_xs(6, 2).astype("float16")
@@ -110,7 +111,7 @@ def test_weights_stay_in_half_precision():
 
 
 def test_lengths_and_states_that_are_computed():
-    """A constant if it is one, else an input, by its name in the model."""
+    """A value is either a constant or an input with its name in the model."""
     node, make = draw_node("GRU", batch=2), Making()
     states = {
         "sequence_lens": make.value("Cast", node.arrays["sequence_lens"].astype("int64"), to=6),
@@ -130,30 +131,30 @@ def test_lengths_and_states_that_are_computed():
 
 
 def test_inputs_that_have_a_default():
-    """As all initializers were before version 4 of the format."""
+    """Before version 4 of the format, all initializers were inputs too."""
     model, expected = model_of(draw_node("GRU")), from_onnx(model_of(draw_node("GRU"))).params
     model.graph.input.extend(described(t.name, shape=t.dims) for t in model.graph.initializer)
     assert_same(from_onnx(model).params, expected)
 
 
 def test_numbers_beyond_float32():
-    """Computed as they are, without a warning of NumPy."""
+    """inf and NaN are computed without a warning of NumPy."""
     model = computed(lambda make, a: make.value("Cast", a.astype("float64") * 1e300, to=1))
     assert np.isinf(from_onnx(model).params.w_ih).all()
 
 
-# What is refused.
+# Refused models.
 
 
 def weight(*nodes, inputs=(), **arrays):
-    """A model with one GRU 'gru' whose W is whatever makes the value W."""
+    """A model with one GRU named gru, whose W is whatever makes the value W."""
     held = {"R": draw_node("GRU").arrays["R"], **arrays}
     gru = helper.make_node("GRU", ["X", "W", "R"], ["Y"], name="gru", hidden_size=HIDDEN)
     return whole([*nodes, gru], [described("X"), *inputs], [described("Y", shape=None)], held)
 
 
 def doubled(times):
-    """An array of one number, put behind itself again and again."""
+    """An array of one number, which is concatenated with itself again and again."""
     pairs = [helper.make_node("Concat", [f"d{k}"] * 2, [f"d{k + 1}"], axis=0) for k in range(times)]
     return weight(*pairs, helper.make_node("Identity", [f"d{times}"], ["W"]), d0=np.ones(1, "f4"))
 
@@ -175,7 +176,7 @@ def with_sparse_weights():
 
 
 def declared(dims, kind=onnx.TensorProto.FLOAT, data=bytes(4)):
-    """Weights of a size that the file does not have."""
+    """The weights declare a size that the file does not have."""
     model = weight()
     model.graph.initializer.append(
         onnx.TensorProto(name="W", dims=dims, data_type=kind, raw_data=data)
@@ -285,14 +286,14 @@ def test_what_is_no_constant(name):
 
 
 def test_weights_of_integers_after_all():
-    """What is computed is checked as what is held is."""
+    """Computed values pass the same checks as stored ones."""
     model = weight(one("Cast", "a", to=6), a=np.ones((1, 3 * HIDDEN, INPUT), "f4"))
     with pytest.raises(TypeError, match=r"the dtype of W .* must be float16, bfloat16, float32"):
         from_onnx(model)
 
 
 def test_bytes_of_a_large_layer():
-    """Quantized weights of 10 MB, through a few operators, are within bounds."""
+    """Quantized weights of 10 MB are allowed after a few operators."""
     hidden, make = 1280, Making()
     names = []
     for size in (INPUT, hidden):

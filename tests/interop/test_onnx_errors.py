@@ -1,4 +1,4 @@
-"""Models that `from_onnx` refuses: it names the node and its part, what was expected, what came."""
+"""`from_onnx` refuses these models. The error names the node, its part, and what is wrong."""
 
 import re
 
@@ -12,7 +12,7 @@ from onnx_models import draw_node, held_elsewhere, helper, model_of, onnx
 
 
 def gru(drop=(), op="GRU", **arrays):
-    """A GRU node, some of its arrays replaced or dropped."""
+    """A GRU node with some of its arrays replaced or dropped."""
     node = draw_node(op)._replace(name="encoder")
     kept = {role: a for role, a in node.arrays.items() if role not in drop}
     return node._replace(arrays=kept | arrays)
@@ -43,7 +43,7 @@ def without_recurrence():
     return helper.make_model(helper.make_graph([node], "test", [], []))
 
 
-# What from_onnx is given, the exception, and what it says around "must be".
+# The source, the exception, and a part of its message around "must be".
 WRONG = {
     "two nodes and no name": (
         lambda: [model_of(gru(), draw_node("GRU"))],
@@ -222,7 +222,7 @@ def test_float64_that_is_switched_off():
 
 
 def test_a_file_cut_anywhere(tmp_path):
-    """Never half of the weights, never an error that does not name the file."""
+    """A damaged file never gives half of the weights, and its error names the file."""
     path = tmp_path / "half.onnx"
     to_onnx(draw("gru", dtype="float32"), path)
     whole = path.read_bytes()

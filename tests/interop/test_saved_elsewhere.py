@@ -44,11 +44,13 @@ def test_flax(kind, dtype):
 
 
 def test_train_state():
-    """With moments of all params, and of matrices alone: then other leaves are no arrays."""
+    """The optimizers keep moments of all params, or only of matrices. Then other leaves are no
+    arrays.
+    """
     params = {"rnn": draw("mixed", dtype="float32"), "head": jnp.ones((4, 2), "float32")}
     matrices = jax.tree.map(lambda a: a.ndim > 1, params)
     optimizer = optax.chain(optax.adam(1e-3), optax.masked(optax.trace(0.9), matrices))
-    with jax.numpy_dtype_promotion("standard"):  # optax' Adam needs it
+    with jax.numpy_dtype_promotion("standard"):  # the Adam of optax needs it
         state = TrainState.create(apply_fn=None, params=params, tx=optimizer)
         state = state.apply_gradients(grads=params)
     again = serialization.from_bytes(zeros(state), serialization.to_bytes(state))
@@ -75,7 +77,7 @@ def test_nnx_modules_of_two_forms_have_no_name_in_common():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_safetensors(tmp_path, dtype):
-    """What `save` writes is a file of theirs, and what they write are dicts of ours."""
+    """safetensors reads the files of `save`, and `from_dict` reads what safetensors writes."""
     params = draw("mixed", dtype=dtype)
     jaxgru.save(tmp_path / "ours", params)
     weights = safetensors.load_file(tmp_path / "ours")
@@ -88,7 +90,7 @@ def test_safetensors(tmp_path, dtype):
 
 def test_the_page(tmp_path):
     params = draw("stack", dtype="float32")
-    with jax.numpy_dtype_promotion("standard"):  # optax' Adam needs it
+    with jax.numpy_dtype_promotion("standard"):  # the Adam of optax needs it
         for block in recipes.blocks("recipes/saving.md"):
             names = {"folder": tmp_path, "params": params, "jaxgru": jaxgru}
             exec(compile(block, "saving.md", "exec"), names)

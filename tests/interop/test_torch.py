@@ -1,4 +1,4 @@
-"""torch: weights read and written, against torch's own outputs; wrong input."""
+"""PyTorch: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def data():
 
 
 def run(module, xs):
-    """(outputs, final states) with lengths; zeros in the padding."""
+    """Return (outputs, final states) with lengths. The padding has zeros."""
     packed = torch.nn.utils.rnn.pack_padded_sequence(
         torch.from_numpy(xs), torch.from_numpy(LENGTHS), batch_first=True, enforce_sorted=False
     )
@@ -65,7 +65,7 @@ def test_both_ways(name, bias, layers, both):
 
     back = getattr(torch.nn, name)(INPUT, HIDDEN, dtype=torch.float64, **options)
     back.load_state_dict(to_torch(params), strict=True)
-    # The two biases of a gate come back as their sum.
+    # The two biases of a gate are restored as their sum.
     assert_close(run(back, data()), run(module, data()), TOL)
     assert_same(from_torch(back), params)
 
@@ -114,7 +114,7 @@ def test_a_part_of_a_model():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtypes(dtype):
-    """Kept both ways; the sum of two biases is rounded once."""
+    """16-bit weights keep their dtype both ways. The sum of two biases is rounded once."""
     module = make("GRU", dtype=getattr(torch, dtype))
     params = from_torch(module)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
@@ -126,7 +126,7 @@ def test_dtypes(dtype):
 
 
 def test_one_bias_of_several():
-    """Params with only some biases, which torch cannot have: the others are zero there."""
+    """PyTorch cannot have only some biases, so it gets zeros for the others."""
     params = draw("gru_after")
     bare = jaxgru.GRUParams(
         w_ih=params.w_ih, w_hh=params.w_hh, b=None, b_hn=params.b_hn, reset_after=True
