@@ -16,9 +16,7 @@ INPUT, HIDDEN = 3, 10  # not a multiple of what a kernel needs
 
 
 def problem(kind: str, dtype: str, marked: bool, steps: int = 6, batch: int = 5) -> tuple[Any, Any]:
-    """Return (primals, cotangents). marked says whether there are resets and steps that are not
-    real.
-    """
+    """Return (primals, cotangents). marked adds resets, and steps that are not real."""
     params = draw(kind, INPUT, HIDDEN, dtype)
     rng = np.random.default_rng(0)
 

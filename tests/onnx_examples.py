@@ -143,9 +143,7 @@ def function(name, nodes, inputs=("xs", "w", "r", "b"), outputs=("ys",), opset=2
 
 
 def with_functions():
-    """A function that computes a weight, and one with a GRU that calls it. The model calls this
-    twice.
-    """
+    """A function with a GRU calls one that computes a weight. The model calls it twice."""
     node, arrays = named(1, "low")
     kept = {**arrays, "W_low": arrays["W_low"][0]}
     axes = helper.make_node("Constant", [], ["axes"], value_ints=[0])

@@ -22,9 +22,7 @@ GRAD_TOL = 1e-10
 
 
 def peer(name):
-    """Import a peer, or skip and say how to install it. A peer that cannot be imported is a
-    failure.
-    """
+    """Import a peer, or skip and say how to install it. A broken peer is a failure."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(
             f"{name} is not installed: pip install 'jaxgru[interop]'", allow_module_level=True

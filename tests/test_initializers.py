@@ -216,9 +216,7 @@ def test_haiku_elman():
 @pytest.mark.parametrize("preset", ["orthogonal", "keras", "flax", "haiku"])
 @pytest.mark.parametrize("kind", INITS)
 def test_biases(kind, preset):
-    """Biases are zero, except for the forget gate of the LSTM. It is 1 in Keras, Haiku and here, 0
-    in Flax.
-    """
+    """Biases are zero, except 1 for the forget gate of an LSTM in Keras, Haiku and here."""
     expected = np.zeros((GATES[kind], HIDDEN))
     if kind == "lstm" and preset != "flax":
         expected[1] = 1
@@ -266,9 +264,7 @@ def test_chrono_lstm():
 
 
 def assert_chrono(u, t_max):
-    """u ~ U[1, T_max - 1]. The exponential of a float32 logarithm has a relative error of a few
-    1e-7.
-    """
+    """u ~ U[1, T_max - 1]. exp of a float32 logarithm has a relative error of a few 1e-7."""
     assert np.min(u) >= 1 - 1e-5
     assert np.max(u) <= (t_max - 1) * (1 + 1e-5)
     assert np.min(u) < 1 + 0.02 * t_max

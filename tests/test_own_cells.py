@@ -187,7 +187,7 @@ def test_export_of_any_batch_and_time(kind):
 
 @pytest.mark.parametrize("kind", OWN)
 def test_params_that_do_not_fit_together(kind):
-    """The message names each field that misses an axis, a unit or itself, or has another dtype."""
+    """The message names a field without an axis, a unit or any array, or with another dtype."""
     params, xs = draw(kind), draw_xs()
     step = OWN[kind][1]
     for field in dataclasses.fields(params):

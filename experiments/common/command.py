@@ -167,8 +167,8 @@ def _run(task: Task, settings: S, defaults: S, devices: Devices, module: str) ->
     except NotWritten as error:
         how = "again"
         if (settings.out / "metrics.jsonl").exists():
-            how = f"go on: {module} --out {settings.out} --resume"
-        _say(f"error: {error}. What was saved before is whole; make room, then {how}")
+            how = f"continue: {module} --out {settings.out} --resume"
+        _say(f"error: {error}. What was saved before is intact; make room, then {how}")
         return leave(EXIT_CODES["not written"])
 
 

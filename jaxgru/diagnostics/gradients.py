@@ -51,8 +51,8 @@ def gradient_norms(
         carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
-        `[T + 1]`, the Euclidean norm over the whole state: h, or [h, c] for an LSTM, or all arrays
-        of another carry. For a Stack it covers all layers.
+        `[T + 1]`, the Euclidean norm over the whole state, which is h, or [h, c] for an LSTM, or
+        all arrays of another carry. For a Stack it covers all layers.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or the loss is not a scalar.

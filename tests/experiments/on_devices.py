@@ -1,4 +1,4 @@
-"""Run by test_devices.py in a process with eight devices. It prints its results as JSON."""
+"""test_devices.py runs this in a process with eight devices. It prints its results as JSON."""
 
 import json
 import re

@@ -77,7 +77,7 @@ def test_train_interrupt_resume_report_load(lab, capsys):
     training.send_signal(signal.SIGINT)
     printed, errors = training.communicate(timeout=60)
     assert training.returncode == 130, errors
-    assert "To go on: python -m lab.order --out runs/order --resume" in printed
+    assert "To continue: python -m lab.order --out runs/order --resume" in printed
     assert errors == ""
     before = metrics.read_run(out / "metrics.jsonl")
     assert before.header["module"] == "python -m lab.order"

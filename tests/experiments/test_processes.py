@@ -130,7 +130,7 @@ def test_one_of_two_is_killed_and_four_go_on(victim, alone, tmp_path):
         assert "Terminating process because the JAX distributed service" in errors[1]
     else:
         assert codes[1 - victim] == LOST, errors
-        assert "another process was lost, go on with --resume" in errors[1 - victim]
+        assert "another process was lost, continue with --resume" in errors[1 - victim]
     codes, printed, errors = finish(start(4, out, "--resume"))
     assert codes == [1] * 4, errors
     assert "Going on after" in printed[0]

@@ -1,6 +1,4 @@
-"""Reading ONNX, against the node tests of its project, against onnxruntime, and with all ways to
-hold weights.
-"""
+"""Reading ONNX: the node tests of its project, onnxruntime, and all ways to hold weights."""
 
 import re
 from unittest import mock
@@ -66,9 +64,7 @@ def project_model(name):
 
 
 def test_all_node_tests_are_found():
-    """There are six of each operator: defaults, bias, lengths or peepholes, layout 1, both
-    directions.
-    """
+    """Each operator has six: defaults, bias, lengths or peepholes, layout 1, both directions."""
     assert len(PROJECT_TESTS) >= 18
     assert set(NOT_APPLICABLE) <= set(PROJECT_TESTS)
 

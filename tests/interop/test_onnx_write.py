@@ -80,9 +80,7 @@ NATIVE = [*WITH_NODE, *(f"{kind} x 2" for kind in WITH_NODE)]
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", [*LAYERS, *NATIVE])
 def test_onnxruntime_equals_scan(kind, reverse, tmp_path):
-    """The results agree for any batch and time, with and without lengths and carries, and any
-    padding.
-    """
+    """The results agree for any batch, time and padding, with and without lengths and carries."""
     params = native(kind) if kind in NATIVE else draw(kind, dtype="float32")
     plain = session(exported(params, tmp_path, reverse=reverse)).run
     run = session(exported(params, tmp_path, reverse=reverse, length=True, carry=True)).run

@@ -44,9 +44,7 @@ def test_flax(kind, dtype):
 
 
 def test_train_state():
-    """The optimizers keep moments of all params, or only of matrices. Then other leaves are no
-    arrays.
-    """
+    """Moments exist for all params, or only for matrices. Then other leaves are no arrays."""
     params = {"rnn": draw("mixed", dtype="float32"), "head": jnp.ones((4, 2), "float32")}
     matrices = jax.tree.map(lambda a: a.ndim > 1, params)
     optimizer = optax.chain(optax.adam(1e-3), optax.masked(optax.trace(0.9), matrices))

@@ -250,7 +250,7 @@ def test_no_space_left(name, tmp_path, capsys):
         out.mkdir()
         (out / name).symlink_to("/dev/full")
         error = cannot_write(capsys, out, *SMALL)
-        assert "No space left on device. What was saved before is whole; make room, then " in error
+        assert "No space left on device. What was saved before is intact; make room, then " in error
         (out / name).unlink()
         assert adding_main([*SMALL, "--out", str(out)]) == 1
     else:
@@ -355,7 +355,7 @@ def test_files_that_cannot_grow(whole, tmp_path, after):
     (line,) = ended.stderr.splitlines()
     assert line == (
         f"error: cannot write {out / 'checkpoints' / str(after + 1)}: File too large. "
-        "What was saved before is whole; make room, then go on: "
+        "What was saved before is intact; make room, then continue: "
         f"python -m experiments.copy_task --out {out} --resume"
     )
     kept = sorted(int(path.name) for path in (out / "checkpoints").iterdir())
