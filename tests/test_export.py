@@ -51,7 +51,7 @@ def gradient(params, xs, *rest, **options):
 
 
 def exported(run, params):
-    """Export a function of a batch, with symbolic sizes and for all platforms, to bytes and back."""
+    """Export a function of a batch, with symbolic sizes for all platforms, to bytes and back."""
     batch, time = export.symbolic_shape("batch, time")
     inputs = jax.tree.leaves(params)[0].shape[0]
     xs = jax.ShapeDtypeStruct((batch, time, inputs), np.float32)

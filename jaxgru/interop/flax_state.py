@@ -36,7 +36,7 @@ def _from_state(params: Params, state: Any) -> Params:
     found = list(state) if isinstance(state, dict) else [checks.describe(state)]
     if set(found) != set(leaves):
         fix = "It belongs to other params. jaxgru.from_dict(state) makes them without a template."
-        expected, got = f"of {', '.join(leaves)}", ", ".join(map(str, found))
+        expected, got = f"a dict with {', '.join(leaves)}", ", ".join(map(str, found))
         caller = "flax.serialization.from_state_dict"
         raise checks.error(ValueError, caller, "state", expected, got, fix)
     restored = [

@@ -61,7 +61,7 @@ def test_flax_refuses_another_form(bias):
     for params, other in ((before, after), (after, before)):
         for wrap in (lambda params: params, lambda params: {"rnn": jaxgru.Stack((params,))}):
             data = serialization.to_bytes(wrap(params))
-            with pytest.raises(ValueError, match="It was saved from other params"):
+            with pytest.raises(ValueError, match="It belongs to other params"):
                 serialization.from_bytes(wrap(other), data)
     with pytest.raises(ValueError, match="got float32"):
         serialization.from_state_dict(before, before.w_ih)
