@@ -144,7 +144,7 @@ def test_sigterm_to_one_stops_all_and_one_goes_on(alone, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     codes, printed, errors = finish(processes)
     assert codes == [130, 130], errors
-    assert "all is saved" in printed[0]
+    assert "everything is saved" in printed[0]
     before = jax.config.jax_enable_x64
     assert main(["--out", str(out), "--resume"]) == 1
     jax.config.update("jax_enable_x64", before)
