@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy.typing
 from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+# The reference shows the name of this type. Sphinx would write out the union that it stands for.
+numpy.typing.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
 autosummary_generate = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

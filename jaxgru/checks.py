@@ -1,4 +1,4 @@
-"""Argument checks, which run before tracing. Errors state the value, the expected one and a fix."""
+"""Argument checks, which run before tracing. Errors state the expected and the given value."""
 
 import operator
 from typing import Any
@@ -13,6 +13,8 @@ from jaxgru.cell import cell_of, check_leaves
 
 INT32_MAX = 2**31 - 1
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+#: The dtypes in messages.
+FLOATS = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 
 
 def error(
@@ -23,34 +25,34 @@ def error(
 
 
 def is_array(value: Any) -> bool:
-    """Whether value has values, a shape and a dtype, like tracers and other libraries' arrays."""
+    """Whether value is a tracer or an array of any library, with values, a shape and a dtype."""
     known = hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple)
     return known and not isinstance(value, jax.ShapeDtypeStruct)
 
 
 def shape_of(value: Any) -> tuple[Any, ...]:
-    """The shape of an array; () for anything else."""
+    """Return the shape of an array, and () for anything else."""
     return value.shape if is_array(value) else ()
 
 
 def describe(value: Any) -> str:
-    """`float32[10, 3]` for an array; the name of the type for anything else."""
+    """Return `float32[10, 3]` for an array, and the name of the type for anything else."""
     if is_array(value) or isinstance(value, jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     return f"{type(value).__name__}"
 
 
 def shown(value: Any) -> str:
-    """The value of an option if it is short, and otherwise its description."""
+    """Return the value of an option if it is short, and otherwise its description."""
     plain = value is None or isinstance(value, str | bool | int | float)
     return repr(value) if plain else describe(value)
 
 
 def dtype_of(value: Any) -> Any:
-    """The dtype that JAX gives this array: float64 becomes float32 if x64 is off.
+    """Return the dtype that JAX gives this array: float32 for float64 if 64-bit types are off.
 
-    Where JAX has no such dtype, as for strings or tensors of torch, it is the object dtype, which
-    no check accepts.
+    If JAX has no such dtype, as for strings or tensors of torch, return the object dtype, which no
+    check accepts.
     """
     try:
         return jax.dtypes.canonicalize_dtype(value.dtype, allow_extended_dtype=True)
@@ -58,16 +60,17 @@ def dtype_of(value: Any) -> Any:
         return jnp.dtype(object)
 
 
-def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> None:
-    """Check that the arguments of a cell's own step fit together."""
+def step(caller: str, params_type: type, params: Any, value: Any, x: Any) -> tuple[Any, Any, Any]:
+    """Check that the arguments of a cell's own step fit together, and return them as JAX arrays."""
     if not isinstance(params, params_type):
-        fix = "jaxgru.step takes any params."
+        fix = "Use jaxgru.step, which takes any params."
         raise error(TypeError, caller, "params", params_type.__name__, describe(params), fix)
     check_leaves(caller, params)
     cell = cell_of(params)
     shape = cell.carry_shape(params)
     carry(caller, "carry", value, shape)
     inputs(caller, "x", x, cell.sizes(params)[:1], jax.tree.leaves(shape)[0].dtype)
+    return jax.tree.map(jnp.asarray, (params, value, x))
 
 
 def array(caller: str, name: str, value: Any, shape: tuple[int | str, ...], fix: str = "") -> None:
@@ -90,20 +93,20 @@ def flags(caller: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Check that value holds bools of this shape: one for each step of xs, or a single one."""
     if shape == () and isinstance(value, bool):
         return
-    array(caller, name, value, shape, "One flag for each step of xs." if shape else "")
+    array(caller, name, value, shape, "Pass one flag for each step of xs." if shape else "")
     if dtype_of(value) != jnp.bool_:
-        fix = f"True marks {FLAGS[name]}: {name}.astype(bool)."
+        fix = f"True marks {FLAGS[name]}: pass {name}.astype(bool)."
         raise error(TypeError, caller, name, "bool", describe(value), fix)
 
 
 def hidden_size(w_hh: Any, rank: int) -> int | str:
-    """H, or the letter "H" if w_hh does not have this rank."""
+    """Return H, or the letter "H" if w_hh does not have this rank."""
     shape = shape_of(w_hh)
     return shape[0] if len(shape) == rank else "H"
 
 
 def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
-    """Check that the named leaves have these shapes and one supported dtype. None is no leaf."""
+    """Check that the named leaves have these shapes and one supported dtype. Biases may be None."""
     owner = type(params).__name__
     first = None
     for name, shape in shapes.items():
@@ -112,21 +115,21 @@ def weights(caller: str, params: Any, **shapes: tuple[int | str, ...]) -> None:
             continue
         fix = ""
         if len(shape_of(leaf)) > len(shape):
-            fix = "Several networks at once go through jax.vmap over params."
+            fix = "Use jax.vmap over params for several networks."
         array(caller, f"{owner}.{name}", leaf, shape, fix)
         if dtype_of(leaf).name not in DTYPES:
-            expected = f"one of {', '.join(DTYPES)}"
+            expected = f"an array of dtype {FLOATS}"
             raise error(TypeError, caller, f"{owner}.{name}", expected, describe(leaf))
         first = leaf if first is None else first
         if dtype_of(leaf) != dtype_of(first):
-            expected = f"{dtype_of(first)} as {owner}.w_ih is"
+            expected = f"{dtype_of(first)}, like the other leaves"
             fix = "Cast all leaves to one dtype with jax.tree.map."
             raise error(TypeError, caller, f"{owner}.{name}", expected, describe(leaf), fix)
 
 
 def float_dtype(caller: str, name: str, dtype: Any) -> None:
     """Check that dtype is supported and enabled: float64 needs jax_enable_x64."""
-    expected = f"one of {', '.join(DTYPES)}"
+    expected = FLOATS
     try:
         if dtype is None or is_array(dtype):  # jnp.dtype would accept both
             raise TypeError
@@ -136,8 +139,8 @@ def float_dtype(caller: str, name: str, dtype: Any) -> None:
     if wanted.name not in DTYPES:
         raise error(TypeError, caller, name, expected, wanted.name)
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-        fix = 'jax.config.update("jax_enable_x64", True) switches float64 on.'
-        raise error(ValueError, caller, name, "a dtype that is switched on", wanted.name, fix)
+        fix = 'jax.config.update("jax_enable_x64", True) enables float64.'
+        raise error(ValueError, caller, name, "a dtype that JAX has enabled", wanted.name, fix)
 
 
 def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
@@ -147,7 +150,7 @@ def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
     float_dtype(caller, "compute_dtype", dtype)
     narrow = jnp.dtype(dtype)
     if jnp.finfo(narrow).bits > jnp.finfo(params).bits:
-        expected = f"at most as wide as params, {params}"
+        expected = f"at most as wide as {params}, the dtype of params"
         raise error(ValueError, caller, "compute_dtype", expected, narrow.name)
     return narrow
 
@@ -155,15 +158,15 @@ def compute_dtype(caller: str, dtype: Any, params: Any) -> Any:
 def same_dtype(caller: str, name: str, value: Any, dtype: Any) -> None:
     """Check that value has the dtype of params."""
     if dtype_of(value) != dtype:
-        fix = f"Nothing is promoted silently: {name}.astype({str(dtype)!r}), or cast params."
-        raise error(TypeError, caller, name, f"{dtype} as params are", describe(value), fix)
+        fix = f"jaxgru promotes no dtypes: pass {name}.astype({str(dtype)!r}), or cast params."
+        raise error(TypeError, caller, name, f"{dtype}, the dtype of params", describe(value), fix)
 
 
 def inputs(caller: str, name: str, xs: Any, shape: tuple[int | str, ...], dtype: Any) -> None:
     """Check that xs is one sequence (or x one step) of the size and dtype of params."""
     fix = f"The last axis is the input size of params, {shape[-1]}."
     if len(shape_of(xs)) > len(shape):
-        fix = f"A batch goes through vmap: jax.vmap({caller}, in_axes=...)."
+        fix = f"Use jax.vmap for a batch: jax.vmap({caller}, in_axes=...)."
     array(caller, name, xs, shape, fix)
     same_dtype(caller, name, xs, dtype)
 
@@ -177,6 +180,7 @@ def carry(
     fix: str = "jaxgru.initial_carry(params) makes one.",
 ) -> None:
     """Check that value has the expected structure, shapes and dtypes, as of initial_carry."""
+    fix = f"{fix}{_class_of_carry(value, expected, name)}"
     want = jax.tree.structure(expected)
     try:
         have = jax.tree.structure(value)
@@ -196,19 +200,41 @@ def carry(
         same_dtype(caller, label, leaf, like.dtype)
 
 
+def _class_of_carry(value: Any, expected: Any, name: str) -> str:
+    """How to make the expected class of the arrays in a plain tuple or list."""
+    if isinstance(value, list) and type(expected) is tuple:
+        return f" It is a tuple, not a list: tuple({name})."
+    if hasattr(value, "_fields") or not isinstance(value, tuple | list):
+        return ""
+    named = jax.tree.leaves(expected, is_leaf=lambda part: hasattr(part, "_fields"))
+    for part in named:
+        if hasattr(part, "_fields"):
+            fields = ", ".join(f"{field}=..." for field in part._fields)
+            package = "jaxgru." if type(part).__module__.startswith("jaxgru.") else ""
+            return f" {package}{type(part).__name__}({fields}) makes one of your own arrays."
+    return ""
+
+
+class _Shown(str):
+    """A description that stands in a tree without quotation marks."""
+
+    __repr__ = str.__str__
+
+
 def value_types(tree: Any) -> Any:
     """The tree with a description in place of every array."""
-    return jax.tree.map(describe, tree)
+    return jax.tree.map(lambda leaf: _Shown(describe(leaf)), tree)
 
 
 def untraced(name: str, value: Any) -> str:
-    """The fix for a traced option, which must be part of the program and not data."""
+    """Return the fix for a traced option, which must be part of the program and not data."""
     if not isinstance(value, Tracer):
         return ""
     option = name.rpartition(".")[2]
     return (
-        f"It is traced, and an option is part of the program: jax.jit(f, static_argnames={option!r}"
-        f"), or functools.partial(f, {option}=...) before jax.jit."
+        f"It is traced, but options must be known to compile the program: use "
+        f"jax.jit(f, static_argnames={option!r}), or functools.partial(f, {option}=...) before "
+        "jax.jit."
     )
 
 
@@ -226,8 +252,8 @@ def number(caller: str, name: str, value: Any, expected: str = "a Python number"
     try:
         float(value)
     except OverflowError:
-        got = "an integer beyond it"
-        raise error(ValueError, caller, name, "within floating point", got) from None
+        got = "a larger integer"
+        raise error(ValueError, caller, name, "a number that fits into a float", got) from None
 
 
 def float_scalar(caller: str, name: str, value: Any) -> None:
@@ -238,7 +264,7 @@ def float_scalar(caller: str, name: str, value: Any) -> None:
     elif not jnp.issubdtype(dtype_of(value), jnp.floating):
         raise error(TypeError, caller, name, expected, describe(value))
     elif value.shape != ():
-        fix = "Several at once go through jax.vmap."
+        fix = "Use jax.vmap for several at once."
         raise error(ValueError, caller, name, expected, describe(value), fix)
 
 
@@ -251,7 +277,7 @@ def key(caller: str, value: Any) -> Array:
     if not typed and value.dtype != jnp.uint32:
         raise error(TypeError, caller, "key", expected, describe(value))
     if value.ndim != (0 if typed else 1):
-        fix = "Several at once go through jax.vmap."
+        fix = "Use jax.vmap for several at once."
         raise error(ValueError, caller, "key", expected, describe(value), fix)
     if not typed:
         try:
@@ -286,8 +312,8 @@ def length(caller: str, value: Any, steps: int) -> None:
         raise error(TypeError, caller, "length", expected, describe(value))
     if shape_of(value) != ():
         fix = (
-            "One length for one sequence; a batch of them goes through jax.vmap, "
-            "and flags for single steps through mask=."
+            "Pass one length for one sequence. Use jax.vmap for a batch, and mask= for flags of "
+            "single steps."
         )
         raise error(ValueError, caller, "length", expected, describe(value), fix)
     if not (plain or jnp.issubdtype(dtype_of(value), jnp.integer)):
@@ -299,7 +325,7 @@ def length(caller: str, value: Any, steps: int) -> None:
 
 
 def reset_given(caller: str, value: Any) -> None:
-    """Check that reset is given, since reset_carry is."""
+    """Check that reset is given together with reset_carry."""
     if value is None:
-        fix = "Without reset there is nowhere to use it; carry= sets where the sequence starts."
+        fix = "Only resets use reset_carry. carry= sets where the sequence starts."
         raise error(ValueError, caller, "reset", "given with reset_carry", "None", fix)

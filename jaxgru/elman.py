@@ -97,7 +97,7 @@ def elman_step(params: ElmanParams, h: Array, x: Array) -> Array:
 
     Source: Elman 1990, "Finding structure in time".
     """
-    checks.step("elman_step", ElmanParams, params, h, x)
+    params, h, x = checks.step("elman_step", ElmanParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]
 
 

@@ -39,6 +39,12 @@ def watch(listener: Callable[[type], None]) -> None:
     _LISTENERS.append(listener)
 
 
+def known() -> str:
+    """The names of all params types that have forms, for messages."""
+    types = dict.fromkeys(form.params_type.__name__ for form in FORMS.values())
+    return ", ".join(types)
+
+
 def weights(**forms: dict[str, Any]) -> Callable[[type[T]], type[T]]:
     """Make a dataclass of weights a pytree, which `jax.export` can also write.
 

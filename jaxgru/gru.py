@@ -37,8 +37,8 @@ class GRUParams:
         b_hn: the bias of the candidate inside the reset product, `[H]`, or None. Only the form with
             `reset_after=True` has it.
         reset_after: whether the reset gate acts after the recurrent product. It is static, so it
-            survives `jax.tree.map` and `jax.vmap`. It is part of the names of the leaves in a
-            checkpoint, so none is restored into the other form: see docs/recipes/saving.md.
+            survives `jax.tree.map` and `jax.vmap`. The names of the leaves in a checkpoint contain
+            it, so no checkpoint is restored into the other form: see docs/recipes/saving.md.
 
     Example:
         >>> import jax, jaxgru
@@ -71,7 +71,7 @@ def gru_init(
         key: a `jax.random.key`.
         input_size: I, the number of input features.
         hidden_size: H, the number of units.
-        reset_after: which of the two forms to draw, see `gru_step`.
+        reset_after: which of the two forms to draw. `gru_step` has their equations.
         bias: whether there are biases.
         init: the initial weights. `"orthogonal"` draws LeCun-normal input weights, an orthogonal
             recurrent block for each gate, and zero biases. `"torch"`, `"keras"`, `"flax"` and
@@ -117,7 +117,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
         n  = tanh(x W_n + b_n + r * (h U_n + b_hn))           reset_after=True
         h' = (1 - z) * h + z * n
 
-    W are the gates of w_ih, U those of w_hh. Products accumulate in at least float32.
+    W are the gates of w_ih, and U are those of w_hh. Products accumulate in at least float32.
 
     Args:
         params: GRUParams.
@@ -138,7 +138,7 @@ def gru_step(params: GRUParams, h: Array, x: Array) -> Array:
 
     Source: Cho et al. 2014, arXiv:1406.1078v3. `reset_after=True` is the form of cuDNN and PyTorch.
     """
-    checks.step("gru_step", GRUParams, params, h, x)
+    params, h, x = checks.step("gru_step", GRUParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]
 
 
@@ -164,12 +164,12 @@ def _carry_shape(params: GRUParams) -> jax.ShapeDtypeStruct:
 
 
 def _blocks(params: GRUParams) -> Blocks:
-    w_hh: Any = params.w_hh  # of a tangent, None
+    w_hh: Any = params.w_hh  # it may be None in a tangent
     if w_hh is None:
         products = (None,) if params.reset_after else (None, None)
     elif params.reset_after:
         products = (flat(w_hh),)
-    else:  # the candidate's product waits for the reset gate
+    else:  # the product of the candidate needs the reset gate first
         products = (flat(w_hh[:, :2]), w_hh[:, 2])
     return Blocks(flat(params.w_ih), products, flat(params.b), params.b_hn)
 

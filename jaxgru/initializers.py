@@ -29,7 +29,7 @@ LSTM_GATES = 4
 
 
 class Drawn(NamedTuple):
-    """Fresh weights of one cell with G gates; the two biases are added up where a cell has one."""
+    """Fresh weights of one cell with G gates. A cell with one bias uses the sum of the two."""
 
     w_ih: Array
     """`[I, G, H]`"""
@@ -44,7 +44,7 @@ class Drawn(NamedTuple):
 def draw(
     caller: str, key: Array, input_size: int, hidden_size: int, gates: int, init: str, dtype: Any
 ) -> Drawn:
-    """Draw one cell's weights by a named preset.
+    """Draw the weights of one cell by a named preset.
 
     Raises: TypeError or ValueError for a key, size, preset or dtype that does not fit.
     """
@@ -55,7 +55,7 @@ def draw(
             ValueError, caller, "init", f"one of {', '.join(PRESETS)}", checks.shown(init)
         )
     checks.float_dtype(caller, "dtype", dtype)
-    wide = accumulator(dtype)  # QR knows no half precision
+    wide = accumulator(dtype)  # there is no QR in half precision
     key_ih, key_hh, key_bias = jax.random.split(key, 3)
     w_ih, w_hh = _WEIGHTS[init](key_ih, key_hh, i, gates, h, wide)
     b_ih = b_hh = jnp.zeros((gates, h), wide)
@@ -70,14 +70,14 @@ def draw(
 def chrono(
     caller: str, key: Array, bias: Array | None, t_max: float, signs: dict[int, int]
 ) -> Array:
-    """The biases `[G, H]` with the rows of the gates that forget drawn for long memories.
+    """Draw the biases of the gates that forget for long memories, in biases `[G, H]`.
 
-        bias[gate] = sign * log(u),    u ~ U[1, T_max - 1], one value a unit
+        bias[gate] = sign * log(u),    u ~ U[1, T_max - 1], one value for each unit
 
-    Raises: TypeError or ValueError without biases, or for a T_max that is no number above 2.
+    Raises: TypeError or ValueError without biases, or if T_max is not a number of at least 2.
     """
     if bias is None:
-        fix = "It sets the gates' biases."
+        fix = "chrono sets the biases of gates."
         raise checks.error(ValueError, caller, "bias", "True with chrono", "False", fix)
     checks.number(caller, "chrono", t_max)
     if not 2 <= t_max <= float(jnp.finfo(accumulator(bias.dtype)).max):
@@ -90,13 +90,13 @@ def chrono(
 
 
 def _blocks(initializer: Any, key: Array, rows: int, gates: int, h: int, dtype: Any) -> Array:
-    """`[rows, gates, h]`, every gate's block drawn on its own."""
+    """Draw `[rows, gates, h]`, with a separate draw for the block of each gate."""
     keys = jax.random.split(key, gates)
     return jax.vmap(lambda k: initializer(k, (rows, h), dtype), out_axes=1)(keys)
 
 
 def _packed(initializer: Any, key: Array, rows: int, gates: int, h: int, dtype: Any) -> Array:
-    """`[rows, gates, h]`, drawn as one matrix `[rows, gates * h]`."""
+    """Draw `[rows, gates, h]` as one matrix `[rows, gates * h]`."""
     return initializer(key, (rows, gates * h), dtype).reshape(rows, gates, h)
 
 

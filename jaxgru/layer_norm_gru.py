@@ -15,10 +15,10 @@ from jaxgru import checks, initializers
 from jaxgru.cell import flat, matmul, split, total
 from jaxgru.register import register
 
-#: What is added to the variance: the default of Keras, whose norm DreamerV2 takes, and the constant
-#: in the program of Ba et al., whose paper has none.
+#: These constants are added to the variance. DreamerV2 uses the layer norm of Keras and its default
+#: constant. The paper of Ba et al. has no such constant, but the program of its authors has.
 EPS, EPS_SEPARATE = 1e-3, 1e-5
-#: DreamerV2 shifts the update gate by this, so that a fresh cell keeps more than it takes in.
+#: DreamerV2 shifts the update gate by this, so that a fresh cell keeps more than it replaces.
 UPDATE_BIAS = -1
 
 
@@ -69,7 +69,7 @@ def layer_norm_gru_init(
         key: a `jax.random.key`.
         input_size: I, the number of input features.
         hidden_size: H, the number of units.
-        separate: which of the two forms to draw, see `layer_norm_gru_step`.
+        separate: which of the two forms to draw. `layer_norm_gru_step` has their equations.
         bias: whether there are biases.
         init: the initial w_ih and w_hh. `"orthogonal"` draws LeCun-normal input weights, and an
             orthogonal recurrent block for each gate. `"torch"`, `"keras"`, `"flax"` and `"haiku"`
@@ -121,7 +121,7 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
 
         LN(a) = gain * (a - mean(a)) / sqrt(var(a) + eps) + b
 
-    W are the gates of w_ih, U are those of w_hh, and each LN has its own part of gain and b. The
+    W are the gates of w_ih, and U are those of w_hh. Each LN has its own part of gain and b. The
     variance is the mean of the squared deviations, so it is divided by the number of values. eps is
     1e-3, and 1e-5 with `separate=True`. Products and norms are computed in at least float32.
 
@@ -155,19 +155,19 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
     normalization", arXiv:1607.06450, supplementary material, "Order embeddings and skip-thoughts",
     and `lngru_layer` in github.com/ryankiros/layer-norm.
     """
-    checks.step("layer_norm_gru_step", LayerNormGRUParams, params, h, x)
+    params, h, x = checks.step("layer_norm_gru_step", LayerNormGRUParams, params, h, x)
     return _step(params, h, _project(params, x))[0]
 
 
 def _norm(a: Array, gain: Array, b: Array | None, eps: float) -> Array:
-    """LN over the last axis; gain and b have that axis alone."""
+    """The layer norm LN over the last axis, the only axis of gain and b."""
     a = a - jnp.mean(a, axis=-1, keepdims=True)
     a = a * lax.rsqrt(jnp.mean(a * a, axis=-1, keepdims=True) + eps)
     return total(a * jnp.broadcast_to(gain.astype(a.dtype), a.shape), b)
 
 
 def _norms(params: LayerNormGRUParams, a: Array, side: int) -> tuple[Array, Array]:
-    """What comes from one side, `[..., 3 H]`: the gates and the candidate, each with its norm."""
+    """The norms of the contribution `[..., 3 H]` of one side: (gates, candidate)."""
     gain, b = params.gain[side], None if params.b is None else params.b[side]
     size = params.w_hh.shape[0]
     gates, candidate = lax.split(a, (2 * size, size), axis=a.ndim - 1)
@@ -179,7 +179,7 @@ def _norms(params: LayerNormGRUParams, a: Array, side: int) -> tuple[Array, Arra
 
 
 def _project(params: LayerNormGRUParams, xs: Array) -> tuple[Array, ...]:
-    """The products of the inputs, with the norms of their own where they have some."""
+    """The products of the inputs, with their own norms if `separate` is True."""
     products = matmul(flat(params.w_ih), xs)
     return _norms(params, products, 0) if params.separate else (products,)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks, exportable
+from jaxgru import checks, exportable, forms
 from jaxgru.cell import Carry, Params, StepCell, cell_of, check_leaves, is_cell
 from jaxgru.gru import gru_init
 
@@ -131,7 +131,7 @@ def carry_shape(params: Params) -> Carry:
 
 
 def start(params: Params) -> Carry:
-    """The carry of any params that a sequence starts from."""
+    """The carry from which a sequence starts, for any params."""
     if isinstance(params, Stack):
         return tuple(map(start, params.layers))
     if isinstance(params, Bidirectional):
@@ -143,19 +143,19 @@ def start(params: Params) -> Carry:
 
 
 def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
-    """Make the carry that a sequence starts from.
+    """Make the carry from which a sequence starts.
 
-    For built-in cells it is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, and `[H]` for every
-    other cell. For a Bidirectional it is a tuple of two carries, and for a Stack a tuple with one
-    for each layer. For params of your own type it is the `initial_carry` that you registered. With
-    batch, every array has these axes in front.
+    For the cells of this library it is zeros: LSTMCarry(h `[H]`, c `[H]`) for an LSTM, and `[H]`
+    for every other cell. For a Bidirectional it is a tuple of two carries, and for a Stack a tuple
+    with one for each layer. For params of your own type it is the `initial_carry` that you
+    registered. With batch, every array has these axes in front.
 
     Args:
         params: of any type that `scan` takes.
         batch: sizes of leading axes, for `jax.vmap` to map over.
 
     Raises:
-        TypeError, ValueError: params do not fit together, or batch is no tuple of sizes.
+        TypeError, ValueError: params do not fit together, or batch is not a tuple of sizes.
 
     Example:
         >>> import jax, jaxgru
@@ -165,7 +165,7 @@ def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     """
     check("initial_carry", params)
     if not isinstance(batch, tuple):
-        fix = f"One axis of {batch} examples is ({batch},)." if isinstance(batch, int) else ""
+        fix = f"Pass ({batch},) for {batch} examples." if isinstance(batch, int) else ""
         expected, got = "a tuple of sizes", checks.describe(batch)
         raise checks.error(TypeError, "initial_carry", "batch", expected, got, fix)
     batch = tuple(checks.size("initial_carry", "batch", size) for size in batch)
@@ -173,12 +173,12 @@ def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
 
 
 def dtype(params: Params) -> Any:
-    """The one dtype of params."""
+    """The dtype of params, which is the same for all leaves."""
     return checks.dtype_of(jax.tree.leaves(params)[0])
 
 
 def check(caller: str, params: Params) -> None:
-    """Raises where params, or the layers of a composition, do not fit together."""
+    """Raise an error if params, or the layers of a composition, do not fit together."""
     if isinstance(params, Stack):
         _check_stack(caller, params)
     elif isinstance(params, Bidirectional):
@@ -188,14 +188,13 @@ def check(caller: str, params: Params) -> None:
         if one != other:
             name = "Bidirectional.backward"
             raise checks.error(
-                ValueError, caller, name, f"of input size {one} as forward is", f"{other}"
+                ValueError, caller, name, f"of input size {one}, like forward", f"{other}"
             )
     elif is_cell(params):
         check_leaves(caller, params)
     else:
-        fix = "jaxgru.gru_init(key, input_size, hidden_size) makes some."
-        built_in = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional, Stack"
-        expected = f"{built_in} or of a registered type"
+        fix = "jaxgru.gru_init(key, input_size, hidden_size) makes GRUParams."
+        expected = f"{forms.known()}, Bidirectional, Stack or of a registered type"
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}
     if len(dtypes) > 1:
@@ -205,7 +204,7 @@ def check(caller: str, params: Params) -> None:
 
 
 def check_forward(caller: str, params: Params, fix: str) -> None:
-    """Raises where params, or a layer of theirs, run backward in time too; fix is what to do."""
+    """Raise an error, with this fix, if params contain a Bidirectional."""
     if isinstance(params, Bidirectional):
         expected = "params that run forward in time"
         raise checks.error(TypeError, caller, "params", expected, "Bidirectional", fix)
@@ -229,7 +228,7 @@ def check_weights_named(caller: str, params: Params, what: str) -> None:
 
 
 def check_state(caller: str, params: Params) -> None:
-    """Raises where the carry of params, or of a layer of theirs, is no vector of numbers."""
+    """Raise an error if the carry of a cell in params does not consist of numbers of its dtype."""
     if isinstance(params, Stack):
         for layer in params.layers:
             check_state(caller, layer)
@@ -239,12 +238,14 @@ def check_state(caller: str, params: Params) -> None:
     else:
         name, carry = f"the carry of {type(params).__name__}", carry_shape(params)
         if not jax.tree.leaves(carry):
-            raise checks.error(ValueError, caller, name, "a tree with an array in it", f"{carry}")
+            raise checks.error(
+                ValueError, caller, name, "a tree that contains an array", f"{carry}"
+            )
         for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
             if leaf.dtype != dtype(params):
                 where = name + jax.tree_util.keystr(path)
-                expected, got = f"{dtype(params)} as params are", checks.describe(leaf)
-                fix = "A state has Jacobians where it is made of such numbers only: use scan."
+                expected, got = f"{dtype(params)}, the dtype of params", checks.describe(leaf)
+                fix = "Only a state of such numbers has Jacobians: use scan."
                 raise checks.error(TypeError, caller, where, expected, got, fix)
 
 

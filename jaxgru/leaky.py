@@ -138,7 +138,7 @@ def leaky_step(params: LeakyParams, h: Array, x: Array) -> Array:
     2021); Song, Yang & Wang 2016, "Training excitatory-inhibitory recurrent neural networks for
     cognitive tasks".
     """
-    checks.step("leaky_step", LeakyParams, params, h, x)
+    params, h, x = checks.step("leaky_step", LeakyParams, params, h, x)
     return _step(params, h, _project(params, x))[0]
 
 

@@ -53,8 +53,9 @@ def loop(
             steps after them, the padding, every leaf of ys is zero or False. The returned carry is
             the one after the last real step. The contents of the padding, NaN included, affect
             neither values nor gradients. A traced length outside [0, T] is clipped.
-        mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. With
-            length, a step is real if the mask is True there and the step is not in the padding.
+        mask: bool `[T]`. False at t makes a hole of step t: the loop runs as if the sequence had no
+            such step. With length, a step is real if the mask is True there and the step is not in
+            the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
             either direction. A reset at a hole still starts its segment. Flags at and after
             length are ignored.
@@ -200,7 +201,7 @@ def first_real(
 
 
 def _harmless(x):
-    """Inputs if no step is real. At zero, logarithms, roots and norms have no derivative."""
+    """Inputs if no step is real. They are not 0, where logarithms and roots have no derivative."""
     return jnp.full_like(x, 0.5) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros_like(x)
 
 
@@ -208,22 +209,22 @@ def checked(caller: str, result: Any, carry: Any) -> tuple[Any, Any]:
     """Check that the step returned (next carry, y), and return it."""
     if type(result) is not tuple or len(result) != 2:  # LSTMCarry(h, c) is no such pair
         got = f"{len(result)} values" if type(result) is tuple else checks.describe(result)
-        fix = "Where the carry is the output too: return carry, carry."
+        fix = "If the carry is also the output, return carry, carry."
         raise checks.error(TypeError, caller, "what step returns", "a tuple (carry, y)", got, fix)
     after, y = jax.tree.map(jnp.asarray, result)
-    fix = "A carry keeps its structure, shapes and dtypes: cast it in the step, or where it starts."
+    fix = "A carry keeps its structure, shapes and dtypes. Cast it in the step or at the start."
     _check_like(caller, "the next carry", after, carry, fix)
     return after, y
 
 
 def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
     if not callable(step):
-        fix = "jaxgru.scan runs params." if is_cell(step) else ""
+        fix = "jaxgru.scan runs a network with these params." if is_cell(step) else ""
         expected = "a function (carry, x) -> (carry, y)"
         raise checks.error(TypeError, "loop", "step", expected, checks.describe(step), fix)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if not _is_data(leaf):
-            name, fix = _name("carry", path), "jnp.float32(0) is one, of a dtype to keep."
+            name, fix = _name("carry", path), "jnp.float32(0) is one."
             raise checks.error(TypeError, "loop", name, "an array", checks.describe(leaf), fix)
     steps = _check_xs(xs)
     if length is not None:
@@ -235,11 +236,11 @@ def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
     if reset_carry is not None:
         checks.reset_given("loop", reset)
         _check_like(
-            "loop", "reset_carry", reset_carry, carry, "Segments start from a carry like carry."
+            "loop", "reset_carry", reset_carry, carry, "Segments start from a tree like carry."
         )
     elif reset is not None and any(map(_is_key, jax.tree.leaves(carry))):
-        fix = "With zeros for keys, all segments would draw the same."
-        expected = "given for a carry with keys in it"
+        fix = "Zeros, the default, would give all segments the same keys."
+        expected = "given if carry contains keys"
         raise checks.error(ValueError, "loop", "reset_carry", expected, "None", fix)
     checks.flag("loop", "reverse", reverse)
     if key is not None:
@@ -249,9 +250,11 @@ def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
 def _check_xs(xs) -> int:
     """Check xs, and return the number of steps."""
     leaves = jax.tree_util.tree_leaves_with_path(xs)
-    fix = "A step without inputs takes xs=jnp.arange(T)."
+    fix = "For a step without inputs, pass xs=jnp.arange(T)."
     if not leaves:
-        raise checks.error(ValueError, "loop", "xs", "a tree with an array in it", f"{xs!r}", fix)
+        raise checks.error(
+            ValueError, "loop", "xs", "a tree that contains an array", f"{xs!r}", fix
+        )
     first, steps = "", 0
     for path, leaf in leaves:
         name, got = _name("xs", path), checks.describe(leaf)
@@ -269,12 +272,12 @@ def _check_like(caller, name, value, like, fix):
     """Check that value has the structure, shapes and dtypes of the carry `like`."""
     if jax.tree.structure(value) != jax.tree.structure(like):
         expected, got = (str(checks.value_types(tree)) for tree in (like, value))
-        raise checks.error(TypeError, caller, name, f"{expected} as carry is", got, fix)
+        raise checks.error(TypeError, caller, name, f"{expected}, like carry", got, fix)
     pairs = zip(jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(like), strict=True)
     for (path, leaf), other in pairs:
         same_dtype = _is_data(leaf) and checks.dtype_of(leaf) == checks.dtype_of(other)
         if not same_dtype or leaf.shape != other.shape:
-            expected = f"{checks.dtype_of(other)}{list(other.shape)} as in carry"
+            expected = f"{checks.dtype_of(other)}{list(other.shape)}, like carry"
             kind = ValueError if same_dtype else TypeError
             got = checks.describe(leaf)
             raise checks.error(kind, caller, _name(name, path), expected, got, fix)

@@ -120,7 +120,7 @@ def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMCarry:
 
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000.
     """
-    checks.step("lstm_step", LSTMParams, params, carry, x)
+    params, carry, x = checks.step("lstm_step", LSTMParams, params, carry, x)
     return advance(_CELL, _blocks(params), carry, x)[0]
 
 

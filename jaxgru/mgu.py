@@ -89,7 +89,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
         n  = tanh(x W_n + (f * h) U_n + b_n)
         h' = (1 - f) * h + f * n
 
-    W are the gates of w_ih, U those of w_hh. Products accumulate in at least float32.
+    W are the gates of w_ih, and U are those of w_hh. Products accumulate in at least float32.
 
     Args:
         params: MGUParams.
@@ -110,7 +110,7 @@ def mgu_step(params: MGUParams, h: Array, x: Array) -> Array:
 
     Source: Zhou et al. 2016, "Minimal gated unit for recurrent neural networks", arXiv:1603.09420.
     """
-    checks.step("mgu_step", MGUParams, params, h, x)
+    params, h, x = checks.step("mgu_step", MGUParams, params, h, x)
     cell = cell_of(params)
     return advance(cell, cell.blocks(params), h, x)[0]
 

@@ -110,7 +110,7 @@ def min_gru_step(params: MinGRUParams, h: Array, x: Array) -> Array:
 
     Source: Feng et al. 2024, "Were RNNs all we needed?", arXiv:2410.01201, appendix B.
     """
-    checks.step("min_gru_step", MinGRUParams, params, h, x)
+    params, h, x = checks.step("min_gru_step", MinGRUParams, params, h, x)
     return advance(_CELL, _blocks(params), h, x)[0]
 
 
@@ -139,7 +139,7 @@ def _advance(_, blocks: Blocks, h: Array, projected: tuple[Array, ...]) -> tuple
 
 
 def _gates(x_z: Array, x_n: Array) -> tuple[Array, Array, Array, Array]:
-    """z, 1 - z, g and the slope of g."""
+    """Compute z, 1 - z, g and the slope of g."""
     s = jax.nn.sigmoid(x_n)
     n = jnp.where(x_n >= 0, x_n + 0.5, s)
     slope = jnp.where(x_n >= 0, 1, s * (1 - s))

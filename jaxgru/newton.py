@@ -120,12 +120,12 @@ def newton_scan(
     layers.check_state("newton_scan", params)
     steps, dtype = xs.shape[0], layers.dtype(params)
     if dtype not in (jnp.float32, jnp.float64):
-        fix = "Rounding in 16 bits leaves Newton's method nothing to converge to: use scan."
+        fix = "In 16 bits, rounding errors prevent convergence: use scan."
         raise checks.error(
             TypeError, "newton_scan", "params", "float32 or float64", f"{dtype}", fix
         )
     if is_symbolic_dim(steps):
-        fix = "An associative scan needs to know it: export scan, or one program for each length."
+        fix = "An associative scan needs a known length: export scan, or a program for each length."
         raise checks.error(ValueError, "newton_scan", "xs", "of a known length", f"{steps}", fix)
     if not (isinstance(jacobian, str) and jacobian in JACOBIANS):
         expected = " or ".join(map(repr, JACOBIANS))
@@ -138,7 +138,7 @@ def newton_scan(
         shape = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((steps, *s.shape), s.dtype), layers.carry_shape(params)
         )
-        what, fix = "a trajectory of carries", "NewtonInfo.states of an earlier call is one."
+        what, fix = "a trajectory of carries", "Pass NewtonInfo.states of an earlier call."
         checks.carry("newton_scan", "guess", guess, shape, what, fix)
     if tol is None:
         tol = 8 * float(jnp.finfo(dtype).eps)

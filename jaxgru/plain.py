@@ -1,5 +1,6 @@
 """Conversion of params to and from arrays by name, a form that every kind of file can hold."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgru import checks
+from jaxgru import checks, forms
 from jaxgru.cell import Params, is_cell
 from jaxgru.forms import FORMS
 from jaxgru.layers import Bidirectional, Stack
+
+#: What a name begins with if it belongs to a composition, and not to a single cell.
+PARTS = ("layers", "forward", "backward")
 
 
 def to_dict(params: Params) -> dict[str, Array]:
@@ -30,7 +34,8 @@ def to_dict(params: Params) -> dict[str, Array]:
         A dict of the arrays of params, which are not copied. Weights that are None are left out.
 
     Raises:
-        TypeError, ValueError: `from_dict` could not read these params.
+        TypeError, ValueError: `from_dict` could not read these params, or they are something else,
+            such as a dict with params and a readout.
 
     Example:
         >>> import jax, jaxgru
@@ -68,6 +73,8 @@ def from_dict(tree: Mapping[str, Any]) -> Params:
     """
     if not isinstance(tree, Mapping):
         fix = "jaxgru.to_dict(params) makes one."
+        if isinstance(tree, str | os.PathLike):
+            fix = "jaxgru.load(path) reads a file that jaxgru.save wrote."
         got = checks.describe(tree)
         raise checks.error(TypeError, "from_dict", "tree", "a mapping of names to arrays", got, fix)
     arrays: dict[str, Any] = {}
@@ -77,7 +84,7 @@ def from_dict(tree: Mapping[str, Any]) -> Params:
 
 def named(caller: str, params: Params) -> dict[str, Any]:
     """The leaves of params by name. It raises an error if `read` could not restore the params."""
-    _check(caller, params)
+    _check(caller, "params", params)
     leaves = leaves_by_name(params)
     _build(caller, "", leaves)
     return leaves
@@ -93,33 +100,60 @@ def read(caller: str, arrays: dict[str, Any]) -> Params:
     """Make params from arrays by name, and check each array."""
     for name, value in arrays.items():
         if not checks.is_array(value):
-            got = checks.describe(value)
-            raise checks.error(TypeError, caller, repr(name), "an array", got)
-        checks.float_dtype(caller, repr(name), value.dtype)
+            fix = "jnp.asarray(values, dtype) makes one."
+            got = type(value).__name__
+            raise checks.error(TypeError, caller, repr(name), "an array", got, fix)
+        checks.float_dtype(caller, f"the dtype of {name!r}", value.dtype)
     return jax.tree.map(jnp.asarray, _build(caller, "", arrays))
 
 
-def _check(caller: str, params: Params) -> None:
+def _check(caller: str, name: str, params: Params) -> None:
     """Check that params are of known types. Their leaves may be anything."""
     if isinstance(params, Stack):
         layers: Any = params.layers
         if not isinstance(layers, tuple) or not layers:
-            got = checks.describe(layers) if layers else "none"
-            raise checks.error(TypeError, caller, "Stack.layers", "a tuple of params", got)
-        for layer in layers:
-            _check(caller, layer)
+            expected = "a tuple of params, one for each layer"
+            got = checks.describe(layers) if layers else f"an empty {type(layers).__name__}"
+            raise checks.error(TypeError, caller, "Stack.layers", expected, got)
+        for k, layer in enumerate(layers):
+            _check(caller, f"Stack.layers[{k}]", layer)
     elif isinstance(params, Bidirectional):
-        _check(caller, params.forward)
-        _check(caller, params.backward)
+        _check(caller, "Bidirectional.forward", params.forward)
+        _check(caller, "Bidirectional.backward", params.backward)
     elif not any(type(params) is form.params_type for form in FORMS.values()):
         if is_cell(params):
-            name = type(params).__name__
-            fix = f'register({name}, forms={{"{name.lower()}": {{}}}}, ...) names its weights.'
-            expected = "of types that are registered with forms"
-            raise checks.error(TypeError, caller, "params", expected, name, fix)
-        expected = "GRUParams, LSTMParams, ElmanParams, MinGRUParams, Bidirectional or Stack"
-        fix = "Other arrays that are trained, a head's say, go beside them into a file of your own."
-        raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
+            got = type(params).__name__
+            forms_of_it = f'forms={{"{got.lower()}": {{}}}}'
+            fix = f"Pass {forms_of_it} to jaxgru.register: it names the arrays in files."
+            expected = "of a type that is registered with forms"
+            raise checks.error(TypeError, caller, name, expected, got, fix)
+        expected = f"{forms.known()}, Bidirectional or Stack"
+        got, fix = checks.describe(params), _fix(caller, params)
+        raise checks.error(TypeError, caller, name, expected, got, fix)
+
+
+def _fix(caller: str, tree: Any) -> str:
+    """What to do with a tree that is not params."""
+
+    def is_network(part: Any) -> bool:
+        return is_cell(part) or isinstance(part, Stack | Bidirectional)
+
+    try:
+        parts = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_network)
+    except (TypeError, ValueError):  # the keys of a dict cannot be sorted
+        parts = []
+    found = [(path, part) for path, part in parts if is_network(part)]
+    if found:
+        path, network = found[0]
+        where = jax.tree_util.keystr(path)
+        call = f"save(path, tree{where})" if caller == "save" else f"{caller}(tree{where})"
+        return (
+            f"{call} takes the {type(network).__name__} in it. numpy.savez or Orbax saves a whole "
+            "model with other arrays, such as a readout: docs/recipes/saving.md shows how."
+        )
+    if isinstance(tree, Mapping):
+        return "jaxgru.from_dict(tree) makes params of arrays by name."
+    return "jaxgru.gru_init and the other functions that end in _init make params."
 
 
 def _flatten(prefix: str, tree: Any, into: dict[str, Any]) -> None:
@@ -132,7 +166,8 @@ def _flatten(prefix: str, tree: Any, into: dict[str, Any]) -> None:
         return
     else:
         if prefix in into:
-            raise checks.error(ValueError, "from_dict", repr(prefix), "there once", "two of it")
+            got = "two arrays of this name"
+            raise checks.error(ValueError, "from_dict", repr(prefix), "a single array", got)
         into[prefix] = tree
         return
     for key, part in parts:
@@ -153,15 +188,32 @@ def _build(caller: str, prefix: str, leaves: dict[str, Any]) -> Params:
             _build(caller, f"{prefix}{head}.", parts[head]) for head in ("forward", "backward")
         )
         return Bidirectional(forward, backward)
-    form = FORMS.get(heads.pop()) if len(heads) == 1 else None
+    form = FORMS.get(next(iter(heads))) if len(heads) == 1 else None
     if form is None:
-        forms = ", ".join(f"{prefix}{name}." for name in FORMS)
-        expected = f"names that begin with {prefix}layers., {prefix}forward. and {prefix}backward."
-        fix = "Pass the part that belongs to one network."
-        raise checks.error(
-            ValueError, caller, "names", f"{expected}, or one of {forms}", _listed(leaves), fix
-        )
+        raise _strange(caller, prefix, heads, leaves)
     return _cell(caller, f"{prefix}{next(iter(parts))}.", form, leaves)
+
+
+def _strange(caller: str, prefix: str, heads: set[str], leaves: dict[str, Any]) -> Exception:
+    """The error for names that do not belong to one network."""
+    names = ", ".join(f"{prefix}{name}." for name in FORMS)
+    expected = (
+        f"names of one network, which begin with {prefix}layers., with {prefix}forward. and "
+        f"{prefix}backward., or with one of {names}"
+    )
+    known = heads & {*PARTS, *FORMS}
+    other = ", ".join(f"{prefix}{head}" for head in sorted(heads - known))
+    fix = ""
+    if known and other:
+        fix = f"Take {other} out first: only the arrays of one network can be read."
+    elif len(known) > 1:
+        fix = "Pass the arrays of each network on their own."
+    elif other:
+        fix = (
+            "Pass the part that belongs to one network. jaxgru.interop reads the weights of other "
+            "libraries."
+        )
+    return checks.error(ValueError, caller, "names", expected, _listed(leaves), fix)
 
 
 def _stack(caller: str, prefix: str, leaves: dict[str, Any]) -> Stack:
@@ -171,7 +223,7 @@ def _stack(caller: str, prefix: str, leaves: dict[str, Any]) -> Stack:
         layers.setdefault(number, {})[name] = leaf
     numbers = [f"{k}" for k in range(len(layers))]
     if set(numbers) != set(layers):
-        expected = f"names with {prefix}0., {prefix}1. and so on"
+        expected = f"names that begin with {prefix}0., {prefix}1. and so on, without a gap"
         raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
     return Stack(tuple(_build(caller, f"{prefix}{number}.", layers[number]) for number in numbers))
 
@@ -180,7 +232,7 @@ def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params
     names = {prefix + name: name for name in form.weights}
     needed = {name for name, field in names.items() if not field.startswith("b")}
     if not needed <= set(leaves) <= set(names):
-        expected = f"{', '.join(names)}, of which only biases may be missing"
+        expected = f"{', '.join(names)}, where only biases may be missing"
         raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
     values = {field: leaves.get(name) for name, field in names.items()}
     return form.params_type(**values, **form.static)
@@ -189,4 +241,4 @@ def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params
 def _listed(names: dict[str, Any]) -> str:
     """List at most eight names."""
     shown = ", ".join(list(names)[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "none"
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "no names"

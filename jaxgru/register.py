@@ -149,13 +149,13 @@ def register(
         raise checks.error(TypeError, "register", "params_type", "a class", got)
     if params_type in (Stack, Bidirectional) or cell.knows(params_type):
         expected = "a class that is not registered yet"
-        fix = "Programs that were compiled for it would not change. Define the class anew."
+        fix = "Compiled programs would keep the old cell. Define the class again."
         raise checks.error(
             TypeError, "register", "params_type", expected, params_type.__name__, fix
         )
     if params_type in CONTAINERS or issubclass(params_type, Array):
         expected, got = "a class of your own", params_type.__name__
-        fix = "A dataclass with a field for each array is one."
+        fix = "Use a dataclass with a field for each array."
         raise checks.error(TypeError, "register", "params_type", expected, got, fix)
     functions = {"step": step, "initial_carry": initial_carry, "sizes": sizes}
     optional = {"project": project, "weights": weights, "check": check}
@@ -171,7 +171,7 @@ def register(
         if not callable(function):
             raise checks.error(TypeError, "register", name, expected, checks.describe(function))
         if not _takes(function, len(arguments)):
-            got = f"one of {inspect.signature(function)}"
+            got = f"a function of {inspect.signature(function)}"
             raise checks.error(TypeError, "register", name, expected, got)
 
     def check_all(caller: str, params: Any) -> None:
@@ -194,28 +194,33 @@ def register(
 def _name(params_type: type, forms: Any) -> None:
     """Make a dataclass of weights a pytree with these names in its paths."""
     if not isinstance(forms, Mapping) or not forms:
-        fix = f'{{"{params_type.__name__.lower()}": {{}}}} is one.'
+        fix = f'Pass {{"{params_type.__name__.lower()}": {{}}}}, for example.'
         expected = "a mapping of names to static fields"
-        raise checks.error(TypeError, "register", "forms", expected, checks.describe(forms), fix)
+        got = "an empty mapping" if isinstance(forms, Mapping) else checks.describe(forms)
+        raise checks.error(TypeError, "register", "forms", expected, got, fix)
     if not dataclasses.is_dataclass(params_type):
         got = params_type.__name__
-        raise checks.error(TypeError, "register", "params_type", "a dataclass, with forms", got)
+        raise checks.error(
+            TypeError, "register", "params_type", "a dataclass if forms are given", got
+        )
     fields = dataclasses.fields(params_type)
     static = {field.name for field in fields if field.metadata.get("static")}
     for name, options in forms.items():
         if not (isinstance(name, str) and name.isidentifier()):
-            expected = "named like a variable"
+            expected = "a mapping whose keys are valid names of variables"
             raise checks.error(ValueError, "register", "forms", expected, checks.shown(name))
         if name in TAKEN or (name in FORMS and not _again(params_type, FORMS[name].params_type)):
-            raise checks.error(ValueError, "register", "forms", "of names that are free", name)
+            raise checks.error(
+                ValueError, "register", "forms", "a mapping whose keys are not taken", name
+            )
         if not isinstance(options, dict) or set(options) != static:
             expected = f"a dict of the static fields {sorted(static)} for {name!r}"
             raise checks.error(ValueError, "register", "forms", expected, checks.shown(options))
     try:
         weights(**forms)(params_type)
     except ValueError as error:  # JAX raises it if the type is already a pytree
-        fix = "forms take the place of jax.tree_util.register_dataclass."
-        expected, got = "no pytree yet, with forms", params_type.__name__
+        fix = "With forms, do not call jax.tree_util.register_dataclass."
+        expected, got = "a class that is not a pytree yet", params_type.__name__
         raise checks.error(TypeError, "register", "params_type", expected, got, fix) from error
 
 
@@ -256,21 +261,23 @@ def _check_leaves(caller, params):
     name = type(params).__name__
     structure = jax.tree.structure(params)
     if jax.tree_util.treedef_is_leaf(structure):
-        fix = "jax.tree_util.register_dataclass makes a dataclass one."
+        fix = "jax.tree_util.register_dataclass makes a dataclass a pytree."
         raise checks.error(TypeError, caller, name, "a pytree", "a leaf", fix)
     if structure.num_leaves == 0:
-        raise checks.error(ValueError, caller, name, "a pytree with arrays in it", "no leaf")
+        raise checks.error(
+            ValueError, caller, name, "a pytree that contains arrays", "one without leaves"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = name + jax.tree_util.keystr(path)
         if not (checks.is_array(leaf) and checks.dtype_of(leaf).name in checks.DTYPES):
-            expected = f"an array of one of {', '.join(checks.DTYPES)}"
+            expected = f"an array of dtype {checks.FLOATS}"
             raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
 
 
 def _check_sizes(caller, params, sizes):
     name, found = type(params).__name__, sizes(params)
     if not (isinstance(found, tuple) and len(found) == 2):
-        expected = "(I, H), two sizes"
+        expected = "a tuple of two sizes, (I, H)"
         raise checks.error(TypeError, caller, f"sizes of {name}", expected, checks.describe(found))
     for size in found:
         checks.size(caller, f"sizes of {name}", size)

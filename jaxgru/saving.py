@@ -38,7 +38,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         path: the file. An existing file is replaced. The folder must exist.
         params: of any cell of this library, or a Bidirectional or Stack of such cells. A type of
             your own is accepted if `register` was given its forms. The leaves are float16,
-            bfloat16, float32 or float64.
+            bfloat16, float32 or float64. A model with other arrays, such as a readout, is not
+            accepted: docs/recipes/saving.md shows how to save it in one call.
 
     Raises:
         TypeError: params or their leaves have another type, or are tracers, as inside `jax.jit`.
@@ -58,7 +59,9 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
     """
     file = Path(os.path.realpath(_path("save", path)))  # a link stays a link
     if not file.parent.is_dir():
-        raise checks.error(ValueError, "save", "path", "in a folder that is there", repr(str(file)))
+        fix = "Make the folder first: pathlib.Path(path).parent.mkdir(parents=True)."
+        expected = "in a folder that exists"
+        raise checks.error(ValueError, "save", "path", expected, repr(str(file)), fix)
     leaves = plain.named("save", params)
     _write(file, _encode({name: _array(name, leaf) for name, leaf in leaves.items()}))
 
@@ -91,28 +94,32 @@ def load(path: str | os.PathLike[str]) -> Params:
 
 def _path(caller: str, path: Any) -> Path:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise checks.error(TypeError, caller, "path", "a str or a path", checks.describe(path))
+        fix = "The path comes first: jaxgru.save(path, params)." if caller == "save" else ""
+        got = checks.describe(path)
+        raise checks.error(TypeError, caller, "path", "a str or a path", got, fix)
     file = Path(path)
     if file.exists() and not file.is_file():
         got = f"the {'folder' if file.is_dir() else 'device or pipe'} {str(file)!r}"
-        fix = 'Add a name, "params.safetensors" for one.'
+        fix = 'Add the name of a file, such as "params.safetensors".'
         raise checks.error(ValueError, caller, "path", "a file", got, fix)
     return file
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:
     if isinstance(leaf, Tracer):
-        fix = "Inside jit, vmap or grad there are no numbers yet: return params, and save them."
+        fix = (
+            "Arrays have no values inside jit, vmap and grad. Return params, and save them outside."
+        )
         raise checks.error(TypeError, "save", repr(name), "an array", "a tracer", fix)
     if not checks.is_array(leaf):
-        raise checks.error(TypeError, "save", repr(name), "an array", checks.describe(leaf))
+        raise checks.error(TypeError, "save", repr(name), "an array", type(leaf).__name__)
     dtype = getattr(leaf.dtype, "name", None)
     if dtype not in DTYPES.values():
-        expected = f"one of {', '.join(DTYPES.values())}"
+        expected = f"an array of dtype {checks.FLOATS}"
         raise checks.error(TypeError, "save", repr(name), expected, checks.describe(leaf))
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        fix = "jax.experimental.multihost_utils.process_allgather brings its parts together."
-        got = "one on devices of several"
+        fix = "jax.experimental.multihost_utils.process_allgather collects its parts."
+        got = "an array on devices of several processes"
         raise checks.error(ValueError, "save", repr(name), "on devices of this process", got, fix)
     return np.asarray(leaf, jnp.dtype(dtype))  # in this machine's byte order
 
@@ -140,17 +147,21 @@ def _decode(path: str, data: bytes) -> dict[str, np.ndarray]:
         facts = header.pop("__metadata__")
         version, digest = facts["jaxgru"], facts["sha256"].encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        fix = "Arrays by name from any other file go through jaxgru.from_dict."
-        raise _not_ours(path, "something else, or one that was cut", fix) from None
+        fix = (
+            "If it has arrays by the names of jaxgru.to_dict, read it with the library that wrote "
+            "it, such as numpy.load, and pass the arrays to jaxgru.from_dict."
+        )
+        raise _not_ours(path, "a file of another kind, or one that was cut short", fix) from None
     if version != VERSION:
-        raise _not_ours(path, f"one of version {version!r}", "A newer jaxgru may read it.")
+        got = f"a file in version {version!r} of the format, where {VERSION!r} is known"
+        raise _not_ours(path, got, "A newer jaxgru may read it.")
     if hashlib.sha256(data.replace(digest, BLANK.encode(), 1)).hexdigest().encode() != digest:
-        raise _not_ours(path, "one that was changed or cut since, by its digest")
+        raise _not_ours(path, "a file that was changed or cut short later, by its digest")
     arrays = memoryview(data)[start:]
     try:
         return {name: _view(arrays, **entry) for name, entry in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        raise _not_ours(path, "one with a header that does not fit its arrays") from None
+        raise _not_ours(path, "a file with a header that does not match its arrays") from None
 
 
 def _view(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:

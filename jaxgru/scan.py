@@ -186,7 +186,7 @@ def _rate(params: Params, dropout: Any, key: Array | None) -> Any:
         return None
     if not _has_stack(params):
         expected = "0 for params without a Stack"
-        fix = "It acts between the layers of a Stack."
+        fix = "Dropout acts between the layers of a Stack."
         raise checks.error(ValueError, "scan", "dropout", expected, checks.shown(dropout), fix)
     if key is None:
         fix = "Pass key=jax.random.key(seed), a new one for every call."

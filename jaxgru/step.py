@@ -70,6 +70,7 @@ def step(
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
     if compute is not None:
         layers.check_weights_named("step", params, " with compute_dtype")
+    params, carry, x = jax.tree.map(jnp.asarray, (params, carry, x))
     return _step(params, carry, x, compute)
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: params of every kind with non-zero biases, and one table of tolerances."""
+"""Shared parts of the tests: params of every kind with non-zero biases, and the tolerances."""
 
 import contextlib
 import functools
@@ -15,21 +15,22 @@ from jaxgru import backends
 from jaxgru.backends import loop
 from own_gru import NamedParams, OwnParams
 
-#: Sizes used by most tests: all different, so a swapped axis cannot go unnoticed.
+#: The sizes of most tests. They differ, so that a test notices swapped axes.
 INPUT, HIDDEN, STEPS = 3, 4, 6
 
-#: Two evaluations of the same equations in a different order, largest absolute difference of
-#: numbers of order one. float64: about 5000 ulp, for some dozen products and T steps; wrong terms
-#: show at 1e-2. float32: the same count of ulp rounded down, since errors stay below 30 ulp.
+#: The largest absolute difference between two evaluations of the same equations in different
+#: orders, for numbers of order one. For float64 it is about 5000 ulp, after some dozen products and
+#: T steps. A wrong term causes differences of 1e-2. For float32 it is about 30 ulp, which errors do
+#: not exceed.
 VALUE_TOL = {"float64": 1e-12, "float32": 4e-6}
 
-#: Derivatives: sums over all steps, so a hundred times more rounding than values.
+#: The same for derivatives. They are sums over all steps, with a hundred times more rounding.
 GRAD_TOL = {"float64": 1e-10, "float32": 2e-4}
 
 BUILT_IN = ("gru", "gru_after", "lstm", "elman", "min_gru")
-#: With the GRU as a user registers it, in two ways, for all that `scan` and `step` promise.
+#: These include the GRU as a user registers it, in two ways, for all promises of `scan` and `step`.
 CELLS = (*BUILT_IN, "own_gru", "named_gru")
-#: The cells of this library that `register` defines: (init, step). tests/test_own_cells.py tests
+#: (init, step) of the cells of this library that `register` defines. tests/test_own_cells.py tests
 #: them.
 OWN: dict[str, Any] = {
     "mgu": (jaxgru.mgu_init, jaxgru.mgu_step),
@@ -45,30 +46,30 @@ OWN: dict[str, Any] = {
 }
 LAYERS = ("bidirectional", "stack", "mixed")
 KINDS = (*CELLS, *LAYERS, "own_mixed")
-#: `step` takes everything but a Bidirectional, on its own or inside a Stack.
+#: `step` takes everything except a Bidirectional, alone or inside a Stack.
 STREAMABLE = (*CELLS, "stack")
 
 
 def slow(*values):
-    """A case that is left to the slow tests: what it would show, a case beside it shows too."""
+    """A case for the slow tests only. A similar case in the short run shows the same."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-#: Every cell in one direction, as cells do not know the direction, and a Bidirectional in both:
-#: "mixed" is a Stack that has one.
+#: Every cell runs in one direction, since cells do not know the direction. A Bidirectional runs in
+#: both, as "mixed" is a Stack with one.
 SHORT = {("gru", False), ("gru_after", True), ("lstm", False), ("elman", True),
          ("min_gru", False), ("own_gru", True), ("named_gru", False), ("bidirectional", True),
          ("mixed", False)}  # fmt: skip
 
 
 def each_way(kinds, short=frozenset(SHORT)):
-    """(kind, reverse) of every pair, of which the short run takes these."""
+    """Return all pairs (kind, reverse). The short run takes only those in `short`."""
     pairs = itertools.product(kinds, (False, True))
     return [pair if pair in short else slow(*pair) for pair in pairs]
 
 
 def only(short, kinds):
-    """All kinds, of which the short run takes these."""
+    """Return all kinds. The short run takes only those in `short`."""
     assert set(short) <= set(kinds)
     return [kind if kind in short else slow(kind) for kind in kinds]
 
@@ -80,7 +81,7 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
     if kind in OWN:
         init = functools.partial(OWN[kind][0], bias=bias, dtype=dtype)
         like = jax.eval_shape(lambda key: init(key, inputs, hidden), jax.random.key(0))
-        # The scalars are rates, between 0 and 1.
+        # The scalars are rates between 0 and 1.
         return jax.tree.map(
             lambda leaf: normal(*leaf.shape) if leaf.shape else jnp.asarray(0.6, dtype), like
         )
@@ -116,7 +117,7 @@ def draw_cell(rng, kind, inputs, hidden, dtype, bias=True) -> Any:
 
 
 def draw(kind, inputs=INPUT, hidden=HIDDEN, dtype="float64", seed=0, bias=True) -> Any:
-    """Params of a kind, every leaf random and non-zero."""
+    """Draw params of a kind. Every leaf is random and non-zero."""
     rng = np.random.default_rng(seed)
 
     def cell(kind, inputs, hidden):
@@ -145,7 +146,7 @@ def draw_xs(steps=STEPS, inputs=INPUT, dtype="float64", seed=1) -> jax.Array:
 
 
 def draw_like(tree, seed=2) -> Any:
-    """A tree of the same structure, shapes and dtypes, filled at random: a carry, a tangent."""
+    """Draw a tree of the same structure, shapes and dtypes, such as a carry or a tangent."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.5 * rng.standard_normal(leaf.shape), leaf.dtype), tree
@@ -157,15 +158,17 @@ def draw_carry(params, seed=2) -> Any:
 
 
 def weigh(tree, seed=3):
-    """A scalar that depends on every entry of a tree with a different weight: what tests
-    differentiate, since a plain sum hides permuted entries."""
+    """A scalar in which every entry of a tree has another weight.
+
+    Tests differentiate it, since a plain sum would not notice permuted entries.
+    """
     leaves = jax.tree.leaves(draw_like(tree, seed))
     products = [jnp.sum(w * leaf) for w, leaf in zip(leaves, jax.tree.leaves(tree), strict=True)]
     return sum(products[1:], products[0])
 
 
 def assert_close(actual, expected, tol):
-    """Same tree, same shapes, every entry at most `tol` apart. NaN is never close."""
+    """Check that two trees are equal, up to `tol` in every entry. NaN equals nothing."""
     actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
     assert len(actual_leaves) == len(expected_leaves)
     for a, e in zip(actual_leaves, expected_leaves, strict=True):
@@ -180,7 +183,7 @@ def assert_close(actual, expected, tol):
 
 
 def assert_same(actual, expected):
-    """Bit for bit: structure, dtype, every entry (but +0 = -0). NaN is never the same."""
+    """Check that two trees have the same structure, dtypes and bits, except that +0 equals -0."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == e.dtype
@@ -190,7 +193,7 @@ def assert_same(actual, expected):
 
 @contextlib.contextmanager
 def planned(platform="cpu", recomputed=loop.RECOMPUTED, **changes):
-    """Inside, programs for a CPU are made by the plan of a platform, with other sizes."""
+    """Inside this context, programs for a CPU follow the plan of a platform, with other sizes."""
     before = backends.PLANS["cpu"], loop.RECOMPUTED
     backends.PLANS["cpu"] = backends.PLANS[platform]._replace(**changes)
     loop.RECOMPUTED = recomputed

@@ -1,8 +1,7 @@
-"""A strict world for every test: nothing promotes or broadcasts silently.
+"""Settings for all tests, in which dtypes are not promoted and ranks do not broadcast silently.
 
-Whether 64-bit types are on is JAX's own switch, the environment variable `JAX_ENABLE_X64`; the
-suite passes both ways. Tests that claim float64 accuracy ask for the fixture `x64`, so the claim is
-proven in both modes.
+The environment variable `JAX_ENABLE_X64` of JAX switches 64-bit types on. The tests pass in both
+modes. Tests that claim float64 accuracy use the fixture `x64`, so they prove it in both modes.
 """
 
 import ast
@@ -14,24 +13,24 @@ import hypothesis
 import jax
 import pytest
 
-# The suite compiles some thousand small programs and runs each for microseconds. Without LLVM's
-# optimisations it takes half the time, without the fusion emitters (a flag that is gone from newer
-# releases) half of that. Read when the first program is compiled, so not too late here.
+# The suite compiles some thousand small programs and runs each for microseconds. It takes half the
+# time without the optimizations of LLVM, and half of that without the fusion emitters. Newer
+# releases of JAX have no such flag. XLA reads the flags when it compiles the first program.
 flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-# Older releases cannot interpret kernels for GPUs, and the compiler for TPUs is not always there.
+# Older releases cannot interpret kernels for GPUs, and the compiler for TPUs may be missing.
 collect_ignore = ["test_hopper.py"] if jax.__version_info__ < (0, 11) else []
 collect_ignore += [] if importlib.util.find_spec("libtpu") else ["test_for_tpus.py"]
-# Keras chooses when it is imported, by itself TensorFlow.
+# Keras chooses a back end when it is imported, and its default is TensorFlow.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Each example may compile, so a deadline would measure the compiler. Derandomized: CI must not
-# fail by chance on an unrelated change.
+# Each example may compile, so a deadline would measure the compiler. The examples are not random,
+# since CI must not fail by chance after an unrelated change.
 hypothesis.settings.register_profile(
     "jaxgru", deadline=None, derandomize=True, max_examples=25, database=None
 )
@@ -39,8 +38,10 @@ hypothesis.settings.load_profile("jaxgru")
 
 
 def pytest_collection_finish():
-    """Tracing makes many objects that live briefly, beside a million of imported modules, through
-    which Python would look again and again for what is no longer needed.
+    """Make the garbage collector run less often.
+
+    Tracing makes many objects that live briefly, and the imported modules have a million. The
+    collector would search all of them again and again.
     """
     gc.freeze()
     gc.set_threshold(20_000)
@@ -48,8 +49,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Dropped after every module. A compiled program maps regions of memory; Linux grants a process
-    65,530, and beyond them it dies.
+    """Drop compiled programs after every module.
+
+    A compiled program maps regions of memory. Linux allows a process 65,530 of them, and ends it
+    when it needs more.
     """
     yield
     jax.clear_caches()
@@ -57,41 +60,41 @@ def programs():
 
 @pytest.fixture(scope="module")
 def x64():
-    """64-bit types for one whole test module, whatever the environment says."""
+    """Switch 64-bit types on for one test module, whatever the environment says."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def lenient():
-    """Plain JAX promotion rules, for peers that were not written for the strict ones."""
+    """Use the standard promotion rules of JAX, for peers that were not written for strict ones."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 @pytest.fixture(scope="module")
 def optax_promotes():
-    """Optax's Adam raises a float to an integer power, which strict promotion forbids."""
+    """Allow standard promotion: the Adam of optax raises a float to an integer power."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture
 def no_pictures():
-    """For runs whose pictures are not looked at."""
-    from runs import without_pictures  # not where only the library is tested
+    """Draw no pictures, for tests that do not look at them."""
+    from runs import without_pictures  # not imported if only the library is tested
 
     with without_pictures():
         yield
 
 
 def pytest_collection_modifyitems(items):
-    """Examples in docstrings that import another library: skipped where it is not installed."""
+    """Skip examples in docstrings that import a library which is not installed."""
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             code = "".join(example.source for example in item.dtest.examples)
             for name in sorted(_imported(code) - {"jax", "jaxgru"}):
-                # What it deprecates is not our business.
+                # Deprecations of other libraries do not matter here.
                 item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
                 if importlib.util.find_spec(name) is None:
                     reason = f"{name} is not installed: pip install 'jaxgru[interop]'"

@@ -1,6 +1,6 @@
-"""Programs with the kernel, compiled for four TPUs that need not be there: prints JSON.
+"""Compile programs with the kernel for four TPUs, which need not exist, and print JSON.
 
-Run by tests/test_for_tpus.py, with the environment that libtpu wants. For each case it prints the
+tests/test_for_tpus.py runs this with the environment that libtpu needs. For each case it prints the
 kernels and the collective operations of the program.
 """
 

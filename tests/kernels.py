@@ -1,4 +1,4 @@
-"""Problems for the kernels, whose results are compared with those of the loop."""
+"""Problems for the kernels, whose results the tests compare with those of the loop."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from jaxgru.backends import CPU, loop
 from jaxgru.cell import cell_of
 
 KINDS = ("gru_after", "lstm", "gru", "elman")
-INPUT, HIDDEN = 3, 10  # no multiple of what a kernel needs
+INPUT, HIDDEN = 3, 10  # not a multiple of what a kernel needs
 
 
 def problem(kind: str, dtype: str, marked: bool, steps: int = 6, batch: int = 5) -> tuple[Any, Any]:
-    """(primals, cotangents); marked says whether there are resets and steps that do not count."""
+    """Return (primals, cotangents). marked adds resets, and steps that are not real."""
     params = draw(kind, INPUT, HIDDEN, dtype)
     rng = np.random.default_rng(0)
 
@@ -35,14 +35,14 @@ def problem(kind: str, dtype: str, marked: bool, steps: int = 6, batch: int = 5)
 
 
 def both(plan: loop.Plan, reverse: bool, primals: Any, cts: Any) -> Any:
-    """(last carry, what is saved, gradients)."""
+    """Return (last carry, saved values, gradients)."""
     cell = cell_of(primals[0])
     last, saved = loop.forward(plan, cell, 0, reverse, primals, differentiated=True)
     return last, saved, loop.cotangents(plan, cell, 0, reverse, primals, saved, primals[:4], cts)
 
 
 def assert_equals_the_loop(actual: Any, reverse: bool, primals: Any, cts: Any, tol: float) -> None:
-    """What `both` has returned, relative to the largest number."""
+    """Compare with the loop. Differences are relative to the largest number."""
     expected = both(CPU, reverse, primals, cts)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype

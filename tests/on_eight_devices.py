@@ -1,9 +1,9 @@
-"""All checks over eight devices, in one process: prints JSON, {check: what was found}.
+"""Run all checks over eight devices in one process, and print JSON: {check: result}.
 
-Run by tests/test_sharding.py with XLA_FLAGS=--xla_force_host_platform_device_count=8. A check runs
-a function of (params, *data) with data split over a mesh, in one of the ways that JAX has for that,
-and compares with one device. What was found: the largest difference, the collective operations in
-the time loop and outside, and the operations of one device over those of one device alone.
+tests/test_sharding.py runs this with XLA_FLAGS=--xla_force_host_platform_device_count=8. A check
+runs a function of (params, *data) with data split over a mesh, in one of the ways that JAX has, and
+compares with one device. Its result has the largest difference, the collective operations inside
+and outside the time loop, and the operations of one of eight devices over those of one alone.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cases import BUILT_IN, LAYERS, draw, planned, weigh
 from jaxgru import diagnostics
 from jaxgru.backends import TPU_KERNEL, tpu
 
-HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 128  # 8 devices divide H and B, and not I or T
+HIDDEN, INPUT, STEPS, BATCH = 16, 3, 5, 128  # 8 divides H and B, but not I or T
 
 AUTOMATIC, EXPLICIT = "automatic axes", "explicit axes"
 MANUAL, MANUAL_SET = "shard_map", "shard_map, set_mesh"
@@ -44,7 +44,7 @@ class Check(NamedTuple):
 
 
 def batched(run, **options):
-    """One sequence -> a batch, data over axis 0."""
+    """Make a function of one sequence a function of a batch, with data over axis 0."""
 
     def many(params, *data):
         return jax.vmap(partial(run, params), **options)(*data)
@@ -133,7 +133,7 @@ def checks():
     yield Check("gru, init", {}, drawn, (masks,), gradient=False)
 
 
-#: Every way of the loops, by sizes small enough for a test.
+#: Plans for every method of the loops, with sizes that are small enough for a test.
 SWITCHES: dict[str, dict[str, Any]] = {
     "inputs in the loop": {"hoisted": 0},
     "stretches": {"hoisted": 0, "in_loop": 0, "rows": 32},
@@ -147,7 +147,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 
 def place(way, axes=("x",), shape=(8,)):
-    """(mesh, the surroundings of the call)."""
+    """Return (mesh, the context of the call)."""
     kind = AxisType.Explicit if way == EXPLICIT else AxisType.Auto
     mesh = jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes))
     inside = jax.set_mesh(mesh) if way in (EXPLICIT, MANUAL_SET) else contextlib.nullcontext()
@@ -164,12 +164,12 @@ def gradient_of(run):
 
 
 def weigh_rows(results):
-    """As `weigh`, with the same weights for every example, wherever it lies."""
+    """Like `weigh`, with the same weights for every example on any device."""
     return jnp.sum(jax.vmap(weigh)(results))
 
 
 def alone(run, check):
-    """(results, operations) on one device."""
+    """Return (results, operations) on one device."""
     compiled = jax.jit(run).lower(check.params, *check.data).compile()
     return compiled(check.params, *check.data), compiled.cost_analysis()["flops"]
 
@@ -199,7 +199,7 @@ def examine(check, run, expected, way, gradient):
 
 
 def of_types():
-    """On explicit axes the type of the outputs has the axis of the batch; without `jit` too."""
+    """On explicit axes the type of the outputs has the batch axis, even without `jit`."""
     params, xs = draw("gru", INPUT, HIDDEN), jnp.ones((BATCH, STEPS, INPUT))
     found = {}
     for way in (AUTOMATIC, EXPLICIT):
@@ -214,7 +214,7 @@ def of_types():
 
 
 def of_layouts():
-    """Replicas times batch, params in parts, and the hidden axis in parts: {layout: found}."""
+    """Divide replicas and batch, params, or the hidden axis: {layout: result}."""
     found = {}
     xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT))
 
@@ -258,7 +258,7 @@ def of_layouts():
                 actual = compiled.compile()(*args)
                 found[f"{kind}, {axis}, {name}"] = {"difference": difference(actual, expected)}
 
-        def summed(params, xs):  # without checks the sum over devices is ours
+        def summed(params, xs):  # without checks, the caller must sum over devices
             own = gradient_of(batched(scan))(params, xs)
             return jax.lax.psum(own, "model")
 
@@ -272,7 +272,7 @@ def of_layouts():
 
 
 def of_kernels():
-    """A kernel, interpreted: {way and direction: found, and the shapes of carries it was given}."""
+    """Interpret a kernel: {way and direction: result, and the shapes of carries that it got}."""
     params = draw("gru_after", INPUT, HIDDEN, "float32")
     xs = jax.random.normal(jax.random.key(1), (BATCH, STEPS, INPUT), "float32")
     tpu.pl.pallas_call = partial(pl.pallas_call, interpret=True)
@@ -296,7 +296,7 @@ def of_kernels():
 
 
 def of_errors():
-    """What bad input is told: {case: message}."""
+    """The errors for bad input: {case: message}."""
     params, xs = draw("gru", INPUT, HIDDEN), jnp.ones((BATCH, STEPS, INPUT))
     found = {}
     for way in WAYS:
@@ -323,7 +323,7 @@ def of_errors():
 
 
 def of_recipes():
-    """The recipes of the documentation against one device: {page: difference}."""
+    """Compare the recipes of the documentation with one device: {page: difference}."""
     found = {}
     for page in ("recipes/tensor_parallel.md", "recipes/many_devices.md"):
         params = draw("gru", INPUT, HIDDEN, "float32")
@@ -347,11 +347,11 @@ def main():
     for check in checks():
         add(check)
     plain = next(check for check in checks() if check.name == "gru_after, plain")
-    # Two stretches of eight steps, the least there is, and a rest.
+    # There are two stretches of eight steps, the shortest possible, and a rest.
     xs = jax.random.normal(jax.random.key(2), (BATCH, 19, INPUT))
     plain = plain._replace(data=(xs,))
     for name, changes in SWITCHES.items():
-        # With a mesh that the compiler divides by, all of time is one stretch back.
+        # On a mesh with automatic axes, the backward pass is one stretch.
         ways = (MANUAL_SET,) if "backward" in changes else (AUTOMATIC, EXPLICIT, MANUAL_SET)
         with planned(**changes):
             add(plain._replace(name=name, ways=ways))

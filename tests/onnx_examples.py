@@ -1,4 +1,4 @@
-"""ONNX models whose recurrent nodes are in every place that `from_onnx` reads, weights too."""
+"""ONNX models with recurrent nodes and weights in every place that `from_onnx` reads."""
 
 import itertools
 
@@ -7,11 +7,11 @@ import numpy as np
 from cases import HIDDEN
 from onnx_models import described, draw_node, helper, numpy_helper, whole
 
-# Weights that are computed.
+# Computed weights.
 
 
 class Making:
-    """Nodes that make values, and the arrays that they are made of."""
+    """Nodes that make values, and the arrays that they use."""
 
     def __init__(self):
         self.nodes, self.arrays, self.count = [], {}, itertools.count()
@@ -22,7 +22,7 @@ class Making:
         return name
 
     def value(self, op, *inputs, outputs=1, **attributes):
-        """The name of a node's first output; inputs are names or arrays."""
+        """Add a node, and return the name of its first output. Inputs are names or arrays."""
         names = [one if isinstance(one, str) else self.held(one) for one in inputs]
         outputs = [f"made{next(self.count)}" for _ in range(outputs)]
         self.nodes.append(helper.make_node(op, names, outputs, **attributes))
@@ -30,7 +30,7 @@ class Making:
 
 
 def bytes_of(a, kind, axis=None):
-    """(bytes, scale, zero point) near to an array, one for all or one for each along an axis."""
+    """Quantize an array: (bytes, scale, zero point), with one scale for all or along an axis."""
     info = np.iinfo(kind)
     other = None if axis is None else tuple(k for k in range(a.ndim) if k != axis)
     scale = np.asarray(np.abs(a).max(other) / 100, a.dtype)
@@ -47,7 +47,7 @@ def dequantized(make, a, kind, channel=None, **attributes):
 
 
 def chained(make, a):
-    """Two halves, each a slice of a transposed and cast tensor, put together behind each other."""
+    """Concatenate two halves, each a slice of a transposed and cast tensor."""
     half = len(a[0]) // 2
     turned = make.value("Cast", a.astype("float64").swapaxes(1, 2) if a.ndim == 3 else a, to=1)
     if a.ndim == 3:
@@ -59,10 +59,10 @@ def chained(make, a):
 
 
 def computed(way, op="GRU", opset=22, kind="float32"):
-    """A model whose weights are made in this way, and are outputs of it too, negated."""
+    """A model that computes its weights in this way, and also outputs them negated."""
     node, make = draw_node(op), Making()
     names = {role: way(make, a.astype(kind)) for role, a in node.arrays.items()}
-    # onnxruntime warns of an Unsqueeze that it cannot remove, which makes an output itself.
+    # onnxruntime warns about an Unsqueeze that makes an output, since it cannot remove it.
     negated = [make.value("Neg", name) for name in names.values()]
     outputs = [described(name, kind, None) for name in ("Y", *negated)]
     make.nodes.append(helper.make_node(op, ["X", *names.values()], ["Y"], **node.attributes))
@@ -73,12 +73,12 @@ def computed(way, op="GRU", opset=22, kind="float32"):
 
 
 def recurrent(node, names, outputs, name=""):
-    """A node of `draw_node`; names are those of its inputs from X on."""
+    """A node of `draw_node`. names are the names of its inputs from X on."""
     return helper.make_node(node.op, names, outputs, name=name, **node.attributes)
 
 
 def named(seed, suffix, op="GRU"):
-    """A node and its arrays by name: `W_low` for one with the suffix low."""
+    """A node and its arrays by name, such as `W_low` with the suffix low."""
     node = draw_node(op, seed)
     arrays = {f"{role}_{suffix}": a for role, a in node.arrays.items()}
     return node, arrays
@@ -90,7 +90,7 @@ def graph(nodes, outputs, arrays=(), inputs=()):
 
 
 def branches(name="choice", inner="gru", outputs=("Y",)):
-    """An If: a GRU whose weights are held outside, and an LSTM that holds its own."""
+    """An If with a GRU whose weights are outside, and an LSTM that holds its own weights."""
     low, outer = named(1, "low")
     high, held = named(2, "high", "LSTM")
     parts = []
@@ -111,7 +111,7 @@ def with_branches():
 
 
 def looped():
-    """A Loop that runs a GRU twice over one sequence, the second time from where the first ends."""
+    """A Loop that runs a GRU twice over one sequence. The second run continues the first."""
     node, arrays = named(1, "low")
     body = graph(
         [
@@ -143,7 +143,7 @@ def function(name, nodes, inputs=("xs", "w", "r", "b"), outputs=("ys",), opset=2
 
 
 def with_functions():
-    """A function that computes a weight, called by one that holds a GRU, called twice."""
+    """A function with a GRU calls one that computes a weight. The model calls it twice."""
     node, arrays = named(1, "low")
     kept = {**arrays, "W_low": arrays["W_low"][0]}
     axes = helper.make_node("Constant", [], ["axes"], value_ints=[0])
@@ -170,7 +170,7 @@ def with_functions():
 
 
 def draw_quantized(kind="int8", channels=False, direction="forward"):
-    """(the arrays of a node, the LSTM that they stand for)."""
+    """Return (the arrays of a node, the LSTM that they approximate)."""
     node = draw_node("LSTM", direction=direction)
     sides = len(node.arrays["W"])
     arrays, plain = {"B": node.arrays["B"]}, {"B": node.arrays["B"]}
@@ -178,7 +178,7 @@ def draw_quantized(kind="int8", channels=False, direction="forward"):
         value = node.arrays[role].swapaxes(1, 2)
         size = np.abs(value).max(axis=1 if channels else (1, 2))
         scale = (size / 100).astype("f4")
-        # onnxruntime takes bytes with a sign, and scales of columns, around zero only
+        # onnxruntime supports signed bytes and scales of columns only if they are symmetric
         zero = np.full(scale.shape, 0 if channels or kind == "int8" else 120, kind)
         if kind == "uint8" and channels:
             zero[:] = 128
@@ -186,7 +186,7 @@ def draw_quantized(kind="int8", channels=False, direction="forward"):
         steps = np.round(value / spread) + zero.reshape(sides, 1, -1)
         arrays[role] = steps.clip(np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
         arrays[f"{role}_scale"], arrays[f"{role}_zero_point"] = scale, zero
-        # one rounding, of the product, as DequantizeLinear has it
+        # only the product is rounded, as in DequantizeLinear
         difference = arrays[role].astype("f4") - zero.reshape(sides, 1, -1).astype("f4")
         plain[role] = (difference * spread).swapaxes(1, 2)
     return arrays, node._replace(arrays=plain)

@@ -1,4 +1,4 @@
-"""ONNX models of recurrent nodes with random weights, for the tests of both directions."""
+"""ONNX models of recurrent nodes with random weights, for tests of reading and writing."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ ort = peers.peer("onnxruntime")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 
-#: Two float32 evaluations of one network over a few steps, numbers of order one: eight ulp.
+#: Eight ulp, for two float32 evaluations of a network over a few steps, with numbers of order one.
 TOL = 1e-6
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 ROLES = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -32,7 +32,7 @@ class Node(NamedTuple):
 
 
 def draw_node(op, seed=0, bias=True, batch=None, **attributes):
-    """A node of random weights; with a batch, random initial states and lengths too."""
+    """A node with random weights. With a batch it also has random initial states and lengths."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -51,7 +51,7 @@ def draw_node(op, seed=0, bias=True, batch=None, **attributes):
 
 
 def model_of(*nodes, fed=(), held=None):
-    """An ONNX model. Arrays are initializers named like `W0`, but for those roles that are fed."""
+    """An ONNX model. Arrays are initializers named like `W0`, unless their roles are fed."""
     graph_nodes, inputs, outputs, tensors = [], [], [], []
     for k, node in enumerate(nodes):
         kind = helper.np_dtype_to_tensor_dtype(node.arrays["W"].dtype)
@@ -76,9 +76,9 @@ def model_of(*nodes, fed=(), held=None):
 
 
 def session(model):
-    """onnxruntime's session of a model, or of a file, which it loads without a warning."""
+    """A session of onnxruntime for a model or a file. It must load without a warning."""
     source = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
-    stderr = os.dup(2)  # it writes there from C++
+    stderr = os.dup(2)  # onnxruntime writes there from C++
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
@@ -93,9 +93,10 @@ def session(model):
 
 
 def run_node(found, xs, layout=0, carry=None, length=None):
-    """What a node returns, by `scan`: Y `[T, D, N, H]`, and Y_h and, of an LSTM, Y_c `[D, N, H]`.
+    """Compute with `scan` what a node returns: Y `[T, D, N, H]`, Y_h and for an LSTM Y_c `[D, N,
+    H]`.
 
-    With layout 1 the axis of the batch is the first one.
+    With layout 1 the batch axis is the first one.
     """
     batch = xs.shape[1 - layout]
     like = jaxgru.initial_carry(found.params)
@@ -123,7 +124,7 @@ def random_xs(steps, batch, seed=1):
 
 
 def held_elsewhere(where, folder):
-    """One GRU node, its weights kept in different ways: something that from_onnx takes."""
+    """One GRU node that keeps its weights in different ways, as a source for from_onnx."""
     node = draw_node("GRU")
     model = model_of(node)
     path = folder / "model.onnx"
@@ -147,13 +148,13 @@ def held_elsewhere(where, folder):
 
 
 def described(name, kind="float32", shape=(None, None, INPUT)):
-    """An input or output of a graph; shape None is any."""
+    """An input or output of a graph. The shape None stands for any."""
     element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     return helper.make_tensor_value_info(name, element, shape)
 
 
 def whole(nodes, inputs, outputs, tensors=(), opset=22, functions=()):
-    """A model of a graph; tensors are arrays by name."""
+    """A model of a graph. tensors are arrays by name."""
     held = [numpy_helper.from_array(np.asarray(a), name) for name, a in dict(tensors).items()]
     graph = helper.make_graph(nodes, "test", inputs, outputs, held)
     opsets = [helper.make_opsetid(domain, 1) for domain in sorted({f.domain for f in functions})]

@@ -1,7 +1,7 @@
-"""The equations once more, as float64 NumPy loops: what every value test compares with.
+"""The equations again, as float64 NumPy loops. Every test of values compares with them.
 
-Nothing here is shared with the library but the field names of its params. One `for` over time, one
-matrix product per gate, no selects: a step that is padding or a hole is not computed at all.
+This file shares nothing with the library except the field names of params. It has one `for` over
+time, one matrix product for each gate, and no selects. It does not compute padding or holes.
 """
 
 import numpy as np
@@ -75,8 +75,11 @@ def _layer_norm(a, gain, b, eps):
 
 
 def layer_norm_gru_step(params, h, x):
-    """Order of the gates in the publications: reset, candidate, update in the first form, update,
-    reset in the second, where the axis here is reset, update, candidate."""
+    """The order of the gates in the publications.
+
+    It is reset, candidate, update in the first form, and update, reset in the second. Our axis has
+    reset, update, candidate.
+    """
     w, u, h, x = f64(params.w_ih), f64(params.w_hh), f64(h), f64(x)
     gain, hidden = f64(params.gain), np.shape(params.w_hh)[0]
     b = _bias(params.b, gain.shape)
@@ -128,7 +131,7 @@ CELLS = {
 
 
 def _cell_step(params, carry, x):
-    """One step of one cell: the new carry and the output."""
+    """Run one step of a cell: (the new carry, the output)."""
     carry = CELLS[type(params)](params, carry, x)
     if isinstance(params, jaxgru.LeakyParams):
         return carry, RATES[params.nonlinearity](carry)
@@ -153,7 +156,7 @@ def output_size(params):
 
 
 def step(params, carry, x):
-    """One step of a cell or a stack of cells: (the new carry, the output)."""
+    """Run one step of a cell or of a stack: (the new carry, the output)."""
     if not isinstance(params, jaxgru.Stack):
         return _cell_step(params, carry, x)
     carries = []
@@ -174,7 +177,7 @@ def scan(
     reset_carry=None,
     reverse=False,
 ):
-    """(carry, outputs) of any params type: the semantics of `jaxgru.scan`, one step at a time."""
+    """Return (carry, outputs) of any params type, with the semantics of `jaxgru.scan`."""
     carry = initial_carry(params) if carry is None else carry
     reset_carry = initial_carry(params) if reset_carry is None else reset_carry
     options = {"length": length, "mask": mask, "reset": reset}
@@ -204,7 +207,7 @@ def scan(
     there = np.ones(steps, bool) if mask is None else np.asarray(mask)
     ys = np.zeros((steps, output_size(params)))
     for t in reversed(range(length)) if reverse else range(length):
-        # Backwards, a segment is entered at its end: the step before the next segment's start.
+        # Backwards, a segment begins at its end, the step before the start of the next segment.
         first = (t + 1 < length and starts[t + 1]) if reverse else starts[t]
         carry = reset_carry if first else carry
         if there[t]:

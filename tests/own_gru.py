@@ -18,7 +18,7 @@ class OwnParams:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectedParams(OwnParams):
-    """Of the same cell, whose inputs are projected for all of time at once."""
+    """The same cell, which projects the inputs of all time steps at once."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A cell that is unlike the built-in ones in all that `register` leaves open.
+"""A cell that differs from the built-in ones in everything that `register` leaves open.
 
-Its carry is a dict of a matrix and a scalar, which starts from what is learnt. Its output depends
+Its carry is a dict of a matrix and a scalar, and its initial value is learned. Its output depends
 on the new carry and on the input. Its step is not defined for inputs of zero.
 """
 
@@ -22,7 +22,7 @@ class MemoryParams:
 
 
 def equations(m, params, carry, x):
-    """With NumPy or with JAX."""
+    """Run one step, with NumPy or with JAX."""
     k = x / m.sqrt(m.sum(x * x))
     matrix = 0.7 * carry["matrix"] + m.tanh(m.outer(x @ params.w, k) + 0.3 * carry["matrix"] ** 2)
     total = 0.9 * carry["total"] + 0.1 * m.tanh(carry["total"] + matrix[0, 0])
@@ -57,7 +57,7 @@ def draw(inputs, hidden, seed=0):
 
 
 def numpy_scan(params, xs, carry, mask, reset, reset_carry, reverse):
-    """(last carry, outputs) of the steps where the mask is True."""
+    """Return (last carry, outputs) of the steps where the mask is True."""
     steps = len(xs)
     params, xs, carry, reset_carry = jax.tree.map(np.asarray, (params, xs, carry, reset_carry))
     ys = np.zeros((steps, params.w.shape[1]))

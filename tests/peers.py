@@ -1,7 +1,7 @@
-"""Other libraries as oracles: how to get at them, and their weights in jaxgru's layout.
+"""Other libraries as oracles: their imports, and their weights in the layout of jaxgru.
 
-Weights are laid over here by hand, on purpose: this code shares nothing with the library's own
-converters. Update gates that weigh the old state are negated, since sigmoid(-a) = 1 - sigmoid(a).
+This code converts weights by hand, and deliberately shares nothing with the converters of jaxgru.
+It negates update gates that weigh the old state, since sigmoid(-a) = 1 - sigmoid(a).
 """
 
 import importlib
@@ -14,21 +14,21 @@ import pytest
 
 import jaxgru
 
-#: What float64 peers are held to: the order of their sums differs from ours and their sigmoid may
-#: be another formula, both a few ulp a step.
+#: The tolerance for float64 peers. They sum in another order, and may use another formula for the
+#: sigmoid. Both cost a few ulp in each step.
 TOL = 1e-12
-#: Gradients, summed over a batch and time.
+#: The tolerance for gradients, which are sums over a batch and time.
 GRAD_TOL = 1e-10
 
 
 def peer(name):
-    """Import a peer, or skip, saying what would have made it run. A broken peer is a failure."""
+    """Import a peer, or skip and say how to install it. A broken peer is a failure."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(
             f"{name} is not installed: pip install 'jaxgru[interop]'", allow_module_level=True
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a peer deprecates is not our business
+        warnings.simplefilter("ignore")  # deprecations of a peer do not matter here
         return importlib.import_module(name)
 
 
@@ -37,14 +37,14 @@ def f64(x):
 
 
 def random(rng, shape):
-    """Weights and biases alike: nothing is zero."""
+    """Draw weights and biases. None of them is zero."""
     return 0.6 * rng.standard_normal(shape)
 
 
 def split(w, gates, order, flip=()):
-    """`[N, G * H]` (or `[G * H]`) in a peer's order of gates -> `[N, G, H]` in ours.
+    """Convert `[N, G * H]` or `[G * H]` in the gate order of a peer to `[N, G, H]` in ours.
 
-    order: where our k-th gate stands in the peer's; flip: our gates that change sign.
+    order has the position of our k-th gate in the peer. flip has our gates that change sign.
     """
     w = f64(w)
     w = np.stack(np.split(w, gates, axis=-1), axis=-2)[..., list(order), :]

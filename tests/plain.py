@@ -1,7 +1,8 @@
-"""`jaxgru.scan` as anybody would write it: `lax.scan` over the step function.
+"""A simple version of `jaxgru.scan`: `lax.scan` over the step function. The reference for
+derivatives.
 
-The reference for derivatives. It calls the library's step functions, whose values the NumPy oracle
-checks, and lets JAX differentiate the loop as it stands: no custom rule, no masks but `where`.
+It calls the step functions of the library, whose values are compared with the NumPy oracle. JAX
+differentiates the loop itself. There are no custom rules, and no masks but `where`.
 """
 
 import jax

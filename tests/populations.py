@@ -1,6 +1,7 @@
-"""Draws populations that it is told, as often as it is told: prints "drawn" when all have ended.
+"""Draw the populations of the arguments repeatedly, and print "drawn" at the end.
 
-Run by tests/test_initializers.py in its own process, for a deadlock ends only with its process.
+tests/test_initializers.py runs this in its own process, since a deadlock ends only with its
+process.
 """
 
 import sys
@@ -27,7 +28,7 @@ def three_cells(key):
 
 
 def beside_another(key):
-    """With a decomposition that is not jaxgru's, as a layer of another library may need one."""
+    """Draw with the decomposition of JAX, as a layer of another library may do."""
     one, two = jax.random.split(key)
     return jaxgru.gru_init(one, SIZE, SIZE), orthogonal(two, (SIZE, SIZE))
 

@@ -1,7 +1,7 @@
-"""Reads all ONNX files of a folder, in little memory, and prints a line on each: `python - FOLDER`.
+"""Read all ONNX files of a folder with little memory: `python - FOLDER`. Print a line for each.
 
-A line is JSON: the file, what came of it, and how long it took. What came is "read", "refused" or
-what is wrong: an exception without the words of this library, or memory that there was not.
+A line is JSON: the file, the result, and the time. The result is "read", "refused" or a fault: an
+exception that is not an error of this library, or a lack of memory.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from jaxgru.interop import from_onnx, onnx_nodes
 
-#: Above what the process has when it starts. Files have a few KB, of which 64 MiB may be made.
+#: The memory above that of the process at its start. Files have a few KB, and may expand to 64 MiB.
 SPARE = 2**29
 
 
 def outcome(path):
-    """One word on all nodes of a file: the worst."""
+    """The worst result of all nodes of a file, in one word."""
     words = set()
     try:
         names = onnx_nodes(path)
@@ -44,7 +44,7 @@ def judged(error, start):
 def main(folder):
     warnings.simplefilter("error")
     paths = sorted(Path(folder).glob("*.onnx"))
-    outcome(paths[0])  # a whole one: libraries are loaded, threads are there
+    outcome(paths[0])  # an intact file first, which loads libraries and starts threads
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + SPARE
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,4 +1,4 @@
-"""The code blocks of a page under docs/, run as they are printed there."""
+"""Run the code blocks of a page under docs/ as they are printed there."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run(page, **names):
-    """The names that the blocks of a page define, run one after the other."""
+    """Run the blocks of a page one after the other, and return the names that they define."""
     for block in blocks(page):
         exec(compile(block, page, "exec"), names)
     return names
 
 
 def blocks(page):
-    """The blocks of Python of a page."""
+    """Return the Python blocks of a page."""
     return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)

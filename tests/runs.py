@@ -1,4 +1,4 @@
-"""A small run of the copy task, and what of it must be the same however often it was stopped."""
+"""A small run of the copy task, and the parts that must not depend on interruptions."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from experiments.common import metrics, pictures
 
 ROOT = Path(__file__).parents[1]
 
-# Two replicas that go through a curriculum at different speeds.
+# Two replicas pass through a curriculum at different speeds.
 FLAGS = ("--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", "16",
          "--batch-size", "8", "--first-symbols", "9", "--pass-symbols", "0.1", "--pass-nats",
          "23.6", "--seeds", "0", "1", "--updates", "100", "--eval-every", "5",
@@ -23,7 +23,7 @@ FLAGS = ("--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", 
 
 
 def content(out):
-    """All that must be the same: the last checkpoint bit for bit, the record but for the times."""
+    """Everything that must be equal: the last checkpoint, and the record without its times."""
     with ocp.CheckpointManager(out.absolute() / "checkpoints") as manager:
         step = manager.latest_step()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
@@ -33,7 +33,7 @@ def content(out):
     facts = dict(found["facts"])
     facts.pop("seconds")
     facts.pop("compiling")
-    facts.pop("digest")  # of the times too
+    facts.pop("digest")  # it covers the times too
     _, evals, results = metrics.read_run(out / "metrics.jsonl")
     times = {"seconds": 0, "compile_seconds": 0}
     lines = [line | times for line in (*evals[0], *evals[1], *results)]
@@ -46,14 +46,14 @@ def assert_same_run(a, b):
 
 @contextmanager
 def without_pictures():
-    """Runs of this process draw none, which takes a third of the time of a small run."""
+    """Let runs of this process draw no pictures, which take a third of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", lambda *args: [])
         yield
 
 
 def on_devices(count):
-    """The environment of a process that has so many."""
+    """The environment of a process that has so many devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 

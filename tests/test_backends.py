@@ -1,4 +1,4 @@
-"""Which program runs where: chosen by the platform that a program is made for."""
+"""The choice of the program by the platform for which it is compiled."""
 
 import re
 
@@ -27,8 +27,10 @@ def gradient(params, xs):
 
 
 def candidates(run, *platforms):
-    """How often a candidate is computed in the text of a program, once for every step of a turn of
-    a loop. What a function computes counts wherever it is called."""
+    """Count the computations of the candidate in the text of a program.
+
+    There is one for every step of an iteration of a loop. A function counts wherever it is called.
+    """
     lowered = jax.jit(run).trace(PARAMS, XS).lower(lowering_platforms=platforms)
     functions = re.split(r"func\.func \w+ @", lowered.as_text())[1:]
     bodies = {re.match(r"\w+", function)[0]: function for function in functions}
@@ -53,7 +55,7 @@ def test_one_artifact_has_the_program_of_each_platform(run):
 
 
 def sizes(hidden, backward, gates=3, carries=1):
-    """Of the kernel for a GRU with the reset gate after the product, with lengths and resets."""
+    """The sizes of the kernel for a GRU with reset_after=True, with lengths and resets."""
     products = ((1, gates),) if backward else ((gates, 1),)
     streams = carries + gates + 2 if backward else gates
     return hopper.Sizes(hidden, products, streams, 2, gates + 1 if backward else 1)
@@ -67,7 +69,7 @@ def test_what_fits_into_shared_memory(hidden, backward):
 
 def test_what_does_not():
     assert sizes(384, True).ahead() == 0
-    assert sizes(1024, False).ahead() == 0  # more CTAs than a cluster has
+    assert sizes(1024, False).ahead() == 0  # it needs more CTAs than a cluster has
 
 
 def test_a_batch_too_large_for_the_kernel():
@@ -77,7 +79,7 @@ def test_a_batch_too_large_for_the_kernel():
 
 
 def test_the_loop_where_a_kernel_cannot_run():
-    """Neither a Hopper GPU nor a TPU is here, and no kernel is for float64."""
+    """There is neither a Hopper GPU nor a TPU here, and no kernel supports float64."""
     for kernel in (backends.hopper_kernel, backends.tpu_kernel):
         with pytest.raises(Declined):
             kernel()
@@ -100,7 +102,7 @@ def test_what_a_kernel_declines_is_computed_by_the_plan_of_the_loop(run):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_an_artifact_has_no_kernel(platform, monkeypatch):
-    """It may run on another device than that of the machine that has made it."""
+    """An exported program may run on another device than that of the machine that made it."""
 
     def kernel():
         raise AssertionError
@@ -110,7 +112,7 @@ def test_an_artifact_has_no_kernel(platform, monkeypatch):
 
 
 def test_several_devices_sum_gradients_once():
-    """However long the sequence: all of it is one stretch back."""
+    """The backward pass is one stretch for any length of the sequence."""
     plan = backends.portable()._replace(hoisted=0)
     xs = jax.ShapeDtypeStruct((10**6, 10**3, 4), jnp.float32)
     assert loop.backward_stretch(plan, cell_of(PARAMS), PARAMS, xs) == 10**6

@@ -1,4 +1,4 @@
-"""One time step of every cell against the equations in NumPy."""
+"""One time step of every cell, against the equations in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_each_bias_of_reset_after_is_optional(b, b_hn):
 
 
 def test_z_weighs_the_new_content():
-    """A saturated update gate takes the candidate whole; a closed one keeps the state."""
+    """With an update gate of 1 the state becomes the candidate. With one of 0 it stays."""
     params = draw("gru")
     h, x = draw_carry(params), draw_x()
     for shift, expected in ((-1e3, h), (1e3, None)):
@@ -103,7 +103,7 @@ def test_step_dispatches_on_the_params(kind):
 
 @pytest.mark.parametrize("kind", [*STREAMABLE, slow("own_stack")])
 def test_step_is_a_scan_over_one_step(kind):
-    """With every option, in values and gradients, also traced."""
+    """This holds with every option, for values and gradients, and under tracing."""
     params = draw(kind)
     carry, x, start = draw_carry(params), draw_x(), draw_carry(params, seed=5)
 

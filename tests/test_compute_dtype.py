@@ -1,4 +1,4 @@
-"""Products in a narrow dtype, states in a wide one."""
+"""Products in a narrow dtype, with states in a wide one."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from cases import (
     weigh,
 )
 
-#: A product of two numbers that are rounded to 8 bits is off by at most 2**-8 of itself, and about
-#: three of size one are added up in each of a few gates and steps.
+#: The relative error of a product of two numbers rounded to 8 bits is at most 2**-8. Each of a few
+#: gates and steps adds up about three products of size one.
 TOL = 3e-2
 NARROW = "bfloat16"
 
@@ -30,7 +30,7 @@ def rounded(x):
 
 
 def products_of_rounded_operands(params, xs, carry):
-    """The GRU with the reset gate after the product, in float64 but for its operands."""
+    """The GRU with reset_after=True in float64, except for the operands of products."""
     w_ih, w_hh = (rounded(w) for w in (params.w_ih, params.w_hh))
     h, hs = np.asarray(carry, np.float64), []
     for x in xs:
@@ -44,8 +44,11 @@ def products_of_rounded_operands(params, xs, carry):
 
 
 def test_operands_are_rounded_and_nothing_else():
-    """A state that happens to lie between two numbers of 8 bits may be rounded either way, which a
-    state of 24 bits hardly does; everything else is the arithmetic of float32."""
+    """The states are float32, and only the operands are rounded.
+
+    A state between two numbers of 8 bits may be rounded either way. This hardly happens for 24
+    bits. All other arithmetic is float32.
+    """
     params, xs = draw("gru_after", dtype="float32"), draw_xs(dtype="float32")
     carry = draw_carry(params)
     actual = jaxgru.scan(params, xs, carry, compute_dtype=NARROW)
@@ -56,7 +59,7 @@ def test_operands_are_rounded_and_nothing_else():
 
 @pytest.mark.parametrize("kind", only(["gru", "lstm"], (*BUILT_IN, "mixed")))
 def test_values_and_gradients_are_near_the_exact_ones(kind):
-    """And have the dtype of params."""
+    """Gradients also have the dtype of params."""
     params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
     carry = draw_carry(params)
 
@@ -82,7 +85,7 @@ def test_values_and_gradients_are_near_the_exact_ones(kind):
     "changes", [{"wide": 1}, {"wide_tangent": 1}, {"hoisted": 0}, {"platform": "cuda"}], ids=str
 )
 def test_every_way_of_the_loop(changes):
-    """Sums in another order, after which a state may be rounded to the next number of 8 bits."""
+    """Sums have another order, after which a state may be rounded to the next number of 8 bits."""
     params, xs = draw("gru", dtype="float32"), draw_xs(dtype="float32")
     loss = lambda params: weigh(jaxgru.scan(params, xs, compute_dtype=NARROW))  # noqa: E731
     expected = jax.jit(jax.value_and_grad(loss))(params)
@@ -100,7 +103,7 @@ def test_step_rounds_as_scan_does(kind):
 
 
 def test_a_state_keeps_what_16_bits_would_lose():
-    """An update gate of 2**-12 moves a state of bfloat16 not at all."""
+    """With an update gate of 2**-12, a bfloat16 state would not change."""
     size, steps = 4, 2000
     rng = np.random.default_rng(0)
     params = jaxgru.GRUParams(

@@ -1,4 +1,4 @@
-"""The derivative that follows from a cell's equations, against `jax.jvp` of the step as it is."""
+"""The derivative that `derived` makes of a cell, against `jax.jvp` of its step."""
 
 import functools
 
@@ -15,12 +15,12 @@ from jaxgru.elman import _CELL as ELMAN
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOL = GRAD_TOL["float64"]
-#: The sources of a step, in units of H: one for every sum that a nonlinearity gets.
+#: The size of the sources of a step in units of H. There is one source for each pre-activation.
 SOURCES = {"gru": 3, "gru_after": 4, "lstm": 4, "elman": 1}
 
 
 def tangent_of(cell, blocks, dblocks, x, dx, carry, dcarry):
-    """As the loops compute it, from the gates of the step."""
+    """Compute the tangent of a step from its gates, as the loops do."""
     _, gates = cells.advance(cell, blocks, carry, x)
     dx = cells.total(dx @ blocks.w_ih, (x, dblocks.w_ih), dblocks.b)
     sources = cell.sources(dblocks, dx, carry, gates)
@@ -47,8 +47,11 @@ def test_one_step(kind):
 
 
 def odd_advance(products, blocks, h, projected):
-    """Compiled functions within, a kink, a maximum, an array that is constant, inputs that no
-    product is added to, two products of which the second depends on all."""
+    """A step with many features.
+
+    It has compiled functions, a kink, a maximum, a constant array, inputs to which no product is
+    added, and two products, the second of which depends on everything.
+    """
     x_a, x_b, x_c = projected
     a, b = products[0](h)
     gate = jax.nn.sigmoid(x_a + a)

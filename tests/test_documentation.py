@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def x32():
-    """As for users who switch nothing on."""
+    """64-bit types are off, as for users who switch nothing on."""
     with jax.enable_x64(False):
         yield
 
@@ -58,7 +58,7 @@ def test_the_reference_has_every_module_for_flax():
 
 
 def test_the_index_has_every_function():
-    """A table at the head of the reference; types of results are with what returns them."""
+    """The reference begins with a table. Types of results are next to the functions."""
     index = (recipes.DOCS / "reference" / "index.md").read_text()
     listed = set(re.findall(r"^   (\w+)$", index, re.M))
     for module in (jaxgru, jaxgru.diagnostics, jaxgru.interop):
@@ -76,7 +76,7 @@ def test_the_first_example(page):
 
 
 def test_the_recipes_for_acting():
-    """docs/recipes/online.md: two functions that give the same states, with a reset between."""
+    """docs/recipes/online.md: two functions give the same states, with a reset in between."""
     names = recipes.run("recipes/online.md")
     params, carry = names["params"], jaxgru.initial_carry(names["params"])
     xs = jax.random.normal(jax.random.key(0), (5, 32), "float32")

@@ -1,4 +1,4 @@
-"""Dropout between the layers of a Stack: what is dropped, how often, and what is not."""
+"""Dropout between the layers of a Stack: what it drops, how often, and what it keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ STACKS = ["stack", slow("own_stack")]
 
 
 def lens(width=WIDTH):
-    """A layer that shows its input: y = tanh(SMALL x), no memory. `look` inverts it."""
+    """A layer without memory that reveals its input: y = tanh(SMALL x). `look` inverts it."""
     return jaxgru.ElmanParams(w_ih=SMALL * jnp.eye(width), w_hh=jnp.zeros((width, width)), b=None)
 
 
@@ -38,7 +38,7 @@ def look(ys):
 
 
 def mask_of(layers, rate, key, steps=LONG, **options):
-    """What dropout multiplied the first layer's outputs by, found from the outside."""
+    """Find the factors that dropout applied to the outputs of the first layer."""
     below = layers[0]
     xs = draw_xs(steps)
     _, hs = jaxgru.scan(below, xs, **options)
@@ -55,21 +55,21 @@ def test_rate_scale_and_freshness(kind, rate):
     # Inverting tanh divides rounding by SMALL: 1e-16 / 1e-3 / |h|, and some h are as small as 1e-4.
     np.testing.assert_allclose(mask[kept], 1 / (1 - rate), rtol=0, atol=1e-8)
     np.testing.assert_allclose(mask[~kept], 0.0, rtol=0, atol=0)
-    # 4000 coins: five standard deviations.
+    # For 4000 coins the bound is five standard deviations.
     spread = 5 * np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(float(jnp.mean(~kept)) - rate) < spread
-    # A fresh mask per step: rows agree as often as independent coins do, in 199 * 20 pairs.
+    # Each step has its own mask. Rows agree as often as independent coins do, in 199 * 20 pairs.
     agree = float(jnp.mean(kept[1:] == kept[:-1]))
     chance = rate**2 + (1 - rate) ** 2
     assert abs(agree - chance) < 5 * np.sqrt(chance * (1 - chance) / kept[1:].size)
-    # No unit and no step is favoured: five standard deviations of 200 and of 20 coins.
+    # All units and steps are equal, up to five standard deviations of 200 and of 20 coins.
     assert np.max(np.abs(jnp.mean(~kept, axis=0) - rate)) < 5 * np.sqrt(rate * (1 - rate) / LONG)
     assert np.max(np.abs(jnp.mean(~kept, axis=1) - rate)) < 5 * np.sqrt(rate * (1 - rate) / WIDTH)
 
 
 @pytest.mark.parametrize("kind", BELOW)
 def test_each_layer_has_its_own_mask(kind):
-    """Two lenses in a row: seen through both, a unit survives with probability 1/4, not 1/2."""
+    """Through two such layers, a unit survives with probability 1/4 and not 1/2."""
     below, xs = draw(kind, hidden=WIDTH), draw_xs(LONG)
     _, ys = jaxgru.scan(
         jaxgru.Stack((below, lens(), lens())), xs, dropout=0.5, key=jax.random.key(1)
@@ -87,7 +87,7 @@ def test_the_last_layer_is_not_dropped():
 
 @pytest.mark.parametrize("kind", STACKS)
 def test_the_carry_of_the_dropped_layer_is_untouched(kind):
-    """Dropout acts on what goes up, not on what goes on in time."""
+    """Dropout changes what the next layer gets, and not what the next step gets."""
     params, xs = draw(kind), draw_xs()
     (first, _), _ = jaxgru.scan(params, xs, dropout=0.5, key=jax.random.key(0))
     assert_close(first, jaxgru.scan(params.layers[0], xs)[0], 1e-15)
@@ -129,7 +129,7 @@ def test_a_rate_that_is_data_drops_as_a_number_does(kind, rate):
 
 @pytest.mark.parametrize("kind", ["mixed", slow("own_mixed")])
 def test_a_traced_rate_of_zero_drops_nothing(kind):
-    """Exactly, in values and gradients."""
+    """Values and gradients agree exactly."""
     params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
 
     def loss(params, rate, key=key):
@@ -149,7 +149,7 @@ def test_a_known_zero_needs_no_key(kind):
 
 @pytest.mark.parametrize("kind", BELOW)
 def test_a_population_of_rates(kind):
-    """With one key, whatever a low rate drops a higher one drops too: the coins are the same."""
+    """With one key, a higher rate drops everything that a lower rate drops."""
     params, key = jaxgru.Stack((draw(kind, hidden=WIDTH), lens())), jax.random.key(0)
     xs, rates = draw_xs(STEPS), jnp.array([0.0, 0.2, 0.6])
 
@@ -194,7 +194,7 @@ def test_a_traced_rate_out_of_range_is_clipped(kind, rate, acts_as):
 
 @pytest.mark.parametrize("kind", STACKS)
 def test_new_rates_compile_nothing(kind):
-    """A schedule: a rate that is an array is data."""
+    """A rate that is an array is data, so it can follow a schedule."""
     params, xs, key = draw(kind), draw_xs(), jax.random.key(0)
     traces = []
 
@@ -210,7 +210,7 @@ def test_new_rates_compile_nothing(kind):
 
 @pytest.mark.parametrize("rate", [0.5, np.float32(0.5)])
 def test_one_layer_has_nothing_to_drop(rate):
-    """A study of how many layers help needs no special case for one."""
+    """A study of the number of layers needs no special case for one layer."""
     params, xs = jaxgru.Stack((draw("gru"),)), draw_xs()
     assert_same(
         jaxgru.scan(params, xs, dropout=rate, key=jax.random.key(0)), jaxgru.scan(params, xs)
@@ -244,7 +244,7 @@ def test_padding_stays_zero(kind):
 
 @pytest.mark.parametrize("kind", BELOW)
 def test_the_mean_over_masks_is_the_input(kind):
-    """Inverted dropout: the layer above sees the undropped value on average."""
+    """With inverted dropout, the layer above gets the undropped value on average."""
     layers = (draw(kind, hidden=WIDTH), lens())
     xs = draw_xs(STEPS)
     _, hs = jaxgru.scan(layers[0], xs)
@@ -253,7 +253,7 @@ def test_the_mean_over_masks_is_the_input(kind):
         return look(jaxgru.scan(jaxgru.Stack(layers), xs, dropout=0.5, key=key)[1])
 
     seen = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4000))
-    # Each entry is h or its double or nothing: standard deviation |h|, of the mean |h| / 63.
+    # Each entry is 0 or 2 h, so its standard deviation is |h|, and that of the mean is |h| / 63.
     # The largest of 120 entries stays below five of them.
     worst = jnp.max(jnp.abs(jnp.mean(seen, axis=0) - hs) / jnp.abs(hs))
     assert worst < 5 / np.sqrt(4000)
@@ -295,7 +295,7 @@ def test_under_vmap_every_example_has_its_key(kind):
 
 @pytest.mark.parametrize("kind", BELOW)
 def test_one_key_for_a_batch_drops_the_same_units_of_every_example(kind):
-    """What the docstring says of a shared key, and of one for each example."""
+    """The docstring describes a shared key, and one key for each example."""
     params = jaxgru.Stack((draw(kind, hidden=WIDTH), lens()))
     xs, key = jnp.stack([draw_xs(seed=i) for i in (1, 2)]), jax.random.key(0)
 
@@ -309,7 +309,7 @@ def test_one_key_for_a_batch_drops_the_same_units_of_every_example(kind):
 
 
 def test_sizes_of_the_lens():
-    """The helper itself: without dropout it shows exactly what is below."""
+    """Without dropout, the helper shows exactly the outputs of the layer below."""
     below, xs = draw("gru", hidden=WIDTH), draw_xs(STEPS)
     assert xs.shape == (STEPS, INPUT)
     _, hs = jaxgru.scan(below, xs)

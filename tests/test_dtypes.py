@@ -1,4 +1,4 @@
-"""Four dtypes: what comes out, and how sums are accumulated on the way."""
+"""Four dtypes: the dtypes of results, and how sums are accumulated."""
 
 import re
 
@@ -13,7 +13,9 @@ from cases import (
     BUILT_IN,
     HIDDEN,
     LAYERS,
+    OWN,
     STEPS,
+    STREAMABLE,
     draw,
     draw_carry,
     draw_xs,
@@ -31,7 +33,7 @@ INITS = (jaxgru.gru_init, jaxgru.lstm_init, jaxgru.elman_init, jaxgru.min_gru_in
 
 @pytest.fixture(autouse=True)
 def wide(request):
-    """float64 needs 64-bit types; the other dtypes are tested in the mode of the environment."""
+    """Switch 64-bit types on for float64. Other dtypes use the mode of the environment."""
     if "float64" in request.node.name:
         request.getfixturevalue("narrow_x64")
 
@@ -92,9 +94,12 @@ def test_init_draws_float32_unless_told(init):
 @pytest.mark.parametrize("dtype", [*LOW, "float32"])
 @pytest.mark.parametrize("kind", only((*BUILT_IN, "mixed"), (*BUILT_IN, *LAYERS)))
 def test_values_of_the_narrow_dtypes(kind, dtype):
-    """Against float64 on the same, rounded, numbers. Each step rounds the carry to half an ulp of
-    1 and the next steps multiply it by less than 2 in all: one ulp a step and layer is generous for
-    the 16-bit types, and for float32 leaves room for its own arithmetic."""
+    """Compare with float64 on the same rounded numbers.
+
+    Each step rounds the carry to half an ulp of 1, and the next steps multiply it by less than 2 in
+    all. One ulp for each step and layer is generous for 16-bit types. It leaves float32 room for
+    its own arithmetic.
+    """
     params, xs = draw(kind, dtype=dtype), draw_xs(dtype=dtype)
     carry = draw_carry(params)
     tol = STEPS * float(jnp.finfo(dtype).eps)
@@ -107,8 +112,12 @@ def test_values_of_the_narrow_dtypes(kind, dtype):
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_a_step_rounds_once(kind, dtype):
-    """Products and gates in float32: the result is the exact one, rounded to the dtype. Gates
-    computed in 16 bits would be several ulp off. Half an ulp, and 2% for float32's own error."""
+    """Products and gates are computed in float32, so the result is the exact one, rounded to the
+    dtype.
+
+    If gates were computed in 16 bits, it would be off by several ulp. The bound is half an ulp, and
+    2% for the error of float32.
+    """
     params = draw(kind, dtype=dtype, seed=4)
     carry, x = draw_carry(params), draw_xs(dtype=dtype)[0]
     actual = jax.tree.leaves(jax.jit(jaxgru.step)(params, carry, x))
@@ -122,7 +131,7 @@ def test_a_step_rounds_once(kind, dtype):
 
 @pytest.mark.parametrize("dtype", LOW)
 def test_products_accumulate_small_terms(dtype):
-    """1 + 1024 terms that each vanish beside 1 in 16 bits: lost one by one, 2 when accumulated."""
+    """Each of 1024 small terms vanishes beside 1 in 16 bits. Accumulated, they make 2."""
     tiny = float(jnp.finfo(dtype).eps) / 4
     count = int(1 / tiny)
     column = np.full((count + 1, 1), tiny / 2)
@@ -131,13 +140,15 @@ def test_products_accumulate_small_terms(dtype):
         w_ih=jnp.asarray(column, dtype), w_hh=jnp.zeros((1, 1), dtype), b=None
     )
     h = jaxgru.elman_step(params, jnp.zeros(1, dtype), jnp.ones(count + 1, dtype))
-    # tanh(1.0) = 0.7616 against tanh(0.5) = 0.4621.
+    # The results would be tanh(1.0) = 0.7616 and tanh(0.5) = 0.4621.
     np.testing.assert_allclose(float(h[0]), np.tanh(1.0), rtol=float(jnp.finfo(dtype).eps), atol=0)
 
 
 def test_gradients_accumulate_over_a_long_sequence():
-    """The gradient of a bias is a sum over 2000 steps of nearly equal terms. Added up in bfloat16
-    it sticks at 256 terms, one eighth of the sum."""
+    """The gradient of a bias is a sum over 2000 steps of nearly equal terms.
+
+    If it were added up in bfloat16, it would stop growing at 256 terms, one eighth of the sum.
+    """
     steps, dtype = 2000, "bfloat16"
     params = jaxgru.ElmanParams(
         w_ih=jnp.full((1, 1), 0.01, dtype),
@@ -148,9 +159,34 @@ def test_gradients_accumulate_over_a_long_sequence():
     loss = jax.grad(lambda p: jnp.sum(jaxgru.scan(p, xs)[1].astype(jnp.float32)))
     grads = jax.jit(loss)(params)
     expected = steps * (1 - np.tanh(0.02) ** 2)
-    # A few roundings to bfloat16: of the gate, of one step's term, of the sum.
+    # The gate, the term of one step and the sum are rounded to bfloat16.
     np.testing.assert_allclose(float(grads.b[0]), expected, rtol=0.02, atol=0)
     np.testing.assert_allclose(float(grads.w_ih[0, 0]), expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("kind", [*STREAMABLE, *OWN])
+def test_float64_of_numpy_counts_as_float32(kind):
+    """While 64-bit types are off, `step` converts NumPy's float64 as `scan` does, without warning.
+
+    NumPy makes float64 by default, and JAX warns if a float64 result is asked of it.
+    """
+
+    def as_float64(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+    params, xs = draw(kind, dtype="float32"), draw_xs(1, dtype="float32")
+    carry = jaxgru.initial_carry(params)
+    with jax.enable_x64(False):
+        got = jaxgru.step(*as_float64((params, carry, xs[0])))
+        expected = jaxgru.scan(*as_float64((params, xs, carry)))
+        assert dtypes_of(got) == {"float32"}
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other.reshape(one.shape), rtol=0, atol=1e-6)
+        own = {"gru": jaxgru.gru_step, "lstm": jaxgru.lstm_step, "elman": jaxgru.elman_step}
+        own |= {"min_gru": jaxgru.min_gru_step} | {kind: step for kind, (_, step) in OWN.items()}
+        if kind in own:
+            got = own[kind](*as_float64((params, carry, xs[0])))
+            assert dtypes_of(got) == {"float32"}
 
 
 def products_in(program, *args):
@@ -162,7 +198,7 @@ def products_in(program, *args):
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_every_product_is_accumulated_in_float32(kind, dtype):
-    """Forward, backward and forward mode: no product of the program has a 16-bit result."""
+    """In forward and reverse mode, no product of the program has a 16-bit result."""
     params, xs = draw(kind, dtype=dtype), draw_xs(20, dtype=dtype)
 
     def run(params, xs):
@@ -179,7 +215,7 @@ def test_every_product_is_accumulated_in_float32(kind, dtype):
 
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_the_narrow_dtypes_stay_narrow_in_memory(kind):
-    """Outputs of a long sequence are stored in 16 bits, not in float32 and cast at the end."""
+    """The outputs of a long sequence are stored in 16 bits, not in float32 until the end."""
     params, xs = draw(kind, dtype="bfloat16"), draw_xs(64, dtype="bfloat16")
     _, ys = jax.eval_shape(jaxgru.scan, params, xs)
     assert ys.dtype == jnp.bfloat16
@@ -188,8 +224,11 @@ def test_the_narrow_dtypes_stay_narrow_in_memory(kind):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_of_weights_are_added_up_in_float32(dtype):
-    """4,096 ones in stretches of eight: in bfloat16 the sum would end at 2,048, since 2,048 + 8
-    rounds to 2,048, in float16 at 16,384 of 32,768."""
+    """The gradient is a sum of ones in stretches of eight.
+
+    In bfloat16 it would stop at 2,048 of 4,096, since 2,048 + 8 rounds to 2,048. In float16 it
+    would stop at 16,384 of 32,768.
+    """
     steps = 4096 if dtype == "bfloat16" else 32_768
     zeros = jaxgru.ElmanParams(
         w_ih=jnp.zeros((1, 2), dtype), w_hh=jnp.zeros((2, 2), dtype), b=jnp.zeros(2, dtype)

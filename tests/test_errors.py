@@ -1,5 +1,7 @@
-"""Wrong calls: each one raises the documented type, and names the argument, what was expected and
-what came, before anything is traced."""
+"""Each wrong call raises the documented type before anything is traced.
+
+The message names the argument, the expected and the given value.
+"""
 
 import dataclasses
 import functools
@@ -57,7 +59,7 @@ class Wrong(NamedTuple):
     got: str
 
 
-# (call, exception, what the message says before "must be", of the expected and of the got part)
+# (call, exception, text before "must be", part of the expected value, part of the given value)
 CASES = {
     # --- xs
     "xs with a batch axis": Wrong(
@@ -65,7 +67,7 @@ CASES = {
         ValueError,
         "scan: xs",
         "[T, 3]",
-        "float32[2, 6, 3]. A batch goes through vmap",
+        "float32[2, 6, 3]. Use jax.vmap for a batch",
     ),
     "xs one step only": Wrong(
         lambda: scan(xs=xs_of((INPUT,))), ValueError, "scan: xs", "[T, 3]", "float32[3]"
@@ -98,7 +100,7 @@ CASES = {
         ValueError,
         "scan: GRUParams.w_",
         "3",
-        "4]. Several networks at once go through jax.vmap",
+        "4]. Use jax.vmap over params for several networks",
     ),
     "w_ih with packed gates": Wrong(
         lambda: scan(swap(params_of(), w_ih=zeros((3, 12)))),
@@ -269,8 +271,32 @@ CASES = {
         lambda: scan(params_of("lstm"), carry=(zeros(4), zeros(4))),
         TypeError,
         "scan: carry",
-        "LSTMCarry",
-        "float32[4]",
+        "LSTMCarry(h=float32[4], c=float32[4])",
+        "(float32[4], float32[4]). jaxgru.initial_carry(params) makes one. "
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a plain tuple for an LSTM in a stack": Wrong(
+        lambda: jaxgru.step(
+            jaxgru.Stack((params_of("lstm"),)), ((zeros(4), zeros(4)),), xs_of()[0]
+        ),
+        TypeError,
+        "step: carry",
+        "(LSTMCarry(h=float32[4], c=float32[4]),)",
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a plain tuple for the step of an LSTM": Wrong(
+        lambda: jaxgru.lstm_step(params_of("lstm"), (zeros(4), zeros(4)), xs_of()[0]),
+        TypeError,
+        "lstm_step: carry",
+        "LSTMCarry(h=float32[4], c=float32[4])",
+        "jaxgru.LSTMCarry(h=..., c=...) makes one of your own arrays.",
+    ),
+    "a list for a stack": Wrong(
+        lambda: jaxgru.step(params_of("stack"), [zeros(4), zeros(5)], xs_of()[0]),
+        TypeError,
+        "step: carry",
+        "(float32[4], float32[5])",
+        "[float32[4], float32[5]]. jaxgru.initial_carry(params) makes one. It is a tuple, not a",
     ),
     "carry of one layer for a stack": Wrong(
         lambda: scan(params_of("stack"), carry=zeros(4)),
@@ -336,10 +362,14 @@ CASES = {
         ValueError,
         "scan: length",
         "integer",
-        "[2]. One length for one sequence",
+        "[2]. Pass one length for one sequence",
     ),
     "length a mask": Wrong(
-        lambda: scan(length=jnp.ones(STEPS, bool)), ValueError, "scan: length", "", "through mask="
+        lambda: scan(length=jnp.ones(STEPS, bool)),
+        ValueError,
+        "scan: length",
+        "",
+        "and mask= for flags",
     ),
     "length a string": Wrong(lambda: scan(length="3"), TypeError, "scan: length", "integer", "str"),
     # --- reset
@@ -435,7 +465,7 @@ CASES = {
         ValueError,
         "scan: dropout",
         "scalar array of floats",
-        "[2]. Several at once go through jax.vmap",
+        "[2]. Use jax.vmap for several at once",
     ),
     "dropout an array of integers": Wrong(
         lambda: scan(params_of("stack"), dropout=jnp.asarray(0), key=jax.random.key(KEY)),
@@ -511,14 +541,14 @@ CASES = {
     ),
     # --- loop
     "params for a step": Wrong(
-        lambda: loop(params_of()), TypeError, "loop: step", "function", "jaxgru.scan runs params"
+        lambda: loop(params_of()), TypeError, "loop: step", "function", "jaxgru.scan runs a network"
     ),
     "a step that returns its carry alone": Wrong(
         lambda: loop(lambda carry, x: 2 * carry),
         TypeError,
         "loop: what step returns",
         "(carry, y)",
-        "float32[4]. Where the carry is the output too",
+        "float32[4]. If the carry is also the output",
     ),
     "a step that returns the carry of an LSTM alone": Wrong(
         lambda: loop(
@@ -562,8 +592,8 @@ CASES = {
         lambda: loop(lambda carry, x: ((carry["h"],), x), {"h": zeros(4)}),
         TypeError,
         "loop: the next carry",
-        "{'h': 'float32[4]'}",
-        "('float32[4]',)",
+        "{'h': float32[4]}",
+        "(float32[4],)",
     ),
     "a wrong step where no step is made": Wrong(
         lambda: loop(lambda carry, x: (carry[:1], x), xs=xs_of((0, 3))),
@@ -579,14 +609,18 @@ CASES = {
         lambda: loop(carry=np.asarray("a")), TypeError, "loop: carry", "an array", "<U1[]"
     ),
     "a number of steps for xs": Wrong(
-        lambda: loop(xs=6), TypeError, "loop: xs", "[T, ...]", "int. A step without inputs takes"
+        lambda: loop(xs=6),
+        TypeError,
+        "loop: xs",
+        "[T, ...]",
+        "int. For a step without inputs, pass",
     ),
     "xs without a leaf": Wrong(
         lambda: loop(xs={"a": None}),
         ValueError,
         "loop: xs",
-        "an array in it",
-        "{'a': None}. A step without inputs takes xs=jnp.arange(T)",
+        "contains an array",
+        "{'a': None}. For a step without inputs, pass xs=jnp.arange(T)",
     ),
     "a scalar in xs": Wrong(
         lambda: loop(xs=(xs_of(), zeros(()))), TypeError, "loop: xs[1]", "[T, ...]", "float32[]"
@@ -614,21 +648,21 @@ CASES = {
         lambda: loop(reset=zeros(STEPS, bool), reset_carry=zeros(5)),
         ValueError,
         "loop: reset_carry",
-        "float32[4] as in carry",
+        "float32[4], like carry",
         "float32[5]",
     ),
     "a number for reset_carry": Wrong(
         lambda: loop(reset=zeros(STEPS, bool), reset_carry=0.0),
         TypeError,
         "loop: reset_carry",
-        "float32[4] as in carry",
+        "float32[4], like carry",
         "float",
     ),
     "no reset_carry for a carry with keys": Wrong(
         lambda: loop(carry=jax.random.key(KEY), reset=zeros(STEPS, bool)),
         ValueError,
         "loop: reset_carry",
-        "given for a carry with keys",
+        "given if carry contains keys",
         "None",
     ),
     "mask of integers in a loop": Wrong(
@@ -638,10 +672,14 @@ CASES = {
         lambda: loop(mask=zeros(STEPS - 1, bool)), ValueError, "loop: mask", "[6]", "bool[5]"
     ),
     "mask a scalar in a loop": Wrong(
-        lambda: loop(mask=True), TypeError, "loop: mask", "[6]", "bool. One flag for each step"
+        lambda: loop(mask=True), TypeError, "loop: mask", "[6]", "bool. Pass one flag for each step"
     ),
     "length a mask in a loop": Wrong(
-        lambda: loop(length=zeros(STEPS, bool)), ValueError, "loop: length", "", "through mask="
+        lambda: loop(length=zeros(STEPS, bool)),
+        ValueError,
+        "loop: length",
+        "",
+        "and mask= for flags",
     ),
     "no step for a loop": Wrong(
         lambda: jaxgru.loop(None, zeros(4), xs_of()),
@@ -867,8 +905,8 @@ def diagnose(function, *rest, **options):
 
 
 INITS = ("gru_init", "lstm_init", "elman_init", "min_gru_init", "mgu_init")
-#: (public function, a call of it, its static options with a value that fits): all that are no data,
-#: but those whose values no tracer can stand for: names, dtypes and functions.
+#: (public function, a call of it, its static options with a valid value). They include all options
+#: that are not data, except names, dtypes and functions, since no tracer can replace these.
 STATIC = {
     "scan": (scan, {"reverse": True, "checkpoint": 2}),
     "newton_scan": (
@@ -924,7 +962,7 @@ def test_a_traced_option_is_told_how_to_be_static(function, option):
     call, options = STATIC[function]
     with pytest.raises(TypeError) as raised:
         jax.jit(lambda value: call(**{option: value}))(options[option])
-    caller = "gru_init" if function == "stack_init" else function  # which hands them on
+    caller = "gru_init" if function == "stack_init" else function  # it passes them on
     message = str(raised.value)
     assert re.match(rf"({function}|{caller}): {option} must be ", message), message
     assert f"jax.jit(f, static_argnames='{option}')" in message
@@ -932,7 +970,7 @@ def test_a_traced_option_is_told_how_to_be_static(function, option):
 
 
 def test_the_table_of_static_options_is_complete():
-    """Of the functions in it, whatever has a default is static, is data, or is no tracer's."""
+    """Every argument with a default is static, is data, or cannot be a tracer."""
     data = {"carry", "length", "mask", "reset", "reset_carry", "dropout", "key", "guess", "states"}
     named = {"jacobian", "fallback", "cell", "init", "dtype", "compute_dtype", "nonlinearity"}
     for name, (_, options) in STATIC.items():
@@ -960,7 +998,7 @@ def test_what_the_message_says_works():
     ids=["length by position", "bias by position", "time_major", "chrono for elman"],
 )
 def test_signatures(call, kind):
-    """What Python itself refuses: options are keyword-only, and there are no others."""
+    """Python itself refuses positional options and unknown ones."""
     with pytest.raises(kind, match=re.compile("argument")):
         call()
 
@@ -971,7 +1009,7 @@ def test_signatures(call, kind):
     ids=["jit", "eval_shape", "grad"],
 )
 def test_errors_are_the_same_while_tracing(transform):
-    """Shapes are known to a tracer too: the message does not change inside a transformation."""
+    """Tracers have shapes, so the message is the same inside a transformation."""
 
     def run(xs):
         return jnp.sum(jaxgru.scan(params_of(), xs)[1])
@@ -987,7 +1025,7 @@ def test_a_population_is_told_about_vmap():
 
 
 def test_a_wrong_call_compiles_nothing():
-    """Checks come before tracing: no program is built on the way to the error."""
+    """Checks come before tracing, so no program is built before the error."""
     params, xs, reset = params_of(), xs_of((STEPS, 5)), zeros(STEPS, bool)
     events = []
 

@@ -1,4 +1,4 @@
-"""Exported programs: open sizes, several platforms in one, and no jaxgru where they run."""
+"""Exported programs: symbolic sizes, several platforms in one, and no jaxgru where they run."""
 
 import functools
 import subprocess
@@ -29,12 +29,12 @@ from jaxgru.backends import CPU
 from jaxgru.backends.plan import Declined
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-#: Two programs for the same sums of some hundred terms, in float32, of the largest number.
+#: For two programs of the same float32 sums of some hundred terms, relative to the largest number.
 TOL = 2e-5
 
 
 def of_batch(params, xs, lengths, reset, **options):
-    """Everything that `scan` returns."""
+    """Return everything that `scan` returns."""
 
     def one(xs, length, reset):
         return jaxgru.scan(params, xs, length=length, reset=reset, **options)
@@ -51,7 +51,7 @@ def gradient(params, xs, *rest, **options):
 
 
 def exported(run, params):
-    """A function of a batch, with open sizes and for all platforms, through bytes and back."""
+    """Export a function of a batch, with symbolic sizes for all platforms, to bytes and back."""
     batch, time = export.symbolic_shape("batch, time")
     inputs = jax.tree.leaves(params)[0].shape[0]
     xs = jax.ShapeDtypeStruct((batch, time, inputs), np.float32)
@@ -73,7 +73,7 @@ def assert_same_numbers(run, params, sizes=((3, 7), (1, 1))):
     inputs = jax.tree.leaves(params)[0].shape[0]
     for count, steps in sizes:
         arguments = (params, *batch_of(count, steps, inputs))
-        # The two sum in another order where the plan for known sizes cuts time into stretches.
+        # If the plan for known sizes cuts time into stretches, the order of sums differs.
         actual, expected = jax.jit(program.call)(*arguments), jax.jit(run)(*arguments)
         largest = max(1, *(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected)))
         assert_close(actual, expected, TOL * largest)
@@ -98,8 +98,9 @@ def test_open_sizes(run, kind, reverse):
 @pytest.mark.parametrize("kind", only(("gru_after", "lstm"), CELLS))
 @pytest.mark.parametrize("run", [of_batch, gradient])
 def test_open_sizes_of_wide_inputs(kind, run, inputs):
-    """With more inputs than a CPU projects step by step, and saved gates."""
-    params = jax.tree.map(lambda a: a / 8, draw(kind, inputs, 80, "float32"))  # not chaotic
+    """There are more inputs than a CPU projects step by step, and saved gates."""
+    # The network is not chaotic.
+    params = jax.tree.map(lambda a: a / 8, draw(kind, inputs, 80, "float32"))
     assert_same_numbers(run, params, sizes=((3, 7), (2, 300)))
 
 
@@ -107,21 +108,21 @@ def test_open_sizes_of_wide_inputs(kind, run, inputs):
 @pytest.mark.parametrize("kind", only(("gru",), CELLS))
 @pytest.mark.parametrize("run", [slow(of_batch), gradient])
 def test_open_sizes_of_wide_cells(kind, run, inputs):
-    """From H = 768 on a CPU keeps states as columns."""
+    """From H = 768 on, a CPU keeps states as columns."""
     params = jax.tree.map(lambda a: a / 16, draw(kind, inputs, 800, "float32"))
     assert_same_numbers(run, params, sizes=((2, 3),))
 
 
 @pytest.mark.parametrize("reverse", [slow(False), True])
 def test_checkpoints_of_an_open_length(reverse):
-    """The last segment is filled up with steps that change nothing."""
+    """The last segment is padded with steps that change nothing."""
     run = functools.partial(gradient, checkpoint=3, reverse=reverse)
     assert_same_numbers(run, draw("gru_after", dtype="float32"), ((2, 2), (2, 7)))
 
 
 @pytest.mark.slow
 def test_checkpoints_without_marks():
-    """As above, where nothing but the filling marks steps that do not count."""
+    """As above, but only the padding marks steps that are not real."""
 
     def run(params, xs, *_):
         return jax.grad(lambda params: jnp.sum(jaxgru.scan(params, xs[0], checkpoint=3)[0]))(params)
@@ -131,7 +132,7 @@ def test_checkpoints_without_marks():
 
 @pytest.mark.slow
 def test_open_numbers_of_networks_and_of_lengths():
-    """A population; a length that is a number, or reckoned from an open size."""
+    """A population, and a length that is a number or computed from a symbolic size."""
     params = draw("stack", dtype="float32")
     many = jax.tree.map(lambda a: jnp.stack([a, a / 2, -a]), params)
     count, time = export.symbolic_shape("count, time")
@@ -170,7 +171,7 @@ def test_newton_scan_needs_the_number_of_steps():
 
 
 def test_each_platform_has_its_own_program():
-    """One artifact has the products of each, which are not equally many."""
+    """One artifact has the products of each platform, and their numbers differ."""
     params = draw("gru_after", 3, 80, "float32")
     batch, time = export.symbolic_shape("batch, time")
     xs, reset = ((batch, time, 3), np.float32), ((batch, time), np.bool)
@@ -202,7 +203,7 @@ def test_a_kernel_is_for_known_sizes():
 
 @pytest.mark.parametrize("kind", only(("gru", "mixed"), KINDS))
 def test_params_and_carries_as_arguments(kind):
-    """Where jaxgru is imported, an exported program takes and returns its own classes."""
+    """If jaxgru is imported, an exported program takes and returns its classes."""
     params, xs = draw(kind, dtype="float32"), draw_xs(dtype="float32")
     carry = draw_carry(params)
     data = export.export(jax.jit(jaxgru.scan))(params, xs, carry).serialize()
@@ -212,7 +213,7 @@ def test_params_and_carries_as_arguments(kind):
 
 
 def test_the_page_where_jaxgru_is_not(tmp_path):
-    """The last block of docs/recipes/export.md in a new process, which cannot import jaxgru."""
+    """The last block of docs/recipes/export.md runs in a new process that cannot import jaxgru."""
     pytest.importorskip("safetensors")
     *ours, theirs = recipes.blocks("recipes/export.md")
     names = {"folder": tmp_path}

@@ -1,6 +1,6 @@
 """The kernel for TPUs, compiled for four of them by tests/for_tpus.py.
 
-It needs libtpu, the compiler, of `pip install "jax[tpu]"`; without that, this file is left out.
+The compiler is libtpu, from `pip install "jax[tpu]"`. Without it this file is left out.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the one lock is for those who use a TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock is only for processes that use a TPU
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "0",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 def test_kernels_and_what_they_send():
-    """One kernel forward and two for a gradient; nothing is sent but the gradient, once."""
+    """The forward pass has one kernel, and a gradient two. Devices send only the gradient, once."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("for_tpus.py"))],
         env={**os.environ, **ENVIRONMENT},

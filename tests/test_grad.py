@@ -1,4 +1,4 @@
-"""Reverse mode against plain `lax.scan` over the step function, and against finite differences."""
+"""Reverse mode, against plain `lax.scan` over the step function and finite differences."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ RESET = np.array([False, False, True, False, True, False])
 
 @functools.cache
 def compiled(scan, reverse=False, checkpoint=None):
-    """Gradients of a weighted sum of everything `scan` returns, for everything it is given."""
+    """Gradients of a weighted sum of all results of `scan`, for all its arguments."""
     options = {} if checkpoint is None else {"checkpoint": checkpoint}
 
     def loss(params, xs, carry, reset_carry, length, reset):
@@ -95,7 +95,7 @@ def test_equals_plain_scan_with_checkpoint(kind, reverse, checkpoint):
     ],
 )
 def test_equals_plain_scan_without_options(kind, bias):
-    """No length, no reset, no carry: the path most calls take."""
+    """Most calls have no length, no reset and no carry."""
     params, xs = draw(kind, bias=bias), draw_xs()
     actual, expected = (
         jax.jit(jax.grad(lambda p, xs, scan=scan: weigh(scan(p, xs)), argnums=(0, 1)))(params, xs)
@@ -106,7 +106,7 @@ def test_equals_plain_scan_without_options(kind, bias):
 
 @pytest.mark.parametrize("kind", [slow("gru_after"), "lstm", slow("own_gru")])
 def test_only_the_carry_or_only_the_outputs(kind):
-    """Cotangents that are symbolically zero take other paths than full ones."""
+    """Symbolically zero cotangents are computed in another way than other ones."""
     params, xs = draw(kind), draw_xs()
     for part in (0, 1):
         actual, expected = (
@@ -118,7 +118,7 @@ def test_only_the_carry_or_only_the_outputs(kind):
 
 @pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
 def test_equals_plain_scan_on_a_long_sequence(kind):
-    """Long enough to span several chunks, and no multiple of a power of two."""
+    """The length spans several chunks, and is not a multiple of a power of two."""
     params, xs = draw(kind), draw_xs(77)
     for length in (77, 50):
         actual, expected = (
@@ -130,8 +130,10 @@ def test_equals_plain_scan_on_a_long_sequence(kind):
 
 @pytest.mark.parametrize("kind", only(["elman"], CELLS))
 def test_check_grads_order_2(kind):
-    """Finite differences know nothing of either implementation. JAX's own tolerances for float64:
-    1e-5 and less for central differences with step 1e-6."""
+    """Finite differences are independent of both implementations.
+
+    The tolerance is that of JAX for float64: up to 1e-5 for central differences with step 1e-6.
+    """
     params, xs = draw(kind, 2, 2), draw_xs(3, 2)
     carry = draw_carry(params)
     reset = jnp.asarray([False, False, True])
@@ -144,7 +146,7 @@ def test_check_grads_order_2(kind):
 
 @pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
 def test_checkpoint_keeps_less(kind):
-    """The compiler's own account of temporary memory, forward and backward together."""
+    """Temporary memory of the forward and backward pass together, according to the compiler."""
     params, xs = draw(kind, hidden=32), draw_xs(1024)
 
     def temporary(checkpoint):
@@ -152,13 +154,13 @@ def test_checkpoint_keeps_less(kind):
         analysis = jax.jit(loss).lower(params).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
-    # 1024 steps of gates and states against 32 states and 32 steps of gates: a fifth or less.
+    # It is 1024 steps of gates and states, or 32 states and 32 steps of gates: a fifth or less.
     assert temporary(32) < temporary(None) / 3
 
 
 @pytest.mark.parametrize("kind", ["mixed", slow("own_mixed")])
 def test_gradients_reach_every_leaf(kind):
-    """No leaf may have lost its derivative: all are non-zero for a loss of everything."""
+    """No derivative may be missing, so all are non-zero for a loss of everything."""
     params, xs = draw(kind), draw_xs()
     for leaf in jax.tree.leaves(jax.jit(jax.grad(lambda p: weigh(jaxgru.scan(p, xs))))(params)):
         assert jnp.all(leaf != 0)

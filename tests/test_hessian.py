@@ -1,4 +1,4 @@
-"""Second derivatives and whole Jacobians against plain `lax.scan` over the step function."""
+"""Second derivatives and whole Jacobians, against plain `lax.scan` over the step function."""
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = GRAD_TOL["float64"]
 RESET = jnp.array([False, False, True, False])
-# Small: a Hessian has as many rows as there are parameters.
+# The sizes are small, since a Hessian has one row for each parameter.
 SIZE = {"inputs": 2, "hidden": 2}
 
 
 def flat(kind, scan, **options):
-    """(function of one vector, the vector): params, inputs and carry in it, a vector out."""
+    """Return (a function of one vector, the vector), for params, inputs and carry."""
     params, xs = draw(kind, **SIZE), draw_xs(4, 2)
     vector, unravel = ravel_pytree((params, xs, draw_carry(params)))
 
@@ -42,7 +42,7 @@ def flat(kind, scan, **options):
 
 
 def both(kind, transform, **options):
-    """The transformed function's value for the library and for plain `lax.scan`."""
+    """The results of a transformation for the library and for plain `lax.scan`."""
     out = []
     for scan in (jaxgru.scan, plain.scan):
         run, vector = flat(kind, scan, **options)
@@ -71,7 +71,7 @@ def test_jacobians(kind):
 
 @pytest.mark.parametrize("kind", ["gru", *map(slow, CELLS[1:])])
 def test_hessian_vector_products(kind):
-    """Forward over reverse, reverse over forward and reverse over reverse: one number."""
+    """Forward over reverse, reverse over forward and reverse over reverse agree."""
 
     def loss_of(f):
         return lambda v: weigh(f(v))
@@ -94,7 +94,7 @@ def test_hessian_vector_products(kind):
 
 @pytest.mark.parametrize("kind", ["elman", slow("gru"), slow("own_gru")])
 def test_third_derivative(kind):
-    """Along one line, with every derivative taken forward, then every one in reverse."""
+    """Derivatives along one line, all in forward mode or all in reverse mode."""
 
     def along(f):
         def third(v):
@@ -111,7 +111,7 @@ def test_third_derivative(kind):
         return third
 
     actual, expected = both(kind, along)
-    # The third derivative is of order 100 here: relative to it the bound is that of the others.
+    # The third derivative is of order 100. Relative to it the bound is the same as for the others.
     scale = float(jnp.maximum(1.0, jnp.abs(expected[0])))
     assert_close(actual, expected, TOL * scale)
 

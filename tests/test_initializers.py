@@ -1,4 +1,4 @@
-"""The presets draw what the libraries draw: bounds, spread, kurtosis, orthogonality."""
+"""The presets draw what the libraries draw: bounds, spread, kurtosis and orthogonality."""
 
 import functools
 import os
@@ -18,19 +18,20 @@ from jaxgru.orthonormal import gram_schmidt, orthogonal
 INITS = {"gru": jaxgru.gru_init, "lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}
 GATES = {"gru": 3, "lstm": 4, "elman": 1}
 PRESETS = ("orthogonal", "torch", "keras", "flax", "haiku")
-#: Large enough that the smallest block has 3200 entries; I != H, so the fans cannot be confused.
+#: The smallest block has 3200 entries. I differs from H, so that fans cannot be confused.
 INPUT, HIDDEN = 50, 64
 
-#: Relative error of a standard deviation estimated from n entries is at most 1 / sqrt(2 n), for
-#: these distributions, which have lighter tails than the normal one: n >= 3200, five sigma.
+#: The relative error of a standard deviation that is estimated from n entries is at most
+#: 1 / sqrt(2 n). This holds for these distributions, whose tails are lighter than the normal ones.
+#: The bound is five sigma for n >= 3200.
 SPREAD = 5 / np.sqrt(2 * 3200)
-#: Of the kurtosis E x^4 / (E x^2)^2, likewise at most sqrt(24 / n) for lighter tails than normal.
+#: The error of the kurtosis E x^4 / (E x^2)^2 is at most sqrt(24 / n) for such tails.
 SHAPE = 5 * np.sqrt(24 / 3200)
-UNIFORM, TRUNCATED = 1.8, 2.37  # kurtosis; that of the normal distribution is 3
-#: Orthogonality holds to float32 rounding of a QR of 64 columns.
+UNIFORM, TRUNCATED = 1.8, 2.37  # the kurtosis, which is 3 for the normal distribution
+#: Orthogonality holds up to the float32 rounding of a QR of 64 columns.
 ORTHOGONAL = 2e-5
-#: Between two ways to decompose the same draws: float32 rounding times the condition number of a
-#: normal square matrix, which is some hundreds at these sizes.
+#: Two methods to decompose the same draws differ by float32 rounding times the condition number of
+#: a normal square matrix, which is some hundreds at these sizes.
 DRAWS = 1e-4
 
 
@@ -47,13 +48,13 @@ def draw(kind, preset, seed=0, **options):
 
 
 def draw_many(kind, **options):
-    """A hundred networks, so that there are enough biases."""
+    """A hundred networks, which have enough biases."""
     init = functools.partial(INITS[kind], input_size=2, hidden_size=HIDDEN, **options)
     return jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(1), 100))
 
 
 def blocks(w):
-    """Every gate's matrix, float64."""
+    """The matrix of every gate in float64."""
     w = np.asarray(w, np.float64)
     return [w] if w.ndim == 2 else [w[:, k] for k in range(w.shape[1])]
 
@@ -70,7 +71,7 @@ def assert_uniform(x, bound):
 
 
 def assert_truncated_normal(x, std, cut):
-    """A normal distribution cut at `cut`, of standard deviation `std` after cutting."""
+    """A normal distribution cut at `cut`, with standard deviation `std` after the cut."""
     assert np.max(np.abs(x)) <= cut * (1 + 1e-6)
     assert np.max(np.abs(x)) > 0.9 * cut
     np.testing.assert_allclose(np.std(x), std, rtol=SPREAD)
@@ -78,25 +79,25 @@ def assert_truncated_normal(x, std, cut):
 
 
 def assert_lecun(x, fan_in):
-    """Truncated at two sigma of the uncut distribution, rescaled to variance 1 / fan_in."""
+    """The normal distribution is cut at two sigma and rescaled to variance 1 / fan_in."""
     std = 1 / np.sqrt(fan_in)
     assert_truncated_normal(x, std, 2 * std / 0.8796256610342398)
 
 
 def assert_uncorrected(x, fan_in):
-    """Truncated at two sigma and not rescaled: `haiku.Linear`."""
+    """`haiku.Linear` cuts at two sigma, and does not rescale."""
     std = 1 / np.sqrt(fan_in)
     assert_truncated_normal(x, 0.8796256610342398 * std, 2 * std)
 
 
 def assert_orthogonal(w):
-    """Rows or columns, whichever are fewer, are orthonormal."""
+    """Either rows or columns, whichever are fewer, are orthonormal."""
     w = w if w.shape[0] <= w.shape[1] else w.T
     np.testing.assert_allclose(w @ w.T, np.eye(len(w)), atol=ORTHOGONAL, rtol=0)
 
 
 def assert_centred(x):
-    """The mean of n entries: five standard errors."""
+    """The mean of n entries is zero up to five standard errors."""
     assert abs(np.mean(x)) < 5 * np.std(x) / np.sqrt(x.size)
 
 
@@ -115,7 +116,7 @@ def test_shapes_and_centre(kind, preset):
 @pytest.mark.parametrize("preset", ["orthogonal", "flax"])
 @pytest.mark.parametrize("kind", INITS)
 def test_orthogonal_and_flax(kind, preset):
-    """flax.linen: LeCun normal input kernels, an orthogonal recurrent kernel per gate."""
+    """flax.linen draws LeCun normal input kernels, and an orthogonal recurrent kernel per gate."""
     params = draw(kind, preset)
     for block in blocks(params.w_ih):
         assert_lecun(block, INPUT)
@@ -138,7 +139,7 @@ def test_gate_blocks_are_drawn_apart(kind, preset):
 
 @pytest.mark.parametrize("kind", INITS)
 def test_torch(kind):
-    """Everything U(-1/sqrt(H), 1/sqrt(H)), two biases: their sum is triangular where both act."""
+    """Everything is U(-1/sqrt(H), 1/sqrt(H)). The sum of two active biases is triangular."""
     params = draw(kind, "torch")
     bound = 1 / np.sqrt(HIDDEN)
     for block in (*blocks(params.w_ih), *blocks(params.w_hh)):
@@ -150,7 +151,7 @@ def torch_biases(kind, **options):
 
 
 def assert_triangular(x, bound):
-    """The sum of two independent U(-bound, bound): variance twice that of one, kurtosis 2.4."""
+    """The sum of two independent U(-bound, bound) has twice the variance, and kurtosis 2.4."""
     assert np.max(np.abs(x)) <= 2 * bound * (1 + 1e-6)
     assert np.max(np.abs(x)) > 1.8 * bound
     np.testing.assert_allclose(np.std(x), bound * np.sqrt(2 / 3), rtol=SPREAD)
@@ -158,7 +159,7 @@ def assert_triangular(x, bound):
 
 
 def test_torch_biases_of_reset_after():
-    """b_in and b_hn stay apart, as in torch; the gates' two biases are added up."""
+    """b_in and b_hn stay separate, as in PyTorch. The two biases of a gate are added up."""
     many, bound = torch_biases("gru", reset_after=True)
     b = np.asarray(many.b, np.float64)
     assert_triangular(b[:, 0], bound)
@@ -177,7 +178,7 @@ def test_torch_biases_of_lstm_and_elman(kind):
 
 @pytest.mark.parametrize("kind", INITS)
 def test_keras(kind):
-    """Glorot uniform over the packed kernel; the packed recurrent kernel has orthonormal rows."""
+    """The packed kernel is Glorot uniform. The packed recurrent kernel has orthonormal rows."""
     params = draw(kind, "keras")
     bound = np.sqrt(6 / (INPUT + GATES[kind] * HIDDEN))
     for block in blocks(params.w_ih):
@@ -190,7 +191,7 @@ def test_keras(kind):
 
 
 def test_haiku_gru():
-    """VarianceScaling: rescaled after truncation."""
+    """VarianceScaling rescales after the cut."""
     params = draw("gru", "haiku")
     for block in blocks(params.w_ih):
         assert_lecun(block, INPUT)
@@ -199,14 +200,14 @@ def test_haiku_gru():
 
 
 def test_haiku_lstm():
-    """One Linear over [x, h]: its fan is I + H, and Linear does not rescale after truncation."""
+    """One Linear over [x, h] has the fan I + H, and does not rescale after the cut."""
     params = draw("lstm", "haiku")
     for block in (*blocks(params.w_ih), *blocks(params.w_hh)):
         assert_uncorrected(block, INPUT + HIDDEN)
 
 
 def test_haiku_elman():
-    """VanillaRNN: two Linears."""
+    """A VanillaRNN has two Linears."""
     params = draw("elman", "haiku")
     assert_uncorrected(np.asarray(params.w_ih, np.float64), INPUT)
     assert_uncorrected(np.asarray(params.w_hh, np.float64), HIDDEN)
@@ -215,7 +216,7 @@ def test_haiku_elman():
 @pytest.mark.parametrize("preset", ["orthogonal", "keras", "flax", "haiku"])
 @pytest.mark.parametrize("kind", INITS)
 def test_biases(kind, preset):
-    """Zero, but for the forget gate of the LSTM: 1 in keras and haiku and here, 0 in flax."""
+    """Biases are zero, except 1 for the forget gate of an LSTM in Keras, Haiku and here."""
     expected = np.zeros((GATES[kind], HIDDEN))
     if kind == "lstm" and preset != "flax":
         expected[1] = 1
@@ -247,7 +248,7 @@ def test_b_hn_only_with_reset_after():
 
 
 def test_chrono_gru():
-    """z weighs the new content, so memory of u steps is z = 1 / (1 + u): b_z = -log(u)."""
+    """z weighs the new content, so a memory of u steps means z = 1 / (1 + u) and b_z = -log(u)."""
     t_max = 200.0
     b = np.asarray(draw_many("gru", init="haiku", chrono=t_max).b, np.float64)
     np.testing.assert_array_equal(b[:, [0, 2]], 0)
@@ -263,7 +264,7 @@ def test_chrono_lstm():
 
 
 def assert_chrono(u, t_max):
-    """u ~ U[1, T_max - 1]; exp of a float32 logarithm is off by a few 1e-7 relative to u."""
+    """u ~ U[1, T_max - 1]. exp of a float32 logarithm has a relative error of a few 1e-7."""
     assert np.min(u) >= 1 - 1e-5
     assert np.max(u) <= (t_max - 1) * (1 + 1e-5)
     assert np.min(u) < 1 + 0.02 * t_max
@@ -278,7 +279,7 @@ def test_chrono_replaces_only_biases():
 
 
 def test_chrono_of_the_shortest_range():
-    """T_max = 2: u = 1, every chrono bias is zero."""
+    """With T_max = 2, u is 1 and every chrono bias is zero."""
     np.testing.assert_array_equal(draw("gru", "haiku", chrono=2).b, 0)
 
 
@@ -298,7 +299,7 @@ def test_orthogonal_is_the_default(kind):
 
 @pytest.mark.parametrize("kind", INITS)
 def test_input_and_recurrent_weights_are_independent(kind):
-    """Same shape for I = H: had one key drawn both, they would be equal up to scale."""
+    """For I = H the shapes are equal. One key for both would make them equal up to scale."""
     params = INITS[kind](jax.random.key(0), HIDDEN, HIDDEN, init="torch")
     x, h = np.asarray(params.w_ih).ravel(), np.asarray(params.w_hh).ravel()
     assert abs(np.corrcoef(x, h)[0, 1]) < 5 / np.sqrt(x.size)
@@ -309,11 +310,11 @@ def test_input_and_recurrent_weights_are_independent(kind):
     [("orthogonal", "bfloat16"), ("torch", "bfloat16"), ("keras", "float16")],
 )
 def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
-    """Drawn in float32 and rounded: QR and logarithms in 16 bits would be something else."""
+    """The weights are drawn in float32 and rounded. QR and logarithms in 16 bits would differ."""
     wide, narrow = draw("gru", preset), draw("gru", preset, dtype=dtype)
     assert_same(narrow.w_ih, wide.w_ih.astype(dtype))
     assert_same(narrow.w_hh, wide.w_hh.astype(dtype))
-    # torch's two biases may be rounded before they are added: an ulp of a number below 0.25.
+    # The two biases of torch may be rounded before they are added: an ulp of a number below 0.25.
     ulp = 0.25 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(narrow.b.astype(jnp.float32), wide.b, rtol=0, atol=ulp)
 
@@ -322,9 +323,12 @@ def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
     ("cores", "optimized"), [(2, False), *(slow(cores, True) for cores in (1, 2, 3, 4, 8))]
 )
 def test_populations_are_drawn_without_a_deadlock(cores, optimized):
-    """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
-    waited for each other in every one of a dozen tries, and in every one of four where the machine
-    code was not optimized: that is compiled much sooner, but draws more slowly."""
+    """Batched decompositions must not block each other.
+
+    NPROC sets the number of threads in the pool of XLA. With two threads, a pair of batched
+    decompositions waited for each other in all of a dozen tries. It did so in all of four tries
+    without optimized machine code, which compiles much faster but draws more slowly.
+    """
     flags, draws, names = os.environ["XLA_FLAGS"], 5, ["stack", "beside_another"]
     if optimized:
         flags, draws, names = "", 50, [*names, "three_cells"]
@@ -333,7 +337,7 @@ def test_populations_are_drawn_without_a_deadlock(cores, optimized):
         env={**os.environ, "NPROC": str(cores), "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=240,  # they take ten seconds on an idle machine
+        timeout=240,  # the draws take ten seconds on an idle machine
         check=True,
     )
     assert done.stdout == "drawn\n"
@@ -341,7 +345,7 @@ def test_populations_are_drawn_without_a_deadlock(cores, optimized):
 
 @pytest.mark.parametrize("preset", ["orthogonal", slow("keras")])
 def test_a_population_has_the_draws_of_its_members(preset):
-    """In nested batches too."""
+    """This also holds in nested batches."""
     init = functools.partial(jaxgru.gru_init, input_size=3, hidden_size=HIDDEN, init=preset)
     keys = jax.random.split(jax.random.key(2), (2, 3))
     population = jax.jit(jax.vmap(jax.vmap(init)))(keys)
@@ -365,7 +369,7 @@ def test_orthogonal_matrices_are_those_of_jax(shape):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=DRAWS)
         gram = np.asarray(ours, np.float64)
         gram = gram @ gram.T if shape[0] < shape[1] else gram.T @ gram
-        # A hundred terms of unit vectors, each rounded to 6e-8.
+        # There are a hundred terms of unit vectors, each with a rounding error of 6e-8.
         np.testing.assert_allclose(gram, np.eye(len(gram)), rtol=0, atol=5e-6)
 
 

@@ -33,7 +33,7 @@ TOL = VALUE_TOL["float64"]
 
 @pytest.fixture
 def compilations():
-    """A function that says how many programs XLA compiled since the test began."""
+    """Return a function that counts the programs that XLA has compiled since the test began."""
     events = []
 
     def listen(event, duration, **_):
@@ -81,7 +81,7 @@ def test_one_compilation_for_all_values(compilations):
 
 @pytest.mark.parametrize("kind", ["gru", "mixed", slow("own_mixed")])
 def test_new_lengths_compile_nothing_without_jit(kind, compilations):
-    """Plain calls share one program too: a length is data, also where it is a Python number."""
+    """Plain calls share one program too, since a length is data even as a Python number."""
     params, xs = draw(kind), draw_xs(9)
     before = compilations()
     jaxgru.scan(params, xs, length=2)
@@ -93,7 +93,7 @@ def test_new_lengths_compile_nothing_without_jit(kind, compilations):
 
 
 def test_params_may_be_rebuilt_between_calls():
-    """Equal static metadata is equal: an optimizer's new params hit the same program."""
+    """Equal static metadata compare equal, so new params of an optimizer reuse the program."""
     traces = []
 
     @jax.jit
@@ -124,7 +124,7 @@ def test_every_option_may_be_static_or_closed_over():
 
 
 def training(scan, params, xs):
-    """Three steps of gradient descent inside one `lax.scan`: the losses and the trained params."""
+    """Run three steps of gradient descent in one `lax.scan`. Return the losses and the params."""
 
     def update(params, _):
         loss, grads = jax.value_and_grad(lambda p: weigh(scan(p, xs)))(params)
@@ -147,7 +147,7 @@ def test_lax_scan_around(kind):
 
 
 def test_lax_scan_over_pieces():
-    """Truncated back-propagation: the carry goes round an outer loop."""
+    """In truncated backpropagation, an outer loop carries the carry."""
     params, xs = draw("lstm"), draw_xs(12)
     carry = draw_carry(params)
 
@@ -197,7 +197,7 @@ def test_params_are_pytrees(kind):
     doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
     assert jax.tree.structure(doubled) == tree
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-    # Tree transformations put things that are no arrays in place of the leaves: no validation.
+    # Tree transformations replace leaves by other objects, so the class must not validate them.
     strange = tree.unflatten([object()] * len(leaves))
     assert jax.tree.structure(jax.tree.map(lambda _: 0, strange)) == tree
     assert jax.tree.structure(jax.eval_shape(lambda p: p, params)) == tree
@@ -225,7 +225,7 @@ def test_cell_params_are_keyword_only_and_complete(kind):
 
 
 def test_the_form_is_part_of_the_structure():
-    """Weights of one form never fit the other: their trees differ."""
+    """Weights of one form never fit the other, since their tree structures differ."""
     before, after = draw("gru", bias=False), draw("gru_after", bias=False)
     assert jax.tree.structure(before) != jax.tree.structure(after)
     with pytest.raises(ValueError, match=r"\(True,\)"):  # the static field
@@ -233,7 +233,7 @@ def test_the_form_is_part_of_the_structure():
 
 
 def test_leaves_have_names():
-    """Paths for optimizers, checkpoints and logs."""
+    """The paths are used by optimizers, checkpoints and logs."""
     paths = [
         jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(draw("mixed"))
     ]
@@ -244,7 +244,7 @@ def test_leaves_have_names():
 
 @pytest.mark.parametrize("differentiate", [None, jax.grad, jax.jacfwd])
 def test_the_precision_of_products_is_that_where_scan_is_called(differentiate):
-    """A program is lowered later, when the context in which it was traced has ended."""
+    """A program may be lowered after the context in which it was traced has ended."""
     params, xs = draw("gru_after"), draw_xs()
 
     def outputs(params):

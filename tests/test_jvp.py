@@ -1,4 +1,4 @@
-"""Forward mode against plain `lax.scan` over the step function."""
+"""Forward mode, against plain `lax.scan` over the step function."""
 
 import dataclasses
 import functools
@@ -60,9 +60,11 @@ def test_equals_plain_scan(kind, reverse):
 
 
 def check_one(args, value, into, reverse=False):
-    """Only `value` has a tangent, an entry of `args` or of the params in it; `into` puts a value
-    in its place. The other tangents are symbolic zeros, a path of their own in a custom rule. For
-    plain `scan` they are arrays of zeros, so that one program is enough.
+    """The derivative along one tangent only.
+
+    Only `value` has a tangent. It is an entry of `args` or of the params in it, and `into` replaces
+    it. The other tangents are symbolic zeros, which a custom rule treats separately. For plain
+    `scan` they are arrays of zeros, so that one program is enough.
     """
     tangent = draw_like(value, 11)
 
@@ -87,7 +89,7 @@ def test_one_argument_at_a_time(kind, argument):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(CELLS))
 def test_one_weight_at_a_time(kind, reverse):
-    """So that each stands alone in the sums that leave out what is zero."""
+    """Each part alone has a tangent, since the sums leave out what is zero."""
     args = arguments(kind)
     for field in dataclasses.fields(args[0]):
         value = getattr(args[0], field.name)

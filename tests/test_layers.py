@@ -1,4 +1,4 @@
-"""`Stack` and `Bidirectional` are what their parts are, put together."""
+"""`Stack` and `Bidirectional` compute what their parts compute."""
 
 import functools
 
@@ -136,7 +136,7 @@ def recipe():
 
 
 def test_the_recipe_is_the_equations():
-    """Against the oracle, layer by layer, with the norm in NumPy."""
+    """Compare with the oracle layer by layer, and with the norm in NumPy."""
     names, params, xs, carry = recipe()
     carries, hidden = names["deep"](params, xs, carry, length=4)
     below = np.asarray(xs)

@@ -18,7 +18,7 @@ ALPHAS = jnp.linspace(0.1, 1.0, HIDDEN, dtype="float32")
 
 
 def of(nonlinearity, alpha=None):
-    """The network of the shared tests with another nonlinearity and other time constants."""
+    """The network of the shared tests, with another nonlinearity and other time constants."""
     params = dataclasses.replace(draw("leaky_rate_softplus"), nonlinearity=nonlinearity)
     return params if alpha is None else dataclasses.replace(params, alpha=alpha)
 
@@ -40,7 +40,7 @@ def test_the_output_is_the_rate_and_the_carry_is_the_state():
 
 
 def test_alpha_is_the_share_of_what_is_new():
-    """With no input the state decays by 1 - alpha a step; with alpha = 1 nothing of it is left."""
+    """Without input the state decays by 1 - alpha in each step. With alpha = 1 nothing remains."""
     silent = jax.tree.map(jnp.zeros_like, of("tanh", jnp.asarray([0.25, 0.5, 1.0, 0.0])))
     silent = dataclasses.replace(silent, alpha=jnp.asarray([0.25, 0.5, 1.0, 0.0]))
     h, _ = jaxgru.scan(silent, jnp.zeros((3, 3)), jnp.ones(HIDDEN))
@@ -54,7 +54,7 @@ def test_alpha_of_another_size_is_named():
 
 @pytest.mark.parametrize("options", [{}, {"length": 4}])
 def test_noise(options):
-    """The recipe of docs/recipes/own_steps.md: the draws are JAX's, the equations are NumPy's."""
+    """The recipe of docs/recipes/own_steps.md, with draws of JAX and equations in NumPy."""
     noisy, params = (
         recipes.run("recipes/own_steps.md")["noisy"],
         of("relu", ALPHAS.astype("float64")),

@@ -1,4 +1,4 @@
-"""`length`: padding is never computed with, whatever it holds."""
+"""`length`: the padding has no effect, whatever it holds."""
 
 import functools
 
@@ -84,7 +84,7 @@ def test_length_zero_returns_the_initial_carry(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(KINDS))
 def test_nan_and_inf_in_padding_change_nothing(kind, reverse):
-    """Bit-equal values and gradients; the padding's own gradient is exactly zero."""
+    """Values and gradients are bit-equal, and the gradient of the padding is exactly zero."""
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     for length in LENGTHS:
@@ -115,7 +115,7 @@ def test_padding_with_checkpoint(kind):
 
 @pytest.mark.parametrize("kind", only(("gru", "lstm"), CELLS))
 def test_padding_in_forward_mode(kind):
-    """The tangent of the padding may be NaN too: it belongs to no real step."""
+    """The tangent of the padding may be NaN, since it belongs to no real step."""
     params, xs = draw(kind), draw_xs()
     length = 3
 
@@ -132,7 +132,7 @@ def test_padding_in_forward_mode(kind):
 
 @pytest.mark.parametrize("kind", ["gru", "own_gru"])
 def test_nan_in_a_real_step_is_not_hidden(kind):
-    """The masks must not launder what is really wrong with the data."""
+    """Masks must not hide errors in the real data."""
     params, xs = draw(kind), draw_xs()
     last, ys = compiled(kind, False)(params, xs.at[1].set(jnp.nan), draw_carry(params), 3)
     assert jnp.all(jnp.isnan(last))
@@ -159,7 +159,7 @@ def test_any_integer_dtype(dtype):
 
 
 def test_a_long_sequence_with_a_short_integer_length():
-    """200 steps do not fit int8: comparing in the length's own dtype would wrap around."""
+    """200 steps exceed int8, so a comparison in the dtype of length would wrap around."""
     params, xs = draw("gru"), draw_xs(200)
     length = np.int8(100)
     run = compiled("gru", False)

@@ -14,8 +14,8 @@ from cases import GRAD_TOL, VALUE_TOL, assert_close, assert_same, draw, draw_car
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-STEPS, STRETCH = 14, 4  # the last stretch is not full
-RESETS = (0, 4, 9)  # at the start, on a border and within a stretch
+STEPS, STRETCH = 14, 4  # the last stretch is shorter
+RESETS = (0, 4, 9)  # these are at the start, on a border and within a stretch
 
 truncated_gradient = jax.jit(
     recipes.run("recipes/long_sequences.md")["truncated_gradient"], static_argnums=(0, 4)
@@ -39,9 +39,9 @@ def whole(params, xs, targets, carry, length, reset):
 
 
 def by_stretches(params, xs, targets, carry, length, reset, stretch):
-    """The sum, over stretches cut in Python, of the gradient with the carry held as a constant.
+    """Sum over stretches the gradient with a constant carry. Python cuts the stretches.
 
-    The constants come from the whole run up to the border, not from the stretch before.
+    The constant carries come from the run up to the border, and not from the stretch before.
     """
     total = jax.tree.map(jnp.zeros_like, params)
     for start in range(0, length, stretch):
@@ -66,27 +66,28 @@ def test_one_stretch_is_the_exact_gradient(kind, stretch):
 
 
 def test_stretches_run_forward_as_the_whole_and_cut_the_gradient():
-    """Lengths: the end, within a stretch, on a border, none; resets are on borders and within."""
+    """Lengths end in a stretch, on a border, at the end or at 0. Resets are anywhere."""
     params, xs, targets, carry, reset = problem()
     for length in (STEPS, 6, 8, 0):
         value, last = whole(params, xs, targets, carry, length, reset)
         found = truncated_gradient(
             square, params, xs, targets, STRETCH, carry, length=length, reset=reset
         )
-        assert_close((found[0], found[2]), (value, last), 10 * VALUE_TOL["float64"])  # a sum
+        # The loss is a sum, so its tolerance is larger.
+        assert_close((found[0], found[2]), (value, last), 10 * VALUE_TOL["float64"])
         cut = by_stretches(params, xs, targets, carry, length, reset, STRETCH)
         assert_close(found[1], cut, GRAD_TOL["float64"])
 
 
 def test_the_cut_is_one():
-    """Without resets on the borders the truncated gradient is not the exact one."""
+    """Without resets on the borders, the truncated gradient differs from the exact one."""
     params, xs, targets, carry, reset = problem()
     none = jnp.zeros_like(reset)
     args = (square, params, xs, targets)
     exact = truncated_gradient(*args, STEPS, carry, length=STEPS, reset=none)[1]
     cut = truncated_gradient(*args, STRETCH, carry, length=STEPS, reset=none)[1]
     assert float(jnp.max(jnp.abs(exact.w_hh - cut.w_hh))) > 1e-2
-    # And where every border is a reset nothing is lost.
+    # If every border is a reset, the gradient is exact.
     borders = jnp.arange(STEPS) % STRETCH == 0
     exact = truncated_gradient(*args, STEPS, carry, length=STEPS, reset=borders)[1]
     cut = truncated_gradient(*args, STRETCH, carry, length=STEPS, reset=borders)[1]
@@ -114,7 +115,7 @@ def temporary(gradient, steps, *args):
 
 
 def test_memory_grows_as_the_square_root():
-    """16 times the steps need 15/16 of T states more, but 2 sqrt(T) with checkpoint = sqrt(T)."""
+    """16 times the steps need 15/16 T more states, but 2 sqrt(T) with checkpoint = sqrt(T)."""
 
     def gradient(params, xs, k):
         return jax.grad(lambda p: jnp.sum(jaxgru.scan(p, xs, checkpoint=k)[0] ** 2))(params)
@@ -125,10 +126,10 @@ def test_memory_grows_as_the_square_root():
         one, other = (temporary(gradient, t, k) for t, k in zip((short, long), ks, strict=True))
         return other - one
 
-    state, copies = 4 * 32, 4 * (long - short)  # bytes; copies are those of the inputs
+    state, copies = 4 * 32, 4 * (long - short)  # in bytes. Copies are those of the inputs.
     assert growth(None, None) > 0.9 * state * (long - short)
-    # States at the borders and within a segment, and what linearizing one keeps: at most 10 states
-    # a step of a segment. Linear growth would be fifteen times this bound.
+    # There are states at the borders and within a segment. Linearizing a step of a segment keeps at
+    # most 10 states. Linear growth would be fifteen times this bound.
     assert growth(32, 128) - copies < 10 * state * (128 - 32)
 
 
@@ -141,7 +142,7 @@ def test_memory_of_the_recipe_does_not_grow():
         reset = jnp.zeros(xs.shape[0], bool)
         return recipe(square, params, xs, zeros, 64, carry, length=xs.shape[0], reset=reset)[1]
 
-    # Targets, resets and inputs, at most 16 bytes a step; a state is 128.
+    # Targets, resets and inputs take at most 16 bytes for each step. A state takes 128.
     short, long = (temporary(gradient, steps) for steps in (2**10, 2**13))
     assert long - short < 16 * (2**13 - 2**10)
 

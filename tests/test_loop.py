@@ -1,4 +1,4 @@
-"""`loop` against a NumPy loop over the same step, and against `scan` where the step is a cell's."""
+"""`loop` against a NumPy loop over the same step, and against `scan` for the step of a cell."""
 
 import functools
 import gc
@@ -38,11 +38,13 @@ LENGTHS = (0, 1, 3, STEPS)
 RESET = np.array([False, True, False, False, True, False])
 
 
-# --- A step with trees everywhere, for NumPy and for JAX.
+# --- A step whose arguments are all trees, for NumPy and for JAX.
 
 
 def nested(m, w):
-    """Every kind of leaf: floats, integers, booleans; a matrix, scalars; dicts, tuples, None."""
+    """Trees with every kind of leaf: floats, integers, booleans, matrices, scalars, dicts, tuples,
+    None.
+    """
 
     def step(carry, x):
         h, (count, seen) = carry["h"], carry["rest"]
@@ -74,7 +76,7 @@ WEIGHTS = 0.6 * np.random.default_rng(0).standard_normal((7, 4))
 
 
 def numpy_loop(step, carry, xs, *, length=None, reset=None, reset_carry=None, reverse=False):
-    """The steps that are real, one after the other; a new start where a segment is entered."""
+    """Run only the real steps, and start again where a segment is entered."""
     steps = jax.tree.leaves(xs)[0].shape[0]
     length = steps if length is None else int(length)
     starts = np.zeros(steps, bool) if reset is None else np.asarray(reset)
@@ -102,7 +104,7 @@ def join(*trees):
 
 
 def dirty(xs, length, filling=np.nan):
-    """Floats in the padding replaced."""
+    """Replace the floats in the padding."""
 
     def fill(a):
         real = (jnp.arange(a.shape[0]) < length).reshape(-1, *(1,) * (a.ndim - 1))
@@ -112,7 +114,7 @@ def dirty(xs, length, filling=np.nan):
 
 
 def assert_matches(actual, expected):
-    """Numbers to rounding, and the dtypes of every leaf."""
+    """Compare numbers up to rounding, and the dtypes of all leaves."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
@@ -173,7 +175,7 @@ def test_a_traced_length_out_of_range_is_clipped(given, acts_as):
 @pytest.mark.parametrize("reverse", [slow(False), True])
 @pytest.mark.parametrize("checkpoint", [slow(None), 4])
 def test_no_steps(reverse, checkpoint):
-    """T = 0: the carry comes back, and ys of the right types."""
+    """With T = 0 the carry is returned, and ys have the right types."""
     carry, xs = jax.tree.map(jnp.asarray, (nested_carry(2), nested_inputs(0)))
     step = nested(jnp, jnp.asarray(WEIGHTS))
     options = {"length": 0, "reset": np.zeros(0, bool), "checkpoint": checkpoint}
@@ -189,7 +191,7 @@ def test_no_steps(reverse, checkpoint):
 @pytest.mark.parametrize("checkpoint", [slow(None), 2])
 @pytest.mark.parametrize("length", [None, 3])
 def test_weak_types(length, checkpoint):
-    """An array made of a Python number counts by its dtype, where it starts and where it is put."""
+    """An array made of a Python number keeps its dtype, in the carry and in reset_carry."""
     xs = jnp.ones(5, "float64")
     start = jnp.asarray(0.0), jnp.asarray(1)
     assert start[0].weak_type
@@ -240,7 +242,7 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("kind", "names", "reverse"),
     [
-        *(  # in the short run each in one direction
+        *(  # the short run has each in one direction
             ("gru", names, reverse) if (number + reverse) % 2 else slow("gru", names, reverse)
             for number, names in enumerate(OPTIONS)
             for reverse in (False, True)
@@ -279,8 +281,8 @@ def test_check_grads(reverse):
         options = {"length": 5, "reset": jnp.asarray(RESET), "reset_carry": restart}
         return by_loop("gru", params, xs, carry, **options, reverse=reverse)
 
-    # Central differences of step 1e-5: error h^2 = 1e-10 plus rounding 1e-16 / h = 1e-11 for a
-    # number; hundreds of them are summed.
+    # Central differences of step 1e-5 have an error of h^2 = 1e-10 and a rounding error of
+    # 1e-16 / h = 1e-11. Hundreds of them are summed.
     args = (params, xs, carry, draw_carry(params, 8))
     check_grads(run, args, order=1, modes=("fwd", "rev"), atol=1e-7, rtol=1e-7, eps=1e-5)
 
@@ -301,7 +303,7 @@ def test_hessian_equals_that_of_scan():
 
 
 def test_batches_of_everything():
-    """`vmap` over inputs, lengths, resets and keys: each example is what it is alone."""
+    """`vmap` maps over inputs, lengths, resets and keys. Each example equals its own run."""
     step = nested(jnp, jnp.asarray(WEIGHTS))
     carry = nested_carry(2)
     xs = jax.tree.map(lambda *a: jnp.stack(a), *(nested_inputs(seed=s) for s in range(4)))
@@ -324,7 +326,7 @@ def test_batches_of_everything():
 
 
 def test_inside_shard_map_carries_and_resets_need_no_pcast():
-    """One device is enough: the types say over which axes of a mesh an array varies."""
+    """One device is enough, since types say over which axes of a mesh an array varies."""
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     params, xs, reset = draw("gru"), draw_xs()[None], jnp.asarray(RESET)
     carry = jaxgru.initial_carry(params)
@@ -356,11 +358,11 @@ def test_inside_shard_map_carries_and_resets_need_no_pcast():
     assert_close(slope(split), slope(total), GRAD_TOL["float64"])
 
 
-# --- The padding, for steps that are not defined everywhere.
+# --- Padding, for steps that are not defined everywhere.
 
 
 def normalize(w, carry, x):
-    """Not differentiable at zero, as the next two."""
+    """This step is not differentiable at zero, and neither are the next two."""
     x = x / jnp.sqrt(jnp.sum(x * x))
     return carry + w * jnp.sum(x), w * x
 
@@ -370,7 +372,7 @@ def logarithm(w, carry, x):
 
 
 def countdown(w, carry, x):
-    """Not defined for the carry that the last real step, of three, leaves behind."""
+    """This step is not defined for the carry that the last of three real steps returns."""
     y = w * jnp.sum(x) / (carry - 3)
     return carry + 1, y
 
@@ -382,8 +384,10 @@ PARTIAL = {f.__name__: f for f in (normalize, logarithm, countdown)}
 @pytest.mark.parametrize("reverse", [False, slow(True)])
 @pytest.mark.parametrize("name", PARTIAL)
 def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
-    """Values and all gradients, that of what the step closes over included, are those of the real
-    steps alone, to the bit whatever the padding holds."""
+    """Values and all gradients are bit-equal to those of the real steps alone, for any padding.
+
+    The gradients include that of what the step closes over.
+    """
     xs = jnp.abs(draw_xs()) + 0.1
     ends = [k for k in LENGTHS if not (name == "countdown" and k == STEPS)]
 
@@ -420,7 +424,7 @@ def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
 
 
 def assert_finite_slope(step, carry, xs, **options):
-    """Of w, which the step closes over, where padding follows three real steps."""
+    """The gradient of w, which the step closes over, with padding after three real steps."""
 
     def loss(w):
         return weigh(jaxgru.loop(functools.partial(step, w), carry, xs, length=3, **options))
@@ -430,8 +434,7 @@ def assert_finite_slope(step, carry, xs, **options):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_carry_and_input_of_the_padding_belong_together(reverse):
-    """A step that is not defined where the two are equal, as the start and the last real input
-    are."""
+    """A step that is not defined for equal arguments, such as the start and the last real input."""
 
     def step(w, carry, x):
         return x, w / (x - carry)
@@ -458,7 +461,7 @@ def test_the_key_of_the_padding_is_that_of_a_real_step():
 
 @pytest.mark.parametrize("name", PARTIAL)
 def test_the_padding_in_forward_mode(name):
-    """The tangent of the padding may be NaN too: it belongs to no real step."""
+    """The tangent of the padding may be NaN, since it belongs to no real step."""
     xs = jnp.abs(draw_xs()) + 0.1
 
     def push(filling):
@@ -515,7 +518,7 @@ def keys_of(key, steps):
 
 @pytest.mark.parametrize(
     ("reverse", "cut"),
-    # In reverse a border may be no reset: that is where the piece before it would be entered anew.
+    # In reverse a reset on a border would start the piece before it again.
     [*((False, cut) for cut in (0, 1, 4, STEPS)), *((True, cut) for cut in (0, 2, STEPS))],
 )
 def test_pieces_equal_the_whole(reverse, cut):
@@ -532,7 +535,7 @@ def test_pieces_equal_the_whole(reverse, cut):
 @pytest.mark.parametrize("seed", [jax.random.key, jax.random.PRNGKey], ids=["typed", "words"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_key_of_a_step_is_that_of_its_number(seed, reverse):
-    """Whatever the direction and the length, so padding a sequence changes no draw."""
+    """The draws do not depend on direction and length, so padding changes none of them."""
     key = seed(7)
     expected = [
         jax.random.normal(jax.random.fold_in(key, t), dtype="float64") for t in range(STEPS)
@@ -559,7 +562,7 @@ def test_keys_among_the_inputs_are_the_way_for_pieces():
 
 @pytest.mark.parametrize("reverse", [slow(False), True])
 def test_keys_in_the_carry_and_in_the_outputs(reverse):
-    """A key in the padding is one of zeros, as other integers are."""
+    """In the padding a key is zeros, like other integers."""
 
     def step(carry, x):
         carry, now = jax.random.split(carry)
@@ -570,7 +573,7 @@ def test_keys_in_the_carry_and_in_the_outputs(reverse):
     last, (keys, draws) = jaxgru.loop(step, start, jnp.zeros(STEPS), length=3, **options)
     words = jax.random.key_data(keys)
     assert_same(words[3:], jnp.zeros_like(words[3:]))
-    # Segments [0], [1, 2]; from the far end the first of them is entered second.
+    # The segments are [0] and [1, 2]. In reverse the first one is entered last.
     carry, expected = start, {}
     for t in (2, 1, 0) if reverse else (0, 1, 2):
         carry, expected[t] = step(restart if t == (0 if reverse else 1) else carry, 0.0)
@@ -624,7 +627,7 @@ def test_export_with_symbolic_time():
 
 @pytest.fixture
 def compilations():
-    """A function that says how many programs XLA compiled since the test began."""
+    """Return a function that counts the programs that XLA has compiled since the test began."""
     events = []
 
     def listen(event, duration, **_):
@@ -700,7 +703,7 @@ def test_no_tracer_leaks():
 
 
 def test_one_step_for_two_transformations():
-    """A function that was traced before, with other tracers around it."""
+    """The function was traced before, inside other tracers."""
     xs = jnp.ones(STEPS)
 
     def loss(w):
@@ -716,7 +719,7 @@ def test_one_step_for_two_transformations():
 
 
 def test_checkpoint_keeps_the_carry_every_so_many_steps():
-    """The stacked residuals between forward and backward: T states, or T / k."""
+    """The stacked residuals between the forward and backward pass: T states, or T / k."""
     steps, size = 64, 32
 
     def memory(checkpoint):

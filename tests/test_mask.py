@@ -1,4 +1,4 @@
-"""`mask`: a hole is as if its step were not there, in both directions, whatever it holds."""
+"""`mask`: a hole acts as if the sequence lacked its step, in both directions, whatever it holds."""
 
 import functools
 import itertools
@@ -52,7 +52,7 @@ flags = st.lists(st.booleans(), min_size=STEPS, max_size=STEPS).map(lambda f: np
 
 @functools.cache
 def few(kinds):
-    """(kind, reverse) of every pair, of which the short run takes a cell and all compositions."""
+    """Return all pairs (kind, reverse). The short run has one cell and all compositions."""
     short = {("gru_after", False), ("mixed", True)}
     pairs = itertools.product(kinds, (False, True))
     return [pair if pair in short else slow(*pair) for pair in pairs]
@@ -72,7 +72,7 @@ def compiled_grad(kind, reverse, checkpoint=None):
 
 @functools.cache
 def marked(run, kind, reverse, checkpoint=None):
-    """With everything that marks steps: (params, xs, carry, restart, mask, reset, length)."""
+    """Draw (params, xs, carry, restart, mask, reset, length), with everything that marks steps."""
     options = {"reverse": reverse} | ({"checkpoint": checkpoint} if checkpoint else {})
     return jax.jit(
         lambda p, xs, c, rc, mask, reset, length: run(
@@ -113,7 +113,7 @@ def test_no_real_step_returns_the_initial_carry(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), few(KINDS))
 def test_nan_and_inf_in_a_hole_change_nothing(kind, reverse):
-    """Bit-equal values and gradients; the hole's own gradient is exactly zero."""
+    """Values and gradients are bit-equal, and the gradient of a hole is exactly zero."""
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     value, slope = compiled(kind, reverse), compiled_grad(kind, reverse)
@@ -167,9 +167,9 @@ def test_with_length_a_step_is_real_where_both_say_so(kind, reverse, mask, lengt
 
 
 def segments(params, xs, carry, restart, mask, reset, reverse):
-    """Every segment on its own, of its real steps only, with the library's own `scan`.
+    """Run the real steps of every segment on their own, with the `scan` of the library.
 
-    A segment without real steps has no outputs, and its last carry is the one it starts from.
+    A segment without real steps has no outputs, and its last carry is its initial one.
     """
     borders = [t for t in range(1, STEPS) if reset[t]]
     pieces = list(itertools.pairwise([0, *borders, STEPS]))
@@ -186,9 +186,9 @@ def segments(params, xs, carry, restart, mask, reset, reverse):
 @pytest.mark.parametrize(
     "reset",
     [
-        at(2),  # a hole: the next real step, or backwards the real step before, starts anew
+        at(2),  # at a hole: the next real step starts a segment, or in reverse the one before
         at(1, 2),  # twice within one gap
-        at(4, 5),  # the hole before a real step, and that step itself
+        at(4, 5),  # at a hole and at the real step after it
         at(0, 3),
         at(2, 4),
     ],
@@ -226,7 +226,7 @@ def test_any_mask_resets_and_length(kind, reverse, mask, reset, length):
 
 @pytest.mark.parametrize("kind", only(("lstm", "stack"), (*CELLS, "stack")))
 def test_pieces_that_end_and_begin_with_holes(kind):
-    """The first step of an episode is missing, and a piece ends there: the reset is not lost."""
+    """If a piece ends at a missing first step of an episode, the reset still counts."""
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     mask, reset = ~at(1, 3), at(3)
@@ -259,7 +259,7 @@ CHECKPOINTS = {("gru", False): 4, ("gru_after", True): 4, ("lstm", False): 1}
 
 @pytest.mark.parametrize(("kind", "reverse"), few(KINDS))
 def test_gradients(kind, reverse):
-    """Against plain `lax.scan`: for params, inputs and both carries, with resets at holes."""
+    """Compare with plain `lax.scan` for params, inputs and both carries, with resets at holes."""
     params, xs = draw(kind), draw_xs()
     carry, restart = draw_carry(params, 7), draw_carry(params, 8)
     slopes = [
@@ -322,7 +322,7 @@ def test_a_batch_each_with_its_mask(kind, reverse):
     [slow("gru", False), slow("own_gru", False), ("lstm", True), slow("mixed", True)],
 )
 def test_newton_scan(kind, jacobian, reverse):
-    """Values and gradients of `scan`, with resets at holes, without falling back."""
+    """The values and gradients equal those of `scan`, with resets at holes and without fallback."""
     params, xs = draw(kind), draw_xs()
     carry, restart = draw_carry(params, 7), draw_carry(params, 8)
 

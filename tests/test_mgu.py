@@ -1,4 +1,4 @@
-"""The minimal gated unit: what its gate weighs, and its initial weights."""
+"""The minimal gated unit: the meaning of its gate, and its initial weights."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ TOL = VALUE_TOL["float64"]
 
 
 def test_f_weighs_the_new_content():
-    """A shut gate keeps the state; an open one is a plain RNN."""
+    """With a gate of 0 the state stays. With a gate of 1 the unit is a plain RNN."""
     params = draw("mgu")
     h, x = draw_carry(params), draw_xs()[0]
     elman = jaxgru.ElmanParams(w_ih=params.w_ih[:, 1], w_hh=params.w_hh[:, 1], b=params.b[1])
@@ -25,7 +25,7 @@ def test_f_weighs_the_new_content():
 
 
 def test_chrono():
-    """f weighs the new content, so memory of u steps is f = 1 / (1 + u): b_f = -log(u)."""
+    """f weighs the new content, so a memory of u steps means f = 1 / (1 + u) and b_f = -log(u)."""
     params = jaxgru.mgu_init(jax.random.key(0), 3, 64, chrono=100, dtype="float64")
     assert not np.any(params.b[1])
     memory = np.exp(-np.asarray(params.b[0]))

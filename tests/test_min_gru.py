@@ -1,4 +1,4 @@
-"""The minimal GRU: its equations, its log-space form, its initial weights, what it forgets."""
+"""The minimal GRU: its equations, its log-space form, its initial weights, its forgetting."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ TOL = VALUE_TOL["float64"]
 
 
 def log_space(params, xs, start):
-    """The recurrence as the paper evaluates it, from a positive state, in NumPy:
+    """Evaluate the recurrence in NumPy as the paper does, from a positive state.
 
     log h_t = a*_t + log(h_0 + sum_{s <= t} exp(log z_s + log n_s - a*_s)), a*_t = sum log(1 - z_s)
     """
@@ -32,7 +32,7 @@ def test_scan_is_the_log_space_form():
     params, xs = draw("min_gru"), draw_xs(200)
     start = jnp.abs(draw_carry(params)) + 0.1
     _, hs = jaxgru.scan(params, xs, start)
-    # The paper's form adds up 200 logarithms, and loses as many units of rounding.
+    # The form of the paper adds up 200 logarithms, and loses as many units of rounding.
     assert_close(hs, log_space(params, xs, start), 100 * TOL)
 
 
@@ -43,7 +43,7 @@ def test_a_long_sequence_against_the_loop():
 
 @pytest.mark.parametrize("a", [-2.0, -1e-9, 0.0, 1e-9, 3.0])
 def test_both_sides_of_the_candidate_and_its_slope(a):
-    """z = 1: the state is g. Both sides meet at 1/2, with slopes 1/4 and 1."""
+    """With z = 1 the state is g. Its two parts meet at 1/2, with slopes 1/4 and 1."""
     params = jaxgru.MinGRUParams(
         w_ih=jnp.asarray([[[0.0], [1.0]]]), b=jnp.asarray([[1000.0], [0.0]])
     )
@@ -55,25 +55,28 @@ def test_both_sides_of_the_candidate_and_its_slope(a):
 
 
 def test_a_shut_gate_forgets_no_digit():
-    """1 - z is computed as it is: with z = 1e-9 a float32 state decays at that rate, not at none
-    and not at that of the nearest float32 to 1 - z."""
+    """1 - z is computed directly.
+
+    With z = 1e-9 a float32 state decays at this rate. It neither stays, nor follows the float32
+    number next to 1 - z.
+    """
     bias = float(np.log(1e-9))
     params = jaxgru.MinGRUParams(
         w_ih=jnp.zeros((1, 2, 1), "float32"), b=jnp.asarray([[-bias], [0.0]], "float32")
     )
     h = jaxgru.min_gru_step(params, jnp.ones(1, "float32"), jnp.zeros(1, "float32"))
-    # z = 1 - 1e-9 here: what is left of h = 1 is 1e-9 beside n = 1/2; then n = 0 shows it.
+    # With z = 1 - 1e-9, the rest of h = 1 is 1e-9 beside n = 1/2. n = 0 makes it visible.
     assert float(h[0]) == 0.5
     empty = jaxgru.MinGRUParams(w_ih=params.w_ih, b=params.b.at[1].set(-200.0))
     h = jaxgru.min_gru_step(empty, jnp.ones(1, "float32"), jnp.zeros(1, "float32"))
-    # log(1e-9) rounded to float32 is off by 1e-6, hence so is the relative error.
+    # The float32 number log(1e-9) is off by 1e-6, so the relative error is 1e-6 too.
     np.testing.assert_allclose(float(h[0]), 1e-9, rtol=2e-6)
 
 
 def test_init():
     params = jaxgru.min_gru_init(jax.random.key(0), 50, 64, chrono=100, dtype="float64")
     assert params.w_ih.shape == (50, 2, 64)
-    # LeCun normal: variance 1 / I, estimated from 3200 entries a gate, five standard errors.
+    # LeCun normal means variance 1 / I. There are 3200 entries, and the bound is 5 standard errors.
     spread = np.std(np.asarray(params.w_ih), axis=(0, 2)) * np.sqrt(50)
     np.testing.assert_allclose(spread, 1, atol=5 / np.sqrt(2 * 3200))
     assert np.all(np.asarray(params.b[1]) == 0)

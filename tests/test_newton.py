@@ -1,4 +1,4 @@
-"""`newton_scan` is `scan`: values, options, derivatives; and where it is not, it says so."""
+"""`newton_scan` has the values, options and derivatives of `scan`, or it reports a failure."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
 RESET = np.array([False, True, False, False, True, False])
 MODES = ("dense", "diagonal")
-#: Time is turned before either mode sees it, so each need not be tested in both directions.
+#: Both modes see reversed time only, so not every mode needs tests in both directions.
 WAYS = [("dense", True), ("diagonal", False)]
 DENSE, DIAGONAL = (functools.partial(jaxgru.newton_scan, jacobian=mode) for mode in MODES)
 
@@ -62,8 +62,10 @@ def draw_scaled(kind, scale, seed, hidden=8, dtype="float64"):
 
 
 def in_turns(kinds):
-    """(kind, jacobian, reverse) of every kind and way. One way of a kind is in the short run: that
-    both Jacobians of every cell are right has its own test, and a Stack is in "mixed".
+    """All (kind, jacobian, reverse).
+
+    The short run has one of each kind. Another test checks both Jacobians of every cell, and
+    "mixed" has a Stack.
     """
     cases = []
     for place, kind in enumerate(kinds):
@@ -149,8 +151,8 @@ def test_ten_thousand_steps_of_a_fresh_network(kind, dtype, jacobian):
     params = init(jax.random.key(0), 3, 4, init="torch", chrono=100, dtype=dtype, **form)
     xs = draw_xs(10_000, dtype=dtype)
     expected = jaxgru.scan(params, xs)
-    # float64: the promise, far above rounding. float32: relative to states of order one, or to the
-    # cells of an LSTM, which are larger.
+    # For float64 this is the promise, far above rounding. For float32 it is relative to states of
+    # order one, or to the larger cells of an LSTM.
     tol = {"float64": 1e-9, "float32": 1e-4}[dtype]
     last, ys, info = compiled(jacobian)(params, xs)
     assert info.converged
@@ -160,7 +162,7 @@ def test_ten_thousand_steps_of_a_fresh_network(kind, dtype, jacobian):
 
 @functools.cache
 def trained():
-    """A GRU that has learnt to hold a sum over some steps: descent by the gradient's signs."""
+    """A GRU that is trained to hold a sum for some steps, by the signs of the gradient."""
     params = jaxgru.gru_init(jax.random.key(0), 2, 8, chrono=20, dtype="float64")
     xs = jax.random.uniform(jax.random.key(1), (64, 20, 2), "float64")
 
@@ -180,7 +182,7 @@ def trained():
 @pytest.mark.parametrize("jacobian", MODES)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_ten_thousand_steps_of_a_trained_network(dtype, jacobian):
-    """Values and gradients to the promised 1e-9 and 1e-4, relative to the largest entry."""
+    """Values and gradients agree to the promised 1e-9 and 1e-4, relative to the largest entry."""
     tol = {"float64": 1e-9, "float32": 1e-4}[dtype]
     params = jax.tree.map(lambda w: w.astype(dtype), trained())
     xs = draw_xs(10_000, 2, dtype)
@@ -223,7 +225,7 @@ def test_jacobians_are_those_of_autodiff(kind):
     diagonal = trajectory.jacobian_of(of, False, inputs, flags, before, kept)
     assert_close(diagonal, jnp.diagonal(expected, axis1=1, axis2=2), TOL)
     dense = trajectory.jacobian_of(of, True, inputs, flags, before, kept)
-    if kind == "min_gru":  # nothing but a diagonal
+    if kind == "min_gru":  # the Jacobian is diagonal
         assert_close(jax.vmap(jnp.diag)(dense), expected, TOL)
     else:
         assert_close(dense, expected, TOL)
@@ -231,7 +233,7 @@ def test_jacobians_are_those_of_autodiff(kind):
 
 @pytest.mark.parametrize("kind", only(("gru", "lstm"), BUILT_IN))
 def test_no_state_exceeds_its_bound(kind):
-    """Not even of an iterate: from a carry that is large, with Jacobians that expand."""
+    """No iterate leaves the bounds, even with a large carry and expanding Jacobians."""
     params = jax.tree.map(lambda w: 5 * w, draw(kind))
     carry = jax.tree.map(lambda a: 3 * a, draw_carry(params))
     xs = draw_xs(100)
@@ -240,7 +242,7 @@ def test_no_state_exceeds_its_bound(kind):
     bound = cell_of(params).bound(jax.tree.map(jnp.abs, carry), 100)
     for leaf, most in zip(jax.tree.leaves(states), jax.tree.leaves(bound), strict=True):
         assert jnp.all(jnp.abs(leaf) <= most[None] * (1 + 1e-12))
-    # The bound is of some use, but for the minimal GRU, which needs none: scan comes close to it.
+    # The bound is useful, since scan comes close to it. The minimal GRU needs none.
     reached = jax.tree.map(lambda a: jnp.abs(a).max(), jaxgru.scan(params, xs, carry)[1])
     assert kind == "min_gru" or reached > 0.4 * jax.tree.leaves(bound)[0].min()
 
@@ -334,7 +336,7 @@ def test_no_gradient_flows_into_the_guess_or_out_of_the_info():
 
 @functools.cache
 def of_a_memory(run, reverse):
-    """Values, and their gradients for all that a call depends on."""
+    """Values, and their gradients with respect to all arguments of a call."""
 
     def loss(params, xs, carry, restart, mask, reset):
         options = {"mask": mask, "reset": reset, "reset_carry": restart, "reverse": reverse}
@@ -346,7 +348,7 @@ def of_a_memory(run, reverse):
 
 @pytest.mark.parametrize(("jacobian", "reverse"), [WAYS[0], slow(*WAYS[1])])
 def test_a_cell_of_any_carry(jacobian, reverse):
-    """Whatever stands in the holes, where its step is not defined."""
+    """The contents of holes have no effect, although the step is not defined there."""
     params, xs = own_memory.draw(3, 4), draw_xs()
     carry, restart = draw_carry(params, 7), draw_carry(params, 8)
     run = DENSE if jacobian == "dense" else DIAGONAL
@@ -362,7 +364,7 @@ def test_a_cell_of_any_carry(jacobian, reverse):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quotient:
-    """Of a step that is not defined where the carry, the input before, equals the input."""
+    """The step is not defined where the carry, which is the previous input, equals the input."""
 
     w: jax.Array
 
@@ -377,7 +379,9 @@ jaxgru.register(
 
 @pytest.mark.parametrize("run", [DENSE, slow(DIAGONAL)], ids=MODES)
 def test_carry_and_input_of_the_padding_belong_together(run):
-    """As in `loop`: there the first input would meet the last carry, which is equal to it."""
+    """The padding gets the first input and its carry, as in `loop`. The last carry equals this
+    input.
+    """
     xs = jnp.asarray([[1.0], [2.0], [1.0], [0.0]])
 
     def loss(scan, params):
@@ -419,7 +423,7 @@ def test_a_cell_of_any_carry_starts_from_its_own_and_falls_back():
 
 @pytest.mark.slow
 def test_the_gru_as_a_cell_of_the_users_own_takes_one_iteration_more_at_most():
-    """One is known to keep its states in [-1, 1], the other is not."""
+    """The states of one cell are known to be in [-1, 1]. Those of the other are not."""
     params, xs = draw("gru"), draw_xs(200)
     known = compiled("dense")(params, xs)[2]
     found = compiled("dense")(own_gru.OwnParams(params.w_ih, params.w_hh, params.b), xs)[2]
@@ -432,7 +436,9 @@ def test_the_gru_as_a_cell_of_the_users_own_takes_one_iteration_more_at_most():
 
 @pytest.mark.parametrize("run", [DENSE, slow(DIAGONAL)], ids=MODES)
 def test_a_batch_is_the_batch_looped_over(run):
-    """One of three does not converge: it alone is replaced, and not the worse for the others."""
+    """One of three examples does not converge. Only this one is replaced, and the others are
+    unchanged.
+    """
     scales = (0.5, 8.0, 1.0)
     params = [draw_scaled("elman", scale, seed) for seed, scale in enumerate(scales)]
     many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
@@ -451,7 +457,7 @@ def test_a_batch_is_the_batch_looped_over(run):
     for i, each in enumerate(params):
         (_, expected), expected_grads = jax.jit(both(jaxgru.scan))(each, xs[i], lengths[i])
         pick = functools.partial(jax.tree.map, lambda leaf, i=i: leaf[i])
-        # Chaos magnifies rounding, whichever way a number is computed: by 1e5 in these 40 steps.
+        # Chaos amplifies the rounding of any computation, by 1e5 in these 40 steps.
         grown = 1e5 if i == 1 else 1
         assert_close(pick(out[:2]), expected[:2], grown * TOL)
         assert_close(pick(grads), expected_grads, grown * GRAD_TOL["float64"])
@@ -463,7 +469,7 @@ def test_a_batch_is_the_batch_looped_over(run):
 @pytest.mark.parametrize("jacobian", [slow("dense"), "diagonal"])
 @pytest.mark.parametrize("kind", ["gru", *map(slow, ("gru_after", "lstm", "elman"))])
 def test_a_hundred_networks_of_growing_scale_none_silently_wrong(kind, jacobian):
-    """The larger ones are chaotic: their states are an accident of rounding."""
+    """The larger networks are chaotic, so rounding determines their states."""
     scales = np.geomspace(0.3, 12, 100)
     drawn = [draw_scaled(kind, scale, seed, hidden=6) for seed, scale in enumerate(scales)]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
@@ -475,14 +481,14 @@ def test_a_hundred_networks_of_growing_scale_none_silently_wrong(kind, jacobian)
     wrong = np.asarray(jnp.max(jnp.abs(iterates - expected), axis=(1, 2)))
     converged = np.asarray(info.converged)
     assert np.all(wrong[converged] < 1e-9)
-    assert converged[:15].all()  # those that contract are solved
+    assert converged[:15].all()  # contracting networks converge
     assert not converged.all()
     if kind == "elman":
-        assert wrong.max() > 0.1  # there was something to be wrong about
+        assert wrong.max() > 0.1  # the results could have been wrong
 
 
 def test_a_small_residual_is_not_enough():
-    """40 chaotic steps: the residual is rounding, each evaluation a trajectory of its own."""
+    """In 40 chaotic steps the residual is rounding, but each evaluation has its own trajectory."""
     params, xs = draw_scaled("elman", 8.0, 1, hidden=16), draw_xs(60, 2)
     last, ys, info = compiled("dense")(params, xs)
     assert info.residual < 1e-14
@@ -502,7 +508,7 @@ def test_the_fallback_is_scan_and_none_is_the_iterate():
     iterate = short(params, xs, carry, fallback=None)
     assert not iterate[2].converged
     assert jnp.max(jnp.abs(iterate[1] - ys)) > 1e-9
-    # After two steps of two layers the first two states are right.
+    # After two steps for each of two layers the first two states are right.
     assert_close(iterate[1][:2], ys[:2], TOL)
 
 
@@ -518,8 +524,11 @@ def test_one_layer_that_fails_is_told():
 
 @pytest.mark.parametrize("run", [DENSE, slow(DIAGONAL)], ids=MODES)
 def test_gradients_of_the_fallback_do_not_overflow(run):
-    """At rest on an unstable point: the product of 3000 Jacobians, 3**3000, overflows; what a loss
-    of the first steps needs of them does not. An associative scan alone answers NaN."""
+    """The network rests at an unstable point.
+
+    The product of 3000 Jacobians, 3**3000, overflows. The part that a loss of the first steps needs
+    does not. An associative scan alone would return NaN.
+    """
     params = jaxgru.ElmanParams(w_ih=jnp.ones((1, 1)), w_hh=3 * jnp.ones((1, 1)), b=None)
     xs = jnp.zeros((3000, 1))
     assert not run(params, xs)[2].converged
@@ -537,7 +546,9 @@ def test_gradients_of_the_fallback_do_not_overflow(run):
 
 @pytest.mark.parametrize("jacobian", ["dense", slow("diagonal")])
 def test_damping_changes_the_way_and_nothing_else(jacobian):
-    """With 1 the state is set to F of the one before: right one step further in every iteration."""
+    """With damping 1 the state becomes F of the one before, so each iteration corrects one more
+    step.
+    """
     params, xs = draw("lstm"), draw_xs(12)
     run = functools.partial(jaxgru.newton_scan, jacobian=jacobian)
     undamped, expected = run(params, xs)[2].iterations, jaxgru.scan(params, xs)
@@ -559,7 +570,9 @@ def test_damping_changes_the_way_and_nothing_else(jacobian):
 
 
 def test_damping_saves_iterations_at_the_edge_of_chaos():
-    """A network that forgets slowly: Newton's own steps pass errors on before they are small."""
+    """This network forgets slowly. Without damping, Newton steps pass on errors while they are
+    large.
+    """
     params, xs = draw_scaled("gru_after", 4.5, 0), draw_xs(500, 2)
     plain, damped = (
         jax.jit(functools.partial(jaxgru.newton_scan, damping=damping, max_iterations=400))
@@ -584,7 +597,7 @@ def test_the_minimal_gru_takes_one_step():
 @pytest.mark.parametrize(("jacobian", "reverse"), [slow(*WAYS[0]), WAYS[1]])
 @pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("lstm", "bidirectional"))])
 def test_a_guess_saves_iterations(kind, jacobian, reverse):
-    """As in training: the trajectory before a small change of the params."""
+    """As in training, the guess is the trajectory before a small change of the params."""
     params, xs = draw(kind), draw_xs(300)
     run = compiled(jacobian, reverse)
     cold = run(params, xs)[2]
@@ -615,7 +628,7 @@ def test_states_are_the_carries_of_every_step():
 
 
 def test_memory_grows_with_the_square_of_the_width_only_where_jacobians_are_dense():
-    """The compiler's account of temporary memory, per step, in states."""
+    """The temporary memory per step, in states, according to the compiler."""
 
     def temporary(jacobian, hidden, steps=64):
         params, xs = draw("gru", 3, hidden), draw_xs(steps)
@@ -623,8 +636,8 @@ def test_memory_grows_with_the_square_of_the_width_only_where_jacobians_are_dens
         analysis = jax.jit(run).lower(params, xs).compile().memory_analysis()
         return analysis.temp_size_in_bytes / (8 * steps * hidden)
 
-    # Eight times the width: eight times as much a state where matrices are kept, beside what is
-    # as wide as a state; no more where they are not.
+    # With eight times the width, matrices take eight times the memory per state. Without matrices
+    # the memory per state stays the same.
     assert temporary("dense", 64) > 4 * temporary("dense", 8)
     assert temporary("diagonal", 64) < 1.5 * temporary("diagonal", 8)
 

@@ -41,13 +41,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mask": {"mask": ~FLAGS[1]},
     "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1]},
 }
-#: One whose output is its carry and one whose is not, for tests of what cells have in common.
+#: The output of one cell is its carry, and that of the other is not.
 SHORT = ("mgu", "leaky_rate_softplus")
 NETWORKS = ("cell", "mixed")
 
 
 def network(kind, name, dtype="float64", bias=True):
-    """The cell alone, or one beside a GRU, and one upon both."""
+    """The cell alone, or a Stack: a Bidirectional of it and a GRU, and the cell again."""
     if name == "cell":
         return draw(kind, dtype=dtype, bias=bias)
     two = jaxgru.Bidirectional(draw(kind, dtype=dtype), draw("gru", dtype=dtype))
@@ -71,7 +71,7 @@ def test_step_is_the_equations(kind, hidden, bias):
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 @pytest.mark.parametrize("kind", only(["layer_norm_gru"], OWN))
 def test_scan_is_the_equations(kind, name, options, reverse):
-    """Whatever stands where no step is real."""
+    """The results do not depend on what the steps that are not real hold."""
     params, chosen = network(kind, name), OPTIONS[options]
     real = np.arange(STEPS) < chosen.get("length", STEPS)
     real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
@@ -88,7 +88,7 @@ def test_scan_is_the_equations(kind, name, options, reverse):
 
 @pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_derivatives(kind):
-    """In both modes, of params, inputs and carry; and the padding has none."""
+    """Derivatives in both modes, for params, inputs and carry. Those of the padding are zero."""
     params, length = draw(kind), 4
     xs, carry = draw_xs(), draw_carry(params)
     run = jax.jit(lambda *arguments: jaxgru.scan(*arguments, length=length))
@@ -131,8 +131,11 @@ def test_steps_streamed_are_the_scan(kind):
 @pytest.mark.parametrize("dtype", ["bfloat16", slow("float16"), slow("float32")])
 @pytest.mark.parametrize("kind", OWN)
 def test_the_narrow_dtypes(kind, dtype):
-    """Each step rounds the carry to half an ulp of 1, and the next ones multiply it by less than 2
-    in all: one ulp a step is generous for 16 bits, and leaves float32 room for its arithmetic."""
+    """Results have the dtype of params, and their rounding errors are small.
+
+    Each step rounds the carry to half an ulp of 1, and the next ones multiply it by less than 2 in
+    all. One ulp for each step is generous for 16 bits, and leaves float32 room for its arithmetic.
+    """
     params, xs = draw(kind, dtype=dtype), draw_xs(dtype=dtype)
     carry = draw_carry(params)
     found = jaxgru.scan(params, xs, carry)
@@ -144,8 +147,11 @@ def test_the_narrow_dtypes(kind, dtype):
 
 @pytest.mark.parametrize("kind", only(["mgu"], OWN))
 def test_gradients_of_narrow_weights_are_added_up_in_float32(kind):
-    """2,000 terms that are nearly equal. In bfloat16 their sum sticks at 256 of them, an eighth. A
-    state that is rounded to bfloat16 makes a few percent of difference."""
+    """2,000 nearly equal terms are added up.
+
+    In bfloat16 their sum would stop at 256 terms, an eighth. A state rounded to bfloat16 causes
+    errors of a few percent.
+    """
     params = draw(kind, dtype="bfloat16")
     wide = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
 
@@ -181,7 +187,7 @@ def test_export_of_any_batch_and_time(kind):
 
 @pytest.mark.parametrize("kind", OWN)
 def test_params_that_do_not_fit_together(kind):
-    """Every field by its name, with an axis, a unit or all of it missing, or of another dtype."""
+    """The message names a field without an axis, a unit or any array, or with another dtype."""
     params, xs = draw(kind), draw_xs()
     step = OWN[kind][1]
     for field in dataclasses.fields(params):
@@ -196,7 +202,7 @@ def test_params_that_do_not_fit_together(kind):
             changed = dataclasses.replace(params, **{field.name: bad})
             with pytest.raises((TypeError, ValueError)) as raised:
                 jaxgru.scan(changed, xs)
-            # A last axis of w_hh or w_ih that is too short is found at whichever comes second.
+            # If a last axis is too short, the message names w_hh or w_ih, whichever comes second.
             assert str(raised.value).startswith(f"scan: {type(params).__name__}."), raised.value
             short = bad is not None and getattr(bad, "ndim", 0) == getattr(value, "ndim", 0)
             assert name in str(raised.value) or short, raised.value
@@ -212,15 +218,15 @@ def test_params_that_do_not_fit_together(kind):
 
 @pytest.mark.parametrize("kind", only(SHORT, OWN))
 def test_init(kind):
-    """Orthogonal blocks, each drawn on its own, in the dtype that was asked for."""
+    """Orthogonal blocks are drawn separately, in the requested dtype."""
     init, inputs, hidden = OWN[kind][0], 5, 8
     params = init(jax.random.key(0), inputs, hidden, dtype="float64")
     blocks = np.asarray(params.w_hh).reshape(hidden, -1, hidden).swapaxes(0, 1)
     for block in blocks:
-        # Ten float64 ulp of a sum of eight products.
+        # The bound is ten float64 ulp, for a sum of eight products.
         np.testing.assert_allclose(block @ block.T, np.eye(hidden), rtol=0, atol=2e-15)
     assert len({block.tobytes() for block in blocks}) == len(blocks)
-    # LeCun normal: variance 1 / I. Of n entries, five standard errors.
+    # LeCun normal means variance 1 / I. The bound is five standard errors of n entries.
     many = np.asarray(init(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
     np.testing.assert_allclose(np.std(many) * np.sqrt(50), 1, atol=5 / np.sqrt(2 * many.size))
     assert not np.any(params.b)

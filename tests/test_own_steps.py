@@ -22,7 +22,7 @@ def normal(rng, *shape):
 
 
 def pick(key, logits):
-    """The draw itself is JAX's; its logits are NumPy's."""
+    """JAX draws, and NumPy computes the logits."""
     return np.asarray(jax.random.categorical(key, jnp.asarray(logits)))
 
 
@@ -121,7 +121,7 @@ def rssm_data(length=STEPS):
     rng = np.random.default_rng(1)
     tokens = rng.standard_normal((STEPS, TOKENS))
     tokens[length:] = np.nan
-    actions = 2 * rng.standard_normal((STEPS, ACTIONS))  # beyond 1, so that some are cut
+    actions = 2 * rng.standard_normal((STEPS, ACTIONS))  # they exceed 1, so some are clipped
     carry = {
         "deter": np.tanh(rng.standard_normal(DETER)),
         "stoch": np.eye(STOCH[1])[rng.integers(0, STOCH[1], STOCH[0])],
@@ -140,7 +140,7 @@ def numpy_dense(layer, x):
 
 
 def numpy_core(params, deter, stoch, action):
-    """Block by block, as the equations have it."""
+    """Compute block by block, as the equations do."""
     action = action / np.maximum(1, np.abs(action))
     u = np.concatenate(
         [

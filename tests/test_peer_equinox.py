@@ -1,4 +1,4 @@
-"""Differential tests with equinox: cells only, unrolled by `lax.scan` as its documentation says."""
+"""Differential tests with Equinox. It has only cells, which `lax.scan` unrolls as its docs say."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def data():
 
 
 def from_equinox_gru(cell):
-    """torch's layout with the two biases added up but for b_hn; z weighs the old state."""
+    """The layout is that of torch, with added biases except b_hn. z weighs the old state."""
     return peers.gru(
         peers.split(f64(cell.weight_ih).T, 3, (0, 1, 2), flip=(1,)),
         peers.split(f64(cell.weight_hh).T, 3, (0, 1, 2), flip=(1,)),

@@ -1,4 +1,4 @@
-"""Differential tests with flax, linen and nnx: values, gradients, directions, lengths."""
+"""Differential tests with Flax, linen and nnx: values, gradients, directions and lengths."""
 
 import functools
 
@@ -33,7 +33,9 @@ def gates(tree, names, part):
 
 
 def from_linen_gru(tree):
-    """Per gate; z weighs the old state. The input's Dense and hn have the biases."""
+    """Each gate has its own Dense. z weighs the old state. The Dense of the input and hn have
+    biases.
+    """
     w_ih = gates(tree, ("ir", "iz", "in"), "kernel")
     w_hh = gates(tree, ("hr", "hz", "hn"), "kernel")
     b = gates(tree, ("ir", "iz", "in"), "bias")
@@ -43,7 +45,7 @@ def from_linen_gru(tree):
 
 
 def from_linen_lstm(tree):
-    """The recurrent Dense has the biases."""
+    """The recurrent Dense layers have the biases."""
     return peers.lstm(
         gates(tree, ("ii", "if", "ig", "io"), "kernel"),
         gates(tree, ("hi", "hf", "hg", "ho"), "kernel"),
@@ -64,7 +66,7 @@ LINEN = {
 
 
 def linen_rnn(name, seed=0, **options):
-    """(module, its variables with random weights)"""
+    """Return (module, its variables with random weights)."""
     cell = getattr(linen, name)(HIDDEN, param_dtype=jnp.float64)
     rnn = linen.RNN(cell, return_carry=True, **options)
     variables = rnn.init(jax.random.key(0), data()[0])
@@ -73,7 +75,7 @@ def linen_rnn(name, seed=0, **options):
 
 
 def starts(name, h):
-    """Their carry, (c, h) for an LSTM, and ours."""
+    """Return their carry, which is (c, h) for an LSTM, and ours."""
     if "LSTM" in name:
         return (0.5 * h, h), jaxgru.LSTMCarry(h, 0.5 * h)
     return h, h
@@ -91,7 +93,7 @@ def scan_batch(params, xs, carry, length, **options):
 
 
 def real(ys, lengths=LENGTHS):
-    """Zero where flax leaves what its cell computed from the padding."""
+    """Set the outputs to zero in the padding, where Flax returns what its cell computes."""
     return jnp.where(np.arange(STEPS)[:, None] < lengths[:, None, None], ys, 0)
 
 
@@ -155,7 +157,7 @@ def test_linen_bidirectional_layers_with_lengths():
 
 
 def from_nnx_gru(cell):
-    """r, z, n packed; z weighs the old state. There is no b_hn."""
+    """r, z and n are packed. z weighs the old state. There is no b_hn."""
     return peers.gru(
         peers.split(cell.dense_i.kernel[...], 3, (0, 1, 2), flip=(1,)),
         peers.split(cell.dense_h.kernel[...], 3, (0, 1, 2), flip=(1,)),

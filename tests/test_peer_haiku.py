@@ -1,4 +1,4 @@
-"""Differential tests with haiku: the one peer whose z weighs the new content, as ours does."""
+"""Differential tests with Haiku, the one peer whose z weighs the new content, as ours does."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def data():
 
 
 def from_haiku_gru(tree):
-    """Columns z, r, a; reset before the product."""
+    """The columns are z, r, a. The reset gate acts before the product."""
     (tree,) = tree.values()
     order = (1, 0, 2)
     return peers.gru(
@@ -38,7 +38,7 @@ def from_haiku_gru(tree):
 
 
 def from_haiku_lstm(tree, forget=1.0):
-    """One Linear over [x, h]; columns i, g, f, o; the cell adds 1 to the forget gate."""
+    """One Linear over [x, h] has the columns i, g, f, o. The cell adds 1 to the forget gate."""
     (tree,) = tree.values()
     w = peers.split(tree["w"], 4, (0, 2, 1, 3))
     b = peers.split(tree["b"], 4, (0, 2, 1, 3))
@@ -91,7 +91,7 @@ def test_lstm_values(reverse):
 
 
 def test_plain_rnn_is_another_function():
-    """haiku's VanillaRNN is a relu network: no oracle for ours, which is tanh."""
+    """The VanillaRNN of Haiku uses relu and ours uses tanh, so it is no oracle."""
     xs, h = data()
     net = unroll(hk.VanillaRNN)
     weights = random_weights(net, xs, h)
@@ -124,12 +124,12 @@ def test_gradients(core, convert):
     expected, expected_dxs = jax.jit(jax.grad(theirs, argnums=(0, 1)))(weights, xs)
     grads, dxs = jax.jit(jax.grad(ours, argnums=(0, 1)))(params, xs)
     assert_close(dxs, expected_dxs, GRAD_TOL)
-    # The layout is linear but for the constant 1, which gradients do not see.
+    # The layout is linear except for the constant 1, which has no gradient.
     assert_close(grads, convert(jax.tree.map(f64, expected)), GRAD_TOL)
 
 
 def test_reset_core():
-    """Resets in the middle of a sequence, each example of a batch at its own steps."""
+    """Resets are in the middle of a sequence, at different steps in each example of a batch."""
     xs, h = data()
     flags = np.zeros((STEPS, BATCH), bool)
     flags[2, 0] = flags[0, 1] = flags[4, 1] = True

@@ -1,4 +1,4 @@
-"""The init presets against fresh layers of the libraries that they are named after."""
+"""The init presets, against fresh layers of the libraries with the same names."""
 
 import functools
 
@@ -18,14 +18,16 @@ INPUT, HIDDEN = 48, 64
 INITS = {"gru": jaxgru.gru_init, "lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}
 GATES = {"gru": 3, "lstm": 4, "elman": 1}
 
-# Two estimates from n entries each, n = 48 * 64 and more: five sigma of their difference, for the
-# spread (relative error 1 / sqrt(2 n) each) and the kurtosis (sqrt(24 / n)).
+# Two estimates use n entries each, with n of at least 48 * 64. The bounds are five sigma of their
+# difference. The error of a spread is 1 / sqrt(2 n), and that of a kurtosis is sqrt(24 / n).
 SPREAD = 5 / np.sqrt(INPUT * HIDDEN)
 SHAPE = 5 * np.sqrt(2 * 24 / (INPUT * HIDDEN))
 
 
 def fingerprint(block):
-    """Spread, largest entry in units of it, kurtosis, and how far from orthogonal."""
+    """Return the spread, the largest entry in units of it, the kurtosis, and the distance from
+    orthogonal.
+    """
     std = np.std(block)
     gram = block @ block.T if block.shape[0] <= block.shape[1] else block.T @ block
     return {
@@ -42,7 +44,7 @@ def assert_alike(ours, theirs):
     np.testing.assert_allclose(ours["std"], theirs["std"], rtol=SPREAD)
     np.testing.assert_allclose(ours["kurtosis"], theirs["kurtosis"], rtol=0, atol=SHAPE)
     if theirs["kurtosis"] < 2.6:
-        # Bounded distributions end at the same place; the largest of 3000 entries is within 3%.
+        # Bounded distributions end at the same value, and the largest of 3000 entries is within 3%.
         np.testing.assert_allclose(ours["edge"], theirs["edge"], rtol=0.03)
 
 
@@ -54,7 +56,7 @@ def ours(kind, preset):
 
 
 def compare(kind, preset, w_ih, w_hh, biases):
-    """Their packed weights `[N, G * H]`, gates in any order, and all their biases."""
+    """Return their packed weights `[N, G * H]`, with gates in any order, and all their biases."""
     params = ours(kind, preset)
     for mine, other in ((params.w_ih, w_ih), (params.w_hh, w_hh)):
         mine = peers.f64(mine).reshape(mine.shape[0], -1)
@@ -66,7 +68,7 @@ def compare(kind, preset, w_ih, w_hh, biases):
         ):
             assert_alike(one, two)
     if preset != "torch":
-        # Deterministic: as many ones (the forget gate) and zeros as theirs have.
+        # Biases are deterministic. There are as many ones (the forget gate) and zeros as in theirs.
         mine = np.concatenate([peers.f64(b).ravel() for b in jax.tree.leaves(params.b)])
         other = np.sum([peers.f64(b).ravel() for b in biases], axis=0)
         np.testing.assert_array_equal(np.sort(mine), np.sort(other))
@@ -136,7 +138,7 @@ def test_haiku(kind, name):
     elif kind == "lstm":
         (leaves,) = tree.values()
         bias = np.array(leaves["b"])
-        bias[2 * HIDDEN : 3 * HIDDEN] += 1  # what its cell adds to the forget gate
+        bias[2 * HIDDEN : 3 * HIDDEN] += 1  # its cell adds this to the forget gate
         compare(kind, "haiku", leaves["w"][:INPUT], leaves["w"][INPUT:], [bias])
     else:
         first, second = (tree[name] for name in sorted(tree))

@@ -1,6 +1,6 @@
-"""Differential tests with keras on its JAX backend: both GRU forms, masks, directions, layers.
+"""Differential tests with Keras on its JAX back end: both GRU forms, masks, directions, layers.
 
-In float32: on this backend keras computes parts of a float64 layer in float32.
+The tests use float32, since on this back end Keras computes parts of a float64 layer in float32.
 """
 
 import jax
@@ -32,7 +32,7 @@ def data():
 
 
 def from_keras_gru_before(kernel, recurrent, bias):
-    """Columns z, r, h; z weighs the old state."""
+    """The columns are z, r, h. z weighs the old state."""
     order = (1, 0, 2)
     return peers.gru(
         peers.split(kernel, 3, order, flip=(1,)),
@@ -44,7 +44,7 @@ def from_keras_gru_before(kernel, recurrent, bias):
 
 
 def from_keras_gru_after(kernel, recurrent, bias):
-    """Two rows of biases, of which only the candidate's recurrent one acts on its own."""
+    """There are two rows of biases. Only the recurrent bias of the candidate acts separately."""
     order = (1, 0, 2)
     b = f64(bias).sum(axis=0)
     b[2 * HIDDEN :] = f64(bias)[0, 2 * HIDDEN :]
@@ -103,13 +103,13 @@ def scan(params, xs, carry, **options):
 
 
 def real(ys):
-    """Zero where keras repeats the last output."""
+    """Set the outputs to zero where Keras repeats the last one."""
     return np.where(MASK[..., None], f64(ys), 0)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_values_with_lengths(name):
-    """A mask of False alone (length 0) too: keras returns the initial state, and so do we."""
+    """With a mask of only False, which is length 0, Keras returns the initial state, as we do."""
     layer, params = make(name)
     xs, h = data()
     theirs, ours = starts(name, h)
@@ -121,7 +121,7 @@ def test_values_with_lengths(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_go_backwards_without_lengths(name):
-    """keras hands the outputs back in the order it made them: flipped."""
+    """Keras returns the outputs in the order in which it computed them, so they are flipped."""
     layer, params = make(name, go_backwards=True)
     xs, h = data()
     theirs, ours = starts(name, h)
@@ -152,7 +152,7 @@ def test_gradients(name):
     assert_close(dxs, expected_dxs, GRAD_TOL)
     kernel, recurrent, bias = expected
     if name == "gru_after":
-        # The gates' two biases have one gradient; adding them up would count it twice.
+        # The two biases of a gate have the same gradient, so their sum would count it twice.
         bias = bias.at[1, : 2 * HIDDEN].set(0.0)
     assert_close(grads, LAYERS[name][2](kernel, recurrent, bias), GRAD_TOL)
 

@@ -18,7 +18,7 @@ LENGTHS = np.array([2, 5, 1])
 
 
 def from_torch_gru(w_ih, w_hh, b_ih, b_hh):
-    """torch: rows r, z, n; z weighs the old; two biases, of which only b_hn acts on its own."""
+    """The rows are r, z, n. z weighs the old state. Only the bias b_hn acts separately."""
     both = peers.f64(b_ih) + peers.f64(b_hh)
     both[2 * HIDDEN :] = peers.f64(b_ih)[2 * HIDDEN :]
     return peers.gru(
@@ -80,7 +80,7 @@ def as_numpy(tensor):
 
 
 def starts(name, h):
-    """The start state, for torch and for jaxgru."""
+    """The initial state, for torch and for jaxgru."""
     state = torch.from_numpy(h)[None]
     if name == "LSTM":
         return (state, 0.5 * state), jaxgru.LSTMCarry(jnp.asarray(h), jnp.asarray(0.5 * h))
@@ -101,7 +101,7 @@ def test_values(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_gradients(name):
-    """For weights, biases and inputs: torch's own, laid over like the weights."""
+    """Return the gradients of torch for weights, biases and inputs, converted like the weights."""
     module = make(name)
     xs, _ = data()
     weights = np.random.default_rng(2).standard_normal((BATCH, STEPS, HIDDEN))
@@ -118,7 +118,7 @@ def test_gradients(name):
     def of(part):
         return peers.f64(getattr(module, f"{part}_l0").grad)
 
-    # A sum's two terms have its gradient each: convert with one of them, the other zero.
+    # Both terms of a sum have its gradient, so one of them is set to zero before the conversion.
     bias = of("bias_ih")
     expected = CELLS[name](of("weight_ih"), of("weight_hh"), bias, np.zeros_like(bias))
     for field in ("w_ih", "w_hh", "b"):
@@ -129,7 +129,7 @@ def test_gradients(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_two_bidirectional_layers_with_lengths(name):
-    """Packed sequences: each direction and layer sees the real steps only."""
+    """In packed sequences, each direction and layer sees only the real steps."""
     module = make(name, layers=2, bidirectional=True)
     params = jaxgru.Stack(
         tuple(
@@ -149,7 +149,7 @@ def test_two_bidirectional_layers_with_lengths(name):
 
     carry, ys = jax.vmap(run)(xs, LENGTHS)
     assert_close(ys, as_numpy(out), TOL)
-    # torch: [layers * directions, batch, H], forward before backward.
+    # torch has [layers * directions, batch, H], with forward before backward.
     last = last if name == "LSTM" else (last,)
     expected = [as_numpy(part)[k] for k in range(4) for part in last]
     assert_close(jax.tree.leaves(carry), expected, TOL)

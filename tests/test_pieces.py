@@ -22,7 +22,7 @@ from cases import (
 pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = VALUE_TOL["float64"]
-# A Bidirectional needs the end of the sequence first: no pieces for it.
+# A Bidirectional needs the end of the sequence first, so it cannot run in pieces.
 KINDS = ("gru", "gru_after", "lstm", "elman", "min_gru", "own_gru", "stack")
 
 

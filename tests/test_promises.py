@@ -1,7 +1,7 @@
-"""What `scan` promises, and what the other libraries do in the same place: the table in the README.
+"""The promises of `scan`, and the behavior of other libraries: the table of the promises.
 
-Every claim about a peer is its behaviour asserted as it is today. When one of these tests fails
-after an update, the peer has changed, and so must the table.
+Every claim about a peer is tested as its behavior today. If one of these tests fails after an
+update, the peer has changed, and the table must change too.
 """
 
 import functools
@@ -29,7 +29,7 @@ TOL = 1e-12
 
 
 def data(padding=0.0, dtype=np.float64):
-    """Right-padded sequences of length 0 and 3, and a start state that is not zero."""
+    """Draw right-padded sequences of length 0 and 3, and an initial state that is not zero."""
     rng = np.random.default_rng(0)
     xs = np.where(REAL[..., None], rng.standard_normal((BATCH, STEPS, INPUT)), padding)
     return jnp.asarray(xs, dtype), jnp.asarray(rng.standard_normal((BATCH, HIDDEN)), dtype)
@@ -137,7 +137,7 @@ def test_flax_outputs_in_the_padding_are_not_zero(peer):
 
 @pytest.mark.parametrize("peer", FLAX)
 def test_flax_nan_in_the_padding_reaches_gradients(peer):
-    """Even of a loss that looks at the real steps alone, which is finite itself."""
+    """This happens even if the loss uses only the real steps, and is finite."""
     weights, run = peer()
 
     def loss(weights, xs, h):
@@ -154,7 +154,7 @@ def test_flax_nan_in_the_padding_reaches_gradients(peer):
 
 @pytest.mark.parametrize("peer", FLAX)
 def test_flax_reverse_knows_lengths(peer):
-    """With keep_order=True; it flips the real part of each sequence."""
+    """With keep_order=True it flips the real part of each sequence."""
     weights, run = peer()
     xs, h = data()
     carry, ys = run(weights, xs, h, reverse=True, keep_order=True)
@@ -180,7 +180,7 @@ def test_flax_has_no_resets_and_no_reset_before(name):
 
 
 def test_nnx_has_no_candidate_bias_inside_the_reset():
-    """h' has the bias of the input alone: one of the four biases of the equations is missing."""
+    """h' has only the bias of the input, so one of the four biases of the equations is missing."""
     weights, _ = nnx()
     module = peers.peer("flax.nnx")
     paths = {path for path, _ in module.to_flat_state(weights)}
@@ -227,8 +227,11 @@ def test_haiku_nan_in_the_padding_reaches_the_carry():
 
 
 def test_haiku_resets_forward_but_not_in_reverse():
-    """ResetCore resets before the step it sees: right forward, one step late backward, where a
-    segment is entered at its end. And it resets to the initial state, never to a given one."""
+    """ResetCore resets before the step that it sees.
+
+    This is right forward. Backward a segment begins at its end, so the reset is one step late. And
+    it always resets to the initial state, never to a given one.
+    """
     hk = peers.peer("haiku")
     run = haiku()
     xs, h = jnp.asarray(np.random.default_rng(3).standard_normal((STEPS, INPUT))), data()[1][0]
@@ -262,7 +265,7 @@ def test_haiku_has_every_derivative():
 
 
 def test_equinox_has_cells_only():
-    """No unrolling, hence no lengths, resets or directions; one form of the GRU."""
+    """Equinox does not unroll, so it has no lengths, resets or directions. It has one GRU form."""
     eqx = peers.peer("equinox")
     recurrent = {n for n in dir(eqx.nn) if any(k in n for k in ("RNN", "GRU", "LSTM", "Recurrent"))}
     assert recurrent == {"GRUCell", "LSTMCell"}
@@ -318,12 +321,12 @@ def test_keras_nan_in_the_padding_reaches_gradients_but_not_values():
 
 
 def test_keras_go_backwards_returns_outputs_flipped():
-    """Masked steps come first then: a right-padded sequence ends up at the other end."""
+    """Masked steps come first in this case, so a right-padded sequence ends up at the other end."""
     layer = keras(go_backwards=True)
     xs, h = data(dtype=np.float32)
     carry, ys = keras_run(layer, xs, h)
     sliced_carry, sliced = keras_run(layer, xs[:, :3], h, mask=REAL[:, :3])
-    # The same arithmetic in programs of different length: float32 rounding.
+    # The arithmetic is the same, but programs of different lengths round differently in float32.
     assert_close(carry[1], sliced_carry[1], 4e-6)
     assert_close(ys[1, 2:], sliced[1], 4e-6)
 
@@ -387,7 +390,7 @@ def test_torch_packed_padding_is_zero_and_reaches_nothing():
 def test_torch_has_no_resets_and_no_reset_before():
     torch, module = torch_gru()
     assert not any("reset" in name for name in inspect.signature(module.forward).parameters)
-    # Of all layouts of one layer, none chooses the form: four arrays, always b_hn apart.
+    # No layout of a layer chooses the form. All have four arrays, with a separate b_hn.
     assert [name for name, _ in module.named_parameters()] == [
         "weight_ih_l0",
         "weight_hh_l0",

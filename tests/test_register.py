@@ -1,4 +1,4 @@
-"""Cells of the user's own, and wrong calls of `register`."""
+"""Cells of the user, and wrong calls of `register`."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ TYPES = (OwnParams, ProjectedParams)
 
 
 def own(params, kind):
-    """The params with every GRU in them as one of these."""
+    """Replace every GRU in params by one of these."""
     if isinstance(params, jaxgru.GRUParams):
         return kind(params.w_ih, params.w_hh, params.b)
     if isinstance(params, jaxgru.Stack):
@@ -71,7 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
-    """Values and gradients of everything, whatever stands where no step is real."""
+    """Values and gradients for all arguments do not depend on the steps that are not real."""
     built_in, chosen = networks()[name], OPTIONS[options]
     xs, carry = draw_xs(), draw_carry(built_in)
     real = np.arange(STEPS) < chosen.get("length", STEPS)
@@ -176,8 +176,10 @@ def test_a_notebook_defines_its_class_again(tmp_path):
 
 @pytest.mark.slow
 def test_each_class_runs_its_own_program():
-    """JAX takes the structures of dataclasses for equal, and kept programs of one ran for another
-    in about one pair of 1,500. There are 11,175 pairs."""
+    """JAX treats structures of different dataclasses as equal.
+
+    In one of about 1,500 pairs it ran the program of one class for another. There are 11,175 pairs.
+    """
     for k in range(150):
 
         @jax.tree_util.register_dataclass
@@ -231,7 +233,7 @@ def test_dropout_between_own_layers():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """Learns where it starts, and has an integer in its carry."""
+    """A cell that learns its initial carry, and has an integer in its carry."""
 
     start: Any
     w: Any
@@ -267,7 +269,7 @@ def test_any_carry_and_where_it_starts_can_be_learnt():
 
 
 def of(step=plain_step, **changes):
-    """Params of a new class, registered with changes."""
+    """Register a new class of params, with changes."""
 
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
@@ -279,7 +281,7 @@ def of(step=plain_step, **changes):
 
 
 class Leaf:
-    """No pytree."""
+    """This class is not a pytree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +306,7 @@ WRONG = {
     ),
     "a class twice": (
         lambda: jaxgru.register(OwnParams, step=plain_step, **COMMON),
-        TypeError, "params_type", "Define the class anew",
+        TypeError, "params_type", "Define the class again",
     ),
     "a composition": (
         lambda: jaxgru.register(jaxgru.Stack, step=plain_step, **COMMON),
@@ -323,23 +325,23 @@ WRONG = {
     ),
     "a step without params": (
         lambda: of(step=lambda h, x: (h, h)),
-        TypeError, "step", "a function of params, carry, x, got one of (h, x)",
+        TypeError, "step", "a function of params, carry, x, got a function of (h, x)",
     ),
     "a carry of no params": (
         lambda: of(initial_carry=lambda: jnp.zeros(4)),
-        TypeError, "initial_carry", "a function of params, got one of ()",
+        TypeError, "initial_carry", "a function of params, got a function of ()",
     ),
     "sizes of xs": (
         lambda: of(sizes=lambda params, xs: xs.shape),
-        TypeError, "sizes", "a function of params, got one of (params, xs)",
+        TypeError, "sizes", "a function of params, got a function of (params, xs)",
     ),
     "a projection of params alone": (
         lambda: of(project=lambda params: params.w_ih),
-        TypeError, "project", "a function of params, xs, got one of (params)",
+        TypeError, "project", "a function of params, xs, got a function of (params)",
     ),
     "a check of params alone": (
         lambda: of(check=lambda params: None),
-        TypeError, "check", "a function of caller, params, got one of (params)",
+        TypeError, "check", "a function of caller, params, got a function of (params)",
     ),
     "sizes that are no function": (
         lambda: of(sizes=(3, 4)), TypeError, "sizes", "a function of params, got tuple",
@@ -376,15 +378,15 @@ WRONG = {
     ),
     "a carry that grows": (
         lambda: run(of(step=lambda p, h, x: (jnp.append(h, h), h))),
-        ValueError, "the next carry", "float64[4] as in carry",
+        ValueError, "the next carry", "float64[4], like carry",
     ),
     "a carry of another dtype": (
         lambda: run(of(step=lambda p, h, x: (h.astype("float32"), h))),
-        TypeError, "the next carry", "float64[4] as in carry",
+        TypeError, "the next carry", "float64[4], like carry",
     ),
     "a carry of another structure": (
         lambda: run(of(step=lambda p, h, x: ((h, h), h))),
-        TypeError, "the next carry", "as carry is",
+        TypeError, "the next carry", ", like carry",
     ),
     "an output of another size": (
         lambda: run(of(step=lambda p, h, x: (h, x))),
@@ -399,7 +401,7 @@ WRONG = {
         TypeError, "the output of Fresh's step", "an array of shape [4]",
     ),
     "sizes of one number": (
-        lambda: run(of(sizes=lambda p: 3)), TypeError, "sizes of Fresh", "(I, H), two sizes",
+        lambda: run(of(sizes=lambda p: 3)), TypeError, "sizes of Fresh", "two sizes, (I, H)",
     ),
     "sizes of zero": (
         lambda: run(of(sizes=lambda p: (3, 0))),
@@ -428,7 +430,7 @@ WRONG = {
     ),
     "a step that is wrong, in newton_scan": (
         lambda: jaxgru.newton_scan(of(step=lambda p, h, x: (h[:2], h)), draw_xs()),
-        ValueError, "the next carry", "float64[4] as in carry, got float64[2]",
+        ValueError, "the next carry", "float64[4], like carry, got float64[2]",
     ),
     "a carry of another size, in step": (
         lambda: jaxgru.step(of(), jnp.zeros(3), draw_xs()[0]),
@@ -436,7 +438,7 @@ WRONG = {
     ),
     "a sequence, in step": (
         lambda: jaxgru.step(of(), jnp.zeros(4), draw_xs()),
-        ValueError, "x", "[3], got float64[6, 3]. A batch goes through vmap",
+        ValueError, "x", "[3], got float64[6, 3]. Use jax.vmap for a batch",
     ),
     "a batch of lists": (
         lambda: jaxgru.initial_carry(of(), [2]), TypeError, "batch", "a tuple of sizes, got list",
@@ -454,7 +456,7 @@ WRONG = {
     ),
     "no leaf at all": (
         lambda: run(dataclasses.replace(of(), w_ih=None, w_hh=None, b=None)),
-        ValueError, "Fresh", "arrays in it",
+        ValueError, "Fresh", "a pytree that contains arrays",
     ),
     "in a Stack below another size": (
         lambda: run(jaxgru.Stack((of(), draw("gru", 5, 4)))),
@@ -479,17 +481,17 @@ WRONG = {
     ),
     "integers in the carry, in newton_scan": (
         lambda: jaxgru.newton_scan(Counter(jnp.ones(2), jnp.ones((INPUT, 2))), draw_xs()),
-        TypeError, "the carry of Counter['steps']", "float64 as params are, got int32[]. A state",
+        TypeError, "the carry of Counter['steps']", "dtype of params, got int32[]. Only a state",
     ),
     "integers in the carry, in a diagnostic": (
         lambda: jaxgru.diagnostics.gradient_norms(
             jnp.sum, jaxgru.Stack((Counter(jnp.ones(2), jnp.ones((INPUT, 2))),)), draw_xs()
         ),
-        TypeError, "the carry of Counter['steps']", "float64 as params are, got int32[]. A state",
+        TypeError, "the carry of Counter['steps']", "dtype of params, got int32[]. Only a state",
     ),
     "no carry, in newton_scan": (
         lambda: jaxgru.newton_scan(of(initial_carry=lambda p: ()), draw_xs()),
-        ValueError, "the carry of Fresh", "an array in it, got ()",
+        ValueError, "the carry of Fresh", "a tree that contains an array, got ()",
     ),
     "a cell without gates": (
         lambda: jaxgru.diagnostics.gate_statistics(of(), [draw_xs()]),
@@ -497,7 +499,7 @@ WRONG = {
     ),
     "a form whose name is taken": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"gru": {}}, **COMMON),
-        ValueError, "forms", "names that are free, got gru",
+        ValueError, "forms", "keys are not taken, got gru",
     ),
     "a form that leaves a static field open": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"fields": {}}, **COMMON),
@@ -505,7 +507,7 @@ WRONG = {
     ),
     "a form with a dot in its name": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"a.b": {"kind": 1}}, **COMMON),
-        ValueError, "forms", "like a variable",
+        ValueError, "forms", "valid names of variables",
     ),
     "a form that is a name alone": (
         lambda: jaxgru.register(Fields, step=plain_step, forms="fields", **COMMON),
@@ -513,11 +515,11 @@ WRONG = {
     ),
     "no form at all": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={}, **COMMON),
-        TypeError, "forms", 'static fields, got dict. {"fields": {}} is one',
+        TypeError, "forms", 'static fields, got an empty mapping. Pass {"fields": {}}',
     ),
     "a form with the name of a composition": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"layers": {"kind": 1}}, **COMMON),
-        ValueError, "forms", "names that are free, got layers",
+        ValueError, "forms", "keys are not taken, got layers",
     ),
     "forms of a class that is no dataclass": (
         lambda: jaxgru.register(Leaf, step=plain_step, forms={"leaf": {}}, **COMMON),
@@ -525,15 +527,15 @@ WRONG = {
     ),
     "forms of a pytree": (
         lambda: jaxgru.register(Registered, step=plain_step, forms={"reg": {}}, **COMMON),
-        TypeError, "params_type", "no pytree yet",
+        TypeError, "params_type", "a class that is not a pytree yet",
     ),
     "saved without forms": (
         lambda: jaxgru.save("file", of()),
-        TypeError, "params", 'with forms, got Fresh. register(Fresh, forms={"fresh": {}}, ...)',
+        TypeError, "params", 'with forms, got Fresh. Pass forms={"fresh": {}} to jaxgru.register',
     ),
     "a layer by name without forms": (
         lambda: jaxgru.to_dict(jaxgru.Stack((draw("gru"), of()))),
-        TypeError, "params", 'with forms, got Fresh. register(Fresh, forms={"fresh": {}}, ...)',
+        TypeError, "Stack.layers[1] must be", 'Pass forms={"fresh": {}} to jaxgru.register',
     ),
     "a name that no form has": (
         lambda: jaxgru.from_dict({"nobody.w": jnp.ones(2)}),
@@ -557,7 +559,7 @@ def test_wrong(case):
 
 
 def test_a_check_of_its_own_comes_first():
-    """Before sizes, which would fail where a leaf is missing."""
+    """`check` runs before sizes, which would fail if a leaf is missing."""
 
     def check(caller, params):
         if params.w_ih is None:

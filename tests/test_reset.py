@@ -52,7 +52,7 @@ def compiled(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(CELLS))
 def test_equals_separate_segments(kind, reverse):
-    """Written with the library's own `scan` of each segment, not with the oracle's idea of it."""
+    """The expectation uses the `scan` of the library for each segment, and not the oracle."""
     params, xs = draw(kind), draw_xs()
     cuts = [0, 2, 5, STEPS]
     last, ys = jaxgru.scan(params, xs, reset=jnp.asarray(at(2, 5)), reverse=reverse)
@@ -116,7 +116,7 @@ def test_resets_in_the_padding_are_ignored(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way((*CELLS, "bidirectional")))
 def test_segments_share_no_gradient(kind, reverse):
-    """A segment's output never depends on another segment's input: exactly zero, not small."""
+    """The output of a segment never depends on inputs of others. The derivative is exactly zero."""
     params, xs = draw(kind), draw_xs()
     reset = jnp.asarray(at(2))
 
@@ -132,7 +132,7 @@ def test_segments_share_no_gradient(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(CELLS))
 def test_nan_does_not_cross_a_reset(kind, reverse):
-    """A sequence that diverged must not poison its neighbour, in values or in gradients."""
+    """A sequence that diverges must not change its neighbour, in values or in gradients."""
     params, xs = draw(kind), draw_xs()
     reset = jnp.asarray(at(3))
     spoilt, healthy = (slice(3, 6), slice(0, 3)) if reverse else (slice(0, 3), slice(3, 6))
@@ -150,7 +150,7 @@ def test_nan_does_not_cross_a_reset(kind, reverse):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(("gru", "own_gru", "bidirectional")))
 def test_gradient_of_the_reset_carry(kind, reverse):
-    """The restart state may be learned: its gradient is the sum over the segments."""
+    """The restart state may be learned. Its gradient is the sum over the segments."""
     params, xs = draw(kind), draw_xs()
     restart = draw_carry(params, 8)
     reset = jnp.asarray(at(2, 4))
@@ -160,7 +160,7 @@ def test_gradient_of_the_reset_carry(kind, reverse):
 
     grad = jax.jit(jax.grad(loss))(restart)
     leaves, tree = jax.tree.flatten(restart)
-    # Central differences: error h^2 = 1e-10 plus rounding 1e-16 / h = 1e-11.
+    # Central differences have the error h^2 = 1e-10 and the rounding error 1e-16 / h = 1e-11.
     for index, leaf in enumerate(leaves):
         for entry in range(leaf.shape[0]):
             bumped = []

@@ -1,8 +1,9 @@
-"""Params in files: what comes back is what went in, bit for bit, or an error."""
+"""Params in files: loading returns exactly what was saved, or raises an error."""
 
 import hashlib
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def one(kind, **options):
     return draw(kind, dtype="float32", **options)
 
 
-#: Pairs that were mistaken for each other once, or whose leaves have the same shapes.
+#: Pairs that were once confused, or whose leaves have the same shapes.
 OTHERS = [
     (one("gru_after"), one("gru")),
     (one("gru_after", bias=False), one("gru", bias=False)),
@@ -36,7 +37,7 @@ OTHERS = [
 
 
 def bits(tree):
-    """All that there is to a tree: NaN, -0 and dtypes included."""
+    """All contents of a tree, including NaN, -0 and dtypes."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return jax.tree.structure(tree), [(a.dtype, a.shape, a.tobytes()) for a in leaves]
 
@@ -47,7 +48,7 @@ def path(tmp_path):
 
 
 def draw_everything(dtype):
-    """Every kind of params in a Stack; it would not run."""
+    """Every kind of params in a Stack. It could not run."""
     return jaxgru.Stack(
         tuple(draw(kind, dtype=dtype, bias=bias) for kind in KINDS for bias in (0, 1))
     )
@@ -77,7 +78,7 @@ def test_leaves_may_lie_in_memory_in_any_way(path):
 
 
 def test_many_networks_at_once(path):
-    """Of sizes that would also be those of one network of another kind, and with many layers."""
+    """The sizes also fit one network of another kind, and there are many layers."""
     layers = tuple(draw("elman", 3, 3, seed=seed) for seed in range(11))
     params = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a]), jaxgru.Stack(layers))
     jaxgru.save(path, params)
@@ -91,7 +92,7 @@ def test_gradients_have_the_names_of_params():
 
 
 def test_no_two_forms_have_a_name_in_common():
-    """So no tree of the one can be taken for a tree of the other, by whatever goes by names."""
+    """So no program that goes by names can confuse a tree of one form with that of another."""
     both = (False, True)
     names = [set(jaxgru.to_dict(draw(kind, bias=bias))) for kind in EVERY_CELL for bias in both]
     assert {name.partition(".")[0] for some in names for name in some} == set(EVERY_CELL)
@@ -122,7 +123,7 @@ def test_a_dict_inside_jit():
     assert bits(run(jaxgru.to_dict(params))) == bits(jax.jit(jaxgru.scan)(params, xs))
 
 
-# What happens to files.
+# Effects on files.
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(path, monkeypatch):
@@ -163,7 +164,7 @@ def test_a_link_stays_one(path):
 
 
 def test_every_byte_counts(path):
-    """A file that is cut, has one more byte, or one bit turned in any byte."""
+    """A file is cut, gets one more byte, or has one bit flipped in any byte."""
     jaxgru.save(path, draw("elman", 1, 2, dtype="bfloat16"))
     data, rng = path.read_bytes(), np.random.default_rng(0)
     assert len(data) < 500
@@ -177,13 +178,13 @@ def test_every_byte_counts(path):
 
 
 def parts_of(data):
-    """(header, arrays) of a file."""
+    """Return (header, arrays) of a file."""
     start = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:start]), data[start:]
 
 
 def with_digest(header, arrays):
-    """A file with another header, whose digest is right."""
+    """A file with another header and the right digest."""
     header["__metadata__"]["sha256"] = "0" * 64
     text = json.dumps(header).encode()
     data = len(text).to_bytes(8, "little") + text + arrays
@@ -204,7 +205,7 @@ def with_digest(header, arrays):
         ("elman.w_hh", {"data_offsets": 3}, NOT_OURS),
         ("elman.w_hh", {"strange": 3}, NOT_OURS),
         ("elman.other", {}, "only biases may be missing"),
-        ("other.w_hh", {}, "names that begin with layers"),
+        ("other.w_hh", {}, "names of one network, which begin with layers"),
         ("__metadata__", {"jaxgru": "2"}, "version '2'"),
     ],
 )
@@ -250,7 +251,7 @@ def test_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="path must be a file, got the device or pipe"):
         jaxgru.save(tmp_path / "pipe", params)
-    with pytest.raises(ValueError, match="in a folder that is there"):
+    with pytest.raises(ValueError, match="in a folder that exists"):
         jaxgru.save(tmp_path / "none" / "params", params)
     with pytest.raises(FileNotFoundError):
         jaxgru.load(tmp_path / "none")
@@ -264,18 +265,22 @@ GRU = one("gru")
     [
         (None, TypeError, "params must be GRUParams, .* got NoneType"),
         (jaxgru.to_dict(GRU), TypeError, "params must be GRUParams, .* got dict"),
-        (jaxgru.Stack((GRU, 3)), TypeError, "params must be GRUParams, .* got int"),
+        (jaxgru.Stack((GRU, 3)), TypeError, r"Stack.layers\[1\] must be GRUParams, .* got int"),
         (jaxgru.Stack([GRU]), TypeError, "Stack.layers must be a tuple"),
-        (jaxgru.Stack(()), TypeError, "Stack.layers must be a tuple"),
-        (jaxgru.Bidirectional(GRU, None), TypeError, "params must be GRUParams"),
+        (jaxgru.Stack(()), TypeError, "Stack.layers must be a tuple .* got an empty tuple"),
+        (jaxgru.Bidirectional(GRU, None), TypeError, "Bidirectional.backward must be GRUParams"),
         (
             jax.tree.map(lambda a: a.astype(int), GRU),
             TypeError,
-            "'gru.w_ih' must be one of float16",
+            "'gru.w_ih' must be an array of dtype float16",
         ),
-        (jax.tree.map(lambda a: None, GRU), ValueError, "names must be"),
+        (jax.tree.map(lambda a: None, GRU), ValueError, "names must be .* got no names.$"),
         (jax.tree.map(lambda a: 1.0, GRU), TypeError, "'gru.w_ih' must be an array, got float"),
-        (jax.eval_shape(lambda: GRU), TypeError, "'gru.w_ih' must be an array, got float32"),
+        (
+            jax.eval_shape(lambda: GRU),
+            TypeError,
+            "'gru.w_ih' must be an array, got ShapeDtypeStruct",
+        ),
         (jaxgru.GRUParams(**vars(GRU) | {"reset_after": "no"}), ValueError, "names must be"),
     ],
 )
@@ -285,8 +290,34 @@ def test_what_cannot_be_saved(path, params, kind, error):
     assert not path.exists()
 
 
+def known_types():
+    """The params types that can be saved, by their names in the package."""
+    return {name for name in jaxgru.__all__ if name.endswith("Params")} | {"Bidirectional", "Stack"}
+
+
+@pytest.mark.parametrize("call", [jaxgru.to_dict, lambda params: jaxgru.scan(params, 0)])
+def test_the_message_names_every_type(call):
+    with pytest.raises(TypeError) as caught:
+        call(None)
+    assert known_types() <= set(re.findall(r"\w+", str(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("model", "where"), [({"rnn": GRU, "head": GRU.b}, r"\['rnn'\]"), ((GRU, GRU.b), r"\[0\]")]
+)
+def test_a_model_with_a_readout(path, model, where):
+    """The message says how to save the params alone, and what saves all of the model."""
+    fix = rf"{where}\) takes the GRUParams in it. .* Orbax saves a whole .*saving.md"
+    with pytest.raises(TypeError, match=rf"save: params must be .*save\(path, tree{fix}"):
+        jaxgru.save(path, model)
+    with pytest.raises(TypeError, match=rf"to_dict: params must be .*to_dict\(tree{fix}"):
+        jaxgru.to_dict(model)
+    with pytest.raises(TypeError, match="params must be GRUParams"):
+        jaxgru.save(path, {1: GRU, "head": GRU.b})  # JAX cannot sort these keys
+
+
 def test_tracers(path):
-    with pytest.raises(TypeError, match=r"got a tracer. Inside jit"):
+    with pytest.raises(TypeError, match=r"got a tracer. .* inside jit"):
         jax.jit(lambda params: jaxgru.save(path, params))(draw("gru"))
 
 
@@ -294,17 +325,23 @@ def test_tracers(path):
     ("tree", "kind", "error"),
     [
         (3, TypeError, "tree must be a mapping"),
-        ({}, ValueError, "names must be names that begin with .* got none"),
-        ({"w_ih": GRU.w_ih}, ValueError, "names must be names that begin with"),
+        ({}, ValueError, "names must be .* begin with layers.* got no names.$"),
+        ({"w_ih": GRU.w_ih}, ValueError, "got w_ih. Pass the part .* jaxgru.interop"),
         ({"gru.w_ih": GRU.w_ih}, ValueError, "names must be gru.w_ih, gru.w_hh, gru.b"),
         (jaxgru.to_dict(GRU) | {"gru.v": GRU.b}, ValueError, "names must be gru.w_ih"),
-        (jaxgru.to_dict(GRU) | {"lstm.b": GRU.b}, ValueError, "names must be names that begin"),
-        (jaxgru.to_dict(GRU) | {"gru": {"b": GRU.b}}, ValueError, "'gru.b' must be there once"),
-        ({"layers": {"1": jaxgru.to_dict(GRU)}}, ValueError, "names must be names with layers.0."),
+        (jaxgru.to_dict(GRU) | {"lstm.b": GRU.b}, ValueError, "Pass the arrays of each network"),
+        (jaxgru.to_dict(GRU) | {"head": GRU.b}, ValueError, "Take head out first"),
+        (jaxgru.to_dict(GRU) | {"gru": {"b": GRU.b}}, ValueError, "got two arrays of this name"),
+        ({"layers": {"1": jaxgru.to_dict(GRU)}}, ValueError, "begin with layers.0., layers.1."),
         ({"layers": [jaxgru.to_dict(GRU), {}, jaxgru.to_dict(GRU)]}, ValueError, "layers.0."),
-        ({"forward": jaxgru.to_dict(GRU)}, ValueError, "names must be names that begin with"),
+        ({"forward": jaxgru.to_dict(GRU)}, ValueError, "with forward. and backward., or"),
         (jaxgru.to_dict(GRU) | {"gru.b": 3}, TypeError, "'gru.b' must be an array, got int"),
-        (jaxgru.to_dict(GRU) | {"gru.b": np.ones((3, 4), int)}, TypeError, "'gru.b' must be one"),
+        (
+            jaxgru.to_dict(GRU) | {"gru.b": np.ones((3, 4), int)},
+            TypeError,
+            "the dtype of 'gru.b' must be float16",
+        ),
+        ("params.npz", TypeError, "got str. jaxgru.load"),
         ({"params": jaxgru.to_dict(GRU)}, ValueError, "Pass the part that belongs to one network"),
     ],
 )
@@ -319,7 +356,7 @@ def test_float64_is_not_rounded(path):
     weights = jax.tree.map(np.asarray, jaxgru.to_dict(params))
     with jax.enable_x64(False):
         for call in (lambda: jaxgru.load(path), lambda: jaxgru.from_dict(weights)):
-            with pytest.raises(ValueError, match="a dtype that is switched on"):
+            with pytest.raises(ValueError, match="a dtype that JAX has enabled"):
                 call()
 
 

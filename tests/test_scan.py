@@ -75,7 +75,7 @@ def test_reverse_is_flip_scan_flip(kind):
 
 @pytest.mark.parametrize(("kind", "reverse"), each_way(KINDS))
 def test_no_steps(kind, reverse):
-    """T = 0: the carry comes back, the outputs are empty, gradients are those of the identity."""
+    """With T = 0 the carry is returned, and there are no outputs. Gradients are the identity."""
     params, xs = draw(kind), draw_xs(0)
     carry = draw_carry(params)
     last, ys = jaxgru.scan(params, xs, carry, length=0, reset=jnp.zeros(0, bool), reverse=reverse)
@@ -133,8 +133,8 @@ def test_a_single_step_is_step():
     assert_close(jaxgru.scan(params, xs, carry)[0], jaxgru.step(params, carry, xs[0])[0], TOL)
 
 
-# Every new shape compiles, hence few examples; those of `test_length.py` and `test_reset.py`
-# keep the shape and trace the rest.
+# Every new shape compiles, so there are few examples. Those of `test_length.py` and
+# `test_reset.py` keep the shape and trace the rest.
 @settings(max_examples=8)
 @given(
     kind=st.sampled_from(KINDS),

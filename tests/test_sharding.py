@@ -1,4 +1,4 @@
-"""Batches, populations and weights over eight devices, by tests/on_eight_devices.py."""
+"""Batches, populations and weights over eight devices, computed by tests/on_eight_devices.py."""
 
 import json
 import os
@@ -10,14 +10,14 @@ import pytest
 
 from cases import BUILT_IN, GRAD_TOL, LAYERS
 
-pytestmark = pytest.mark.slow  # some two hundred programs for eight devices
+pytestmark = pytest.mark.slow  # about two hundred programs for eight devices
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def found():
-    # Without fusion, in which cheap operations are computed, and counted, once for each of their
-    # users, wherever the compiler sees fit.
+    # Fusion is off. It would compute, and count, cheap operations once for each user, wherever the
+    # compiler chooses to.
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
         " --xla_disable_hlo_passes=fusion"
@@ -48,20 +48,22 @@ def test_every_kind_was_checked_in_every_way(found):
 
 
 def test_equals_one_device(found):
-    """Values and gradients, in float64. Partial sums over devices are the same sums in another
-    order, so the tolerance of derivatives holds."""
+    """Values and gradients in float64.
+
+    Partial sums over devices have another order, so the tolerance is that of derivatives.
+    """
     assert not failing(found, lambda _, c: not c["difference"] < GRAD_TOL["float64"])
 
 
 def test_results_stay_where_the_batch_is(found):
-    """Fresh biases are zero, and the compiler leaves constants on every device."""
+    """Fresh biases are zero, and the compiler keeps constants on every device."""
     assert not failing(
         found, lambda n, c: not c["split"] and n != "gru, init, automatic axes, forward"
     )
 
 
 def test_nothing_is_sent_forward(found):
-    """But for Newton's iteration, which ends for the whole batch at once."""
+    """The only exception is Newton iterations, which end for the whole batch at once."""
 
     def sends(name, check):
         agreed = {"all-reduce"} if "Newton" in name and "axes" in name else set()
@@ -71,9 +73,11 @@ def test_nothing_is_sent_forward(found):
 
 
 def test_gradients_are_summed_once(found):
-    """No more operations than differentiating `lax.scan` over the step takes, two, and none in a
-    loop. A checkpoint sums once a segment, Newton's iteration agrees when to end. A cell known by
-    its step alone sums at every step of the loop."""
+    """There are no more collective operations than if JAX differentiates `lax.scan` over the step.
+
+    These are two, and none in a loop. A checkpoint sums once for each segment, and Newton
+    iterations agree when to end. A cell defined by its step alone sums at every step of the loop.
+    """
 
     def sends(name, check):
         if not name.endswith("gradient"):
@@ -142,7 +146,7 @@ def test_recipes_equal_one_device(found):
 
 @pytest.mark.parametrize("direction", ["forward", "gradient"])
 def test_a_kernel_runs_where_the_batch_is_known_to_lie(found, direction):
-    """On automatic axes that is not known when a program is made, and the loop runs."""
+    """On automatic axes a program does not know this when it is made, so the loop runs."""
     kernels = {way: check for way, check in found["kernels"].items() if direction in way}
     for way, check in kernels.items():
         assert check["difference"] < GRAD_TOL["float32"], way

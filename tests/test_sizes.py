@@ -1,8 +1,8 @@
-"""Sizes at which `scan` changes its way: the numbers do not.
+"""The sizes at which `scan` changes its method do not change the numbers.
 
-Short sequences are projected all at once; in longer ones small inputs are projected step by step,
-others a stretch of time at once, and the last stretch may be shorter; few units have their gates
-recomputed for the gradient; many units are kept as columns. On a GPU a turn of the loop has several
+Short sequences are projected all at once. In longer ones, small inputs are projected step by step,
+and others by stretches of time, of which the last may be shorter. For few units the gradient
+recomputes the gates. Many units are kept as columns. On a GPU an iteration of the loop has several
 steps, and gates are saved after it.
 """
 
@@ -40,7 +40,7 @@ SIZES = {
 }
 
 
-#: These sequences are short: here they are taken for long ones.
+#: These sequences are short, but count as long ones here.
 LONG = {"hoisted": 0, "in_loop": 16, "backward": 0}
 
 
@@ -65,7 +65,7 @@ def test_the_sizes_are_on_both_sides():
 
 
 CELLS = {"gru": False, "gru_after": True, "lstm": False, "elman": True}
-#: Which cell goes through each of the sizes in the short run: the ways are chosen for all alike.
+#: The cell for each of the sizes in the short run. The choice of methods does not depend on it.
 CHOSEN = ("gru", "lstm", "gru_after", "elman", "elman", "gru_after", "lstm")
 
 
@@ -82,7 +82,7 @@ def test_values_and_gradients(kind, name):
         check(kind, CELLS[kind], SIZES[name])
 
 
-#: Two stretches of 13 steps, in turns of eight and five; gates computed, and gates saved.
+#: Two stretches of 13 steps, in iterations of eight and five, with and without saved gates.
 ON_GPU = {"few units": (26, 3, 3, 5), "gates saved": (26, 3, 20, 66)}
 
 
@@ -125,5 +125,5 @@ def check(kind, reverse, sizes):
     (actual, grads), (expected, expected_grads) = both(jaxgru.scan), both(plain.scan)
     assert_close(actual, expected, VALUE_TOL["float64"])
     for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        scale = jnp.maximum(1, jnp.max(jnp.abs(other)))  # sums over the batch, of any size
+        scale = jnp.maximum(1, jnp.max(jnp.abs(other)))  # these are sums over a batch of any size
         assert_close(grad / scale, other / scale, GRAD_TOL["float64"])

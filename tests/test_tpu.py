@@ -1,7 +1,7 @@
 """The kernel for TPUs, interpreted on a CPU.
 
-Pallas has two interpreters. The one of all platforms is fast, and runs inside compiled programs.
-The one for TPUs copies blocks as a TPU does, and fills what is not written with NaN.
+Pallas has two interpreters. The one for all platforms is fast, and runs inside compiled programs.
+The one for TPUs copies blocks as a TPU does, and fills unwritten memory with NaN.
 """
 
 from functools import partial
@@ -22,14 +22,14 @@ from kernels import HIDDEN, INPUT, KINDS, assert_equals_the_loop, both, problem
 
 PALLAS_CALL = pl.pallas_call
 
-#: Relative to the largest number. Exact products of float32 differ from those of the loop by their
-#: order alone; those of bfloat16 by 2**-9 a term, and with 16-bit params the loop rounds every
-#: state to that too.
+#: These are relative to the largest number. Exact float32 products differ from those of the loop
+#: only by their order. bfloat16 products differ by 2**-9 for each term. With 16-bit params the loop
+#: rounds every state by as much.
 TOL = {("float32", True): 1e-6, ("float32", False): 3e-2, ("bfloat16", False): 3e-2}
 
 
 def plan(exact=True, launches=None):
-    """With the kernel, whose results are counted."""
+    """Run with the kernel, and count its results."""
 
     def kernel(*arguments):
         if launches is not None:
@@ -61,7 +61,7 @@ def test_equals_the_loop(kind, reverse, marked, dtype, exact):
 
 @pytest.mark.parametrize("reverse", only([True], [False, True]))
 def test_blocks_of_examples_and_of_time_with_a_rest(reverse, monkeypatch):
-    """20 examples are 16 and 4, 7 steps are 3, 3 and 1."""
+    """20 examples are divided into 16 and 4, and 7 steps into 3, 3 and 1."""
     monkeypatch.setattr(tpu, "VMEM", 800_000)
     monkeypatch.setattr(tpu, "STEPS", 3)
     found = []
@@ -86,7 +86,7 @@ STEPS, LENGTHS = 6, [0, 1, 4, 6]
 @pytest.mark.parametrize("reverse", only([False], [False, True]))
 @pytest.mark.parametrize("kind", only(["gru_after"], KINDS))
 def test_equals_the_oracle_whatever_is_in_the_padding(kind, reverse, x64):
-    """Values against NumPy and gradients against the loop, both in float64."""
+    """Values against NumPy, and gradients against the loop, both in float64."""
     rng = np.random.default_rng(1)
     resets = jnp.asarray(rng.random((len(LENGTHS), STEPS)) < 0.3)
     padded = np.arange(STEPS) >= np.asarray(LENGTHS)[:, None]
@@ -108,7 +108,7 @@ def test_equals_the_oracle_whatever_is_in_the_padding(kind, reverse, x64):
     with planned("cpu", **plan(launches=launches)._asdict()):
         narrow = jax.tree.map(lambda a: a.astype("float32"), (params, xs))
         values, grads = jax.jit(run)(*narrow)
-    assert len(launches) == 3  # the values, and forward and back for the gradient
+    assert len(launches) == 3  # one for the values, and two for the gradient
     for k, length in enumerate(LENGTHS):
         options = {"length": length, "reset": resets[k], "reverse": reverse}
         expected = oracle.scan(params, xs[k], **options)
@@ -117,7 +117,7 @@ def test_equals_the_oracle_whatever_is_in_the_padding(kind, reverse, x64):
 
 
 def test_what_fits_into_vmem():
-    """The sizes of a GRU with the reset gate after the product, forward and back."""
+    """The sizes of a GRU with reset_after=True, in the forward and backward pass."""
     for size, batch, bytes_each in [(256, 64, 2), (512, 64, 2), (1024, 32, 2), (512, 64, 4)]:
         for moving, fixed in [(4, 4), (9, 2)]:
             sizes = tpu.Sizes(size, 3 * size * size * bytes_each, fixed, moving, 2)
@@ -135,7 +135,7 @@ def test_a_long_sequence_of_a_prime_length_runs_step_by_step():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_products_are_as_precise_as_is_asked(exact):
-    """On a CPU all products of float32 are exact, so the program says it."""
+    """A CPU computes all float32 products exactly, so the test looks at the program."""
     primals, _ = problem("gru_after", "float32", marked=False)
     cell = cell_of(primals[0])
 

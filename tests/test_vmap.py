@@ -1,4 +1,4 @@
-"""A batch by `vmap` is the batch looped over: of sequences, networks, lengths, resets."""
+"""A batch by `vmap` equals a loop over the batch: of sequences, networks, lengths and resets."""
 
 import dataclasses
 import functools
@@ -78,7 +78,7 @@ single_scan = jax.jit(jaxgru.scan)
 
 @pytest.mark.parametrize("kind", only((*CELLS, "mixed"), KINDS))
 def test_population(kind):
-    """Many networks at once: static metadata survives, every network sees the same data."""
+    """Many networks run at once. Static metadata survive, and every network sees the same data."""
     params, xs = population(kind), draw_xs()
     actual = jax.jit(jax.vmap(jaxgru.scan, in_axes=(0, None)))(params, xs)
     assert_close(actual, loop(lambda i: single_scan(pick(params, i), xs)), TOL)
@@ -100,7 +100,7 @@ def test_population_of_batches(kind):
 
 
 ORDERS = (("data", "weights", "data"), ("weights", "data", "weights"), ("both", "one weight"))
-#: In the short run every order is that of two cells or more, and every built-in cell has one.
+#: In the short run, two or more cells test every order, and every built-in cell tests one.
 CHOSEN = {"gru": 0, "gru_after": 2, "lstm": 0, "elman": 1, "min_gru": 2}
 
 
@@ -115,8 +115,7 @@ CHOSEN = {"gru": 0, "gru_after": 2, "lstm": 0, "elman": 1, "min_gru": 2}
     ],
 )
 def test_nested(kind, order):
-    """Batches of sequences, of networks and of single weights, in any nesting: values and
-    gradients."""
+    """Batches of sequences, networks and single weights, in any nesting: values and gradients."""
     params, xs = draw(kind), draw_xs()
     count, batches = 2, {"data": (None, 0), "weights": (0, None), "both": (0, 0)}
     name = "w_ih" if kind == "min_gru" else "w_hh"
@@ -167,7 +166,7 @@ def test_step_and_initial_carry_batch_too(kind):
 
 
 def test_init_batches_over_keys():
-    """A population is drawn by `vmap` of init: same numbers as one by one."""
+    """`vmap` of an init function draws a population with the same numbers as one by one."""
     keys = jax.random.split(jax.random.key(0), BATCH)
     init = functools.partial(jaxgru.gru_init, input_size=INPUT, hidden_size=HIDDEN, init="torch")
     assert_same(jax.vmap(init)(keys), loop(lambda i: init(keys[i])))
@@ -207,7 +206,7 @@ def test_grad_of_vmap(kind):
 
 @pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
 def test_nan_in_the_padding_of_a_batch(kind):
-    """One gradient over a ragged batch: what is in the padding does not matter."""
+    """One gradient over a ragged batch does not depend on the contents of the padding."""
     params, xs = draw(kind), batch_of_xs()
     real = (np.arange(STEPS) < np.asarray(LENGTHS)[:, None])[:, :, None]
 
@@ -234,7 +233,7 @@ def test_jvp_and_hessian_under_vmap(kind):
 
 
 def shapes_in(jaxpr):
-    """Shapes of everything that a program computes, inner programs included."""
+    """The shapes of all results in a program, including inner programs."""
     for eqn in jaxpr.eqns:
         yield from (tuple(var.aval.shape) for var in eqn.outvars)
         for value in jax.tree.leaves(
@@ -247,9 +246,11 @@ def shapes_in(jaxpr):
 
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_no_weight_gradient_per_example(kind):
-    """The gradient of a batch's mean adds examples up inside the products: no array of the program
-    has the batch axis beside both axes of a weight."""
-    # All different, and none a size into which 13 steps could be cut.
+    """The gradient of the mean over a batch sums over examples inside the products.
+
+    So no array of the program has the batch axis beside both axes of a weight.
+    """
+    # The sizes differ, and 13 steps cannot be cut into any of them.
     batch, inputs, hidden = 17, 19, 23
     params = draw(kind, inputs, hidden)
     xs = jnp.zeros((batch, 13, inputs))

@@ -1,4 +1,4 @@
-"""DreamerV3's core, from docs/recipes/own_steps.md, at its own size."""
+"""The core of DreamerV3 from docs/recipes/own_steps.md, at its real size."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def normal(rng, *shape):
 
 
 def draw_params(dtype):
-    """Weights that keep the size of what they are multiplied with; no bias is 0 and no scale 1."""
+    """Weights that keep the size of their input. No bias is 0, and no scale is 1."""
     rng = np.random.default_rng(0)
 
     def layer(*shape, out=None):
@@ -48,12 +48,12 @@ def draw_params(dtype):
 
 
 def draw_data(dtype):
-    """(carries, tokens, actions), and where episodes begin."""
+    """Draw (carries, tokens, actions), and the beginnings of episodes."""
     rng = np.random.default_rng(1)
     hot = np.eye(STOCH[1])[rng.integers(0, STOCH[1], (BATCH, STOCH[0]))]
     carry = {"deter": np.tanh(normal(rng, BATCH, DETER)), "stoch": hot}
     tokens = normal(rng, BATCH, STEPS, TOKENS)
-    actions = 2 * normal(rng, BATCH, STEPS, ACTIONS)  # beyond 1, so that some are cut
+    actions = 2 * normal(rng, BATCH, STEPS, ACTIONS)  # they exceed 1, so some are clipped
     data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (carry, tokens, actions))
     return data, jnp.asarray(rng.random((BATCH, STEPS)) < 0.1)
 
@@ -62,7 +62,7 @@ KEYS = jax.random.split(jax.random.key(3), BATCH)
 observe = jax.vmap(page["observe"], (None, 0, 0, 0, 0, 0))
 
 
-# --- The transcription: in PyTorch, block by block, with its own derivatives.
+# --- The transcription to PyTorch, block by block, with derivatives of PyTorch.
 
 
 def torch_norm_silu(layer, x):
@@ -93,7 +93,7 @@ def torch_core(params, deter, stoch, action):
 
 
 def torch_observe(params, data, reset, drawn):
-    """The states, with the rows of stoch that were drawn."""
+    """Compute the states, with the rows of stoch that were drawn."""
     carry, tokens, actions = data
     deter, stoch, states = carry["deter"], carry["stoch"], []
     for t in range(STEPS):
@@ -112,8 +112,9 @@ def torch_observe(params, data, reset, drawn):
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tol"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_gradients(dtype, tol):
-    """Of weights, inputs and carries, each compared by its largest entry. The draws of the library
-    are what the transcription is given: in float32, others would be drawn in float64.
+    """Gradients of weights, inputs and carries, each relative to its largest entry.
+
+    The transcription gets the draws of the library in float32, since float64 would draw others.
     """
     params, (data, reset) = draw_params(dtype), draw_data(dtype)
     rng = np.random.default_rng(2)
@@ -131,7 +132,7 @@ def test_gradients(dtype, tol):
 
     states, grads = run((params, data), jax.tree.map(lambda w: jnp.asarray(w, dtype), weights))
     drawn = np.round(np.asarray(states["stoch"], np.float64))
-    assert 0.2 < drawn[..., 0].mean() < 0.3  # all classes are drawn
+    assert 0.2 < drawn[..., 0].mean() < 0.3  # every class is drawn
 
     def leaf(a):
         return torch.tensor(np.asarray(a, np.float64), requires_grad=True)
@@ -152,8 +153,9 @@ def test_gradients(dtype, tol):
 
 
 def test_a_rollout_and_its_learner_agree():
-    """The actor takes one step at a time and sets its carry back itself. What it did depends on its
-    carry. The learner runs `loop` over the recorded rollout, with resets inside.
+    """The actor takes one step at a time, and resets its carry itself.
+
+    Its actions depend on its carry. The learner runs `loop` over the recorded rollout with resets.
     """
     params, ((carry, tokens, _), reset) = draw_params("float32"), draw_data("float32")
     policy = jnp.asarray(normal(np.random.default_rng(4), DETER, ACTIONS), "float32")
@@ -174,4 +176,4 @@ def test_a_rollout_and_its_learner_agree():
     again = jax.jit(observe)(params, start, tokens, actions, reset, KEYS)
     assert_close(again, (carry, states), 1e-6)
     lost = jax.jit(observe)(params, start, tokens, actions, jnp.zeros_like(reset), KEYS)
-    assert abs(lost[1]["deter"] - states["deter"]).max() > 0.1  # so the resets count
+    assert abs(lost[1]["deter"] - states["deter"]).max() > 0.1  # so the resets matter

@@ -101,7 +101,7 @@ def newest(folder: Path, like: Any) -> Any:
         except Exception as error:  # whatever orbax, tensorstore or JSON make of damaged bytes
             raise UsageError(
                 f"checkpoint {path.name} of {folder.parent} cannot be read ({_reason(error)}); "
-                "--resume puts a damaged one aside and takes the one before"
+                "--resume moves a damaged one aside and takes the one before it"
             ) from error
 
 
@@ -139,7 +139,7 @@ def _read(restore: Callable[..., Any], like: Any) -> Restored:
     found = restore(args=args)
     facts = dict(found["facts"])
     if facts.pop("digest") != _digest(found["state"], facts):
-        raise ValueError("its content is not what was written")
+        raise ValueError("its content has changed since it was written")
     return Restored(found["state"], facts)
 
 

@@ -167,8 +167,8 @@ def _run(task: Task, settings: S, defaults: S, devices: Devices, module: str) ->
     except NotWritten as error:
         how = "again"
         if (settings.out / "metrics.jsonl").exists():
-            how = f"go on: {module} --out {settings.out} --resume"
-        _say(f"error: {error}. What was saved before is whole; make room, then {how}")
+            how = f"continue: {module} --out {settings.out} --resume"
+        _say(f"error: {error}. What was saved before is intact; make room, then {how}")
         return leave(EXIT_CODES["not written"])
 
 
@@ -181,7 +181,7 @@ def _resumed(kind: type[S], asked: S, parse: Callable[[S], S]) -> S:
         if name not in PLACE and value != as_json(saved)[name]:
             raise UsageError(
                 f"{flag(name)} is {as_json(saved)[name]} in {asked.out}, got {value}; "
-                "a run goes on as it began"
+                "a run keeps its settings"
             )
     return settings
 
@@ -214,9 +214,9 @@ def _in_use(out: Path) -> str:
     try:
         found = read_run(out / "metrics.jsonl")
     except (OSError, ValueError):
-        return f"{out} is in use, by no run; {ANEW}"
+        return f"{out} is in use, but not by a run; {ANEW}"
     if not found.results:
-        return f"{out} is in use by an unfinished run; go on with it by --resume, or {ANEW}"
+        return f"{out} is in use by an unfinished run; continue it with --resume, or {ANEW}"
     verdicts = [result["verdict"] for result in found.results]
     told = ", ".join(f"{name}: {verdicts.count(name)}" for name in dict.fromkeys(verdicts))
     return (

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object per line, written while the run goes on.
+"""The record of a run: one JSON object per line, written during the run.
 
 The first line is the header (`"kind": "header"`: settings, machine, meaning of the numbers). The
 evaluations follow (`"kind": "eval"`, each of one replica, that is one seed with one learning rate).
@@ -20,7 +20,7 @@ Line = dict[str, Any]
 class Run(NamedTuple):
     header: Line
     evals: list[list[Line]]  # of each replica
-    results: list[Line]  # of each replica; empty while the run goes on, or if it was killed
+    results: list[Line]  # of each replica; empty during the run, or if it was killed
 
 
 UNFINISHED = "metrics.new"  # the name of a record until its header is written

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from experiments.common.settings import AUTO, Settings, UsageError
 
 T = TypeVar("T")
-LOST = 5  # exit code of a process that cannot go on, since it failed or another was lost
+LOST = 5  # exit code of a process that cannot continue, since it failed or another was lost
 
 
 def join(settings: Settings) -> None:
@@ -53,7 +53,7 @@ def together(say: Callable[[str], None]) -> Iterator[None]:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):
             reason = str(error).splitlines()[0]
-            say(f"error: another process was lost, go on with --resume: {reason}")
+            say(f"error: another process was lost, continue with --resume: {reason}")
         elif not isinstance(error, KeyboardInterrupt):
             traceback.print_exc()
         leave(LOST)

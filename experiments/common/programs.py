@@ -26,7 +26,7 @@ def devices_of(settings: Settings) -> Devices:
         own = [device for device in jax.devices() if device.process_index == process]
         if len(own) < settings.devices:
             raise UsageError(
-                f"--devices must be at most {len(own)}, what jax finds here, got "
+                f"--devices must be at most {len(own)}, the devices that jax finds, got "
                 f"{settings.devices}; XLA_FLAGS=--xla_force_host_platform_device_count="
                 f"{settings.devices} divides a CPU"
             )

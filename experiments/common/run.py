@@ -99,7 +99,7 @@ def run(
     if interrupted and _next_group(study, settings) is not None:
         writer.close()
         console.print(
-            "Interrupted; all is saved. To go on: "
+            "Interrupted; everything is saved. To continue: "
             f"{header['module']} --out {settings.out} --resume",
             soft_wrap=True,
         )

@@ -117,7 +117,9 @@ def check(settings: Settings) -> None:
     count = settings.processes
     require(settings, "processes", count == 1 or not one, "1 without --coordinator")
     require(settings, "processes", count == 1 or not auto, "left out with --coordinator auto")
-    require(settings, "coordinator", count > 1 or one or auto, "with --processes of 2 or more")
+    require(
+        settings, "coordinator", count > 1 or one or auto, "given with --processes of 2 or more"
+    )
     require(settings, "process_id", 0 <= settings.process_id < count, f"0 to {count - 1}")
     require(settings, "curriculum", grows == 0 or 1 < grows < math.inf, "0 or above 1")
 

@@ -123,9 +123,9 @@ def check_task(task: Task, settings: Settings) -> None:
     need(isinstance(example, Example), "what the sampler returns", "an Example", example)
     shape, size = jnp.shape(example.xs), task.input_size
     fits = len(shape) == 2 and shape[1] == size
-    need(fits, "xs of the sampler", f"of shape [T, {size}], by input_size", list(shape))
+    need(fits, "xs of the sampler", f"of shape [T, {size}], as input_size is {size}", list(shape))
 
-    need("loss" in task.measures, "measures", "names with loss among them", task.measures)
+    need("loss" in task.measures, "measures", "names that include loss", task.measures)
     dtype = jnp.promote_types(settings.dtype, jnp.float32)
     outputs = jax.ShapeDtypeStruct((shape[0], task.output_size), dtype)
     found = jax.eval_shape(task.measure, outputs, example)

@@ -124,6 +124,6 @@ def check(settings: CopySettings) -> None:
     require(settings, "pass_nats", settings.pass_nats > 0, "positive")
     require(settings, "solved_loss", settings.solved_loss >= 0, "at least 0")
     fits = settings.layout == "tcn" and settings.layers == 1
-    require(settings, "slope", settings.slope == 0 or fits, "0 but with --layout tcn, one layer")
+    require(settings, "slope", settings.slope == 0 or fits, "0 except with --layout tcn, one layer")
     require(settings, "slope", 0 <= settings.slope < 100, "in [0, 100)")
     require(settings, "first_symbols", 1 <= settings.first_symbols <= 10, "1 to 10")

@@ -78,5 +78,5 @@ def check(settings: PopulationSettings, devices: int) -> None:
     low, high = settings.bias_range
     require(settings, "bias_range", -math.inf < low <= high < math.inf, "finite and in order")
     require(settings, "seed", 0 <= settings.seed < 2**32, "in [0, 2**32)")
-    expected = f"a number that makes --rates times --biases a multiple of {devices}, the devices"
+    expected = f"such that --rates times --biases is a multiple of {devices}, the devices"
     require(settings, "rates", settings.size % devices == 0, expected)

@@ -71,7 +71,7 @@ def run(console: Console, settings: RolloutSettings, wish: Interrupts) -> int:
         console.print(f"{done:,}/{settings.updates:,} updates: {told}", soft_wrap=True)
     if done < settings.updates:
         writer.close()
-        console.print(f"Interrupted; {path} has what came before, and it cannot be gone on with.")
+        console.print(f"Interrupted; {path} has the updates so far. The run cannot be resumed.")
         return EXIT_CODES["interrupted"]
     verdict = "solved" if success >= settings.solved else "not solved"
     writer.write("result", replica=0, verdict=verdict, success=success)

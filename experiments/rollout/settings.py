@@ -56,7 +56,7 @@ def check(settings: RolloutSettings) -> None:
     for name, bound in LEAST.items():
         require(settings, name, getattr(settings, name) >= bound, f"at least {bound}")
     shortest = settings.shortest
-    require(settings, "longest", settings.longest >= shortest, f"at least {shortest}, --shortest")
+    require(settings, "longest", settings.longest >= shortest, f"at least {shortest} (--shortest)")
     rate, bonus = settings.learning_rate, settings.entropy
     require(settings, "learning_rate", 0 < rate < math.inf, "positive and finite")
     require(settings, "entropy", 0 <= bonus < math.inf, "finite and not negative")

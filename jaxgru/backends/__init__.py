@@ -10,7 +10,7 @@ import jax
 from jaxgru.backends.plan import Declined, Plan
 
 #: The values of `jax.default_matmul_precision` that the products of a kernel satisfy by default.
-#: On a GPU these products are at least as exact as TF32. On a TPU they are those of bfloat16.
+#: On a GPU these products are at least as exact as TF32. On a TPU their operands are bfloat16.
 GPU_DEFAULT = (None, "default", "fastest", "bfloat16", "tensorfloat32")
 TPU_DEFAULT = (None, "default", "fastest", "bfloat16")
 
@@ -44,7 +44,7 @@ def tpu_kernel() -> Any:
 
 
 def _device() -> Any:
-    """The device, real or described, for which a program is compiled."""
+    """The device for which a program is compiled. It may be described only, and not present."""
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 

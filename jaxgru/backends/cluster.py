@@ -39,7 +39,7 @@ def start(barriers: Any, count: int) -> None:
 
 
 def send(barriers: Any, barrier: Any, count: int, row: Any, blocks: Any, form: Any) -> None:
-    """Store values at the same place in all CTAs of the cluster. Each CTA has a place of its own.
+    """Store values at the same place in all CTAs of the cluster. Each CTA has its own place.
 
     row is (int32 `[16]`, ref), and blocks are several (float16 `[64, 16]`, ref). The refs of blocks
     have the transforms of the form: swizzled tiles of 8 rows, with 32 bytes in each row.
@@ -94,7 +94,7 @@ def _offset():
     warp = arith.divui(thread, _word(32))
     piece, r = arith.remui(lane, _word(4)), arith.divui(lane, _word(4))
     half, columns = arith.remui(piece, _word(2)), arith.divui(piece, _word(2))
-    columns = arith.xori(columns, arith.divui(r, _word(4)))  # the swizzle
+    columns = arith.xori(columns, arith.divui(r, _word(4)))  # apply the swizzle
     tile = _sum(_times(warp, 2), half)
     return _sum(_times(tile, 256), _sum(_times(r, 32), _times(columns, 16)))
 
@@ -122,7 +122,7 @@ def wait(barriers: Any, barrier: Any, turn: Any) -> None:
     def run(_, barriers, barrier, turn):
         parity = arith.trunci(_int(1), turn.registers.item())
         _barrier(barriers, barrier.registers.item()).wait_parity(parity)
-        _asm("fence.proxy.async.shared::cta;", "")  # the tensor cores read it next
+        _asm("fence.proxy.async.shared::cta;", "")  # the tensor cores read the data next
 
     run(barriers, barrier, turn)
 
@@ -150,7 +150,7 @@ def largest(values: Any, words: Any) -> Any:
         groups = []
         for a, b in own:
             most = arith.maxui(a, b)
-            for distance in (4, 8, 16):  # lanes with the same columns
+            for distance in (4, 8, 16):  # these lanes have the same columns
                 most = arith.maxui(most, utils.shfl_bfly(most, distance))
             groups.append(most)
 

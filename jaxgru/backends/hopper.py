@@ -30,9 +30,9 @@ from jaxgru.mesh import varying
 
 pgpu: Any = plgpu
 UNITS = 64  # units of one CTA: the rows of a product on the tensor cores
-TILE = 16  # examples of one cluster: with 16 bits each, the narrowest swizzle, 32 bytes
+TILE = 16  # examples of one cluster. With 16 bits each they fill the narrowest swizzle, 32 bytes.
 CLUSTER = 8  # the most CTAs in a cluster
-CTAS = 264  # CTAs in all, two for each multiprocessor of an H100: the most that were timed
+CTAS = 264  # the most CTAs that were timed: two for each multiprocessor of an H100
 SHARED = 232_448  # bytes of shared memory that a CTA may have
 AHEAD = (3, 2)  # numbers of steps whose inputs are loaded ahead, tried in this order
 BLOCK = jax.ShapeDtypeStruct((UNITS, TILE), jnp.float32)
@@ -71,7 +71,7 @@ class Sizes(NamedTuple):
         return self.powers() + len(self.products) * 2 * TILE * (self.rows // UNITS)
 
     def ahead(self) -> int:
-        """The number of steps whose inputs fit into shared memory; 0 if the kernel does not fit."""
+        """The number of steps whose inputs fit into shared memory. 0 if the kernel does not fit."""
         block = 4 * UNITS * TILE
         weights = sum(to * of for to, of in self.products) * 2 * UNITS * self.rows
         operands = sum(of for _, of in self.products) * 2 * 2 * self.rows * TILE
@@ -99,7 +99,7 @@ def scan(
     Raises:
         Declined: the weights are float64, or do not fit into shared memory; the batch is larger
             than any that was timed; or the call is inside a `jax.shard_map` that checks which
-            arrays vary over devices, which Pallas does not tell of its buffers.
+            arrays vary over devices. Pallas gives no such types to its buffers.
     """
     leaves = jax.tree.leaves(xs)
     if weights[0].dtype == jnp.float64 or varying(leaves[0]):
@@ -124,7 +124,7 @@ def scan(
         raise Declined
 
     def units_first(values):
-        """`[..., B, H]` each -> `[..., n, rows, columns]`."""
+        """Convert arrays `[..., B, H]` to `[..., n, rows, columns]`."""
         ends = [(0, rows - size), (0, columns - batch)]
         turned = [a.astype(jnp.float32).swapaxes(-1, -2) for a in values]
         return jnp.stack([jnp.pad(a, [(0, 0)] * (a.ndim - 2) + ends) for a in turned], axis=-3)
@@ -152,7 +152,7 @@ def scan(
 
 
 def _kernel(body, sizes, ahead, shapes, columns):
-    """The body as a function of (streams, marks, fixed, matrices, powers)."""
+    """Make the body a function of (streams, marks, fixed, matrices, powers)."""
     count = sizes.rows // UNITS
     together: dict[str, Any] = {}
     meet = pgpu.Barrier
@@ -213,7 +213,7 @@ def _kernel(body, sizes, ahead, shapes, columns):
 
 
 def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, scratch):
-    """The program of a CTA, which computes its units of its examples for all of time."""
+    """The program of a CTA. It computes its units of its examples for all time steps."""
     (streams, marks, fixed, matrices, powers), (ys, last) = inputs, outs
     ring, ready, buffer = scratch["ring"], scratch["ready"], scratch["buffer"]
     count, count_y = sizes.rows // UNITS, ys.shape[1]
@@ -272,7 +272,7 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     scales = [powers[j] for j in range(len(sizes.products))]
     if count > 1:
         cluster.start(scratch["words"], 2 * len(scales))
-    meet()  # no CTA writes to one that has not begun
+    meet()  # no CTA may write to one that has not begun
     state = lax.fori_loop(0, steps, turn, tuple(state))
     pgpu.commit_smem()
     write(count_y, (steps - 1) % 2, ys.at[at(steps - 1), :, mine, tile])
@@ -281,13 +281,13 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     pgpu.commit_smem()
     write(len(state), 0, last.at[:, mine, tile])
     pgpu.wait_smem_to_gmem(0)
-    meet()  # and none writes to one that has ended
+    meet()  # no CTA may write to one that has ended
 
 
 def _product(start, cta, count, t, waiting, words, index, shape, scale, held, operands, *values):
-    """The products of the held matrices with values, of which every CTA sends one block.
+    """The products of the matrices with values. Every CTA sends one block of the values.
 
-    The functions in waiting run once, while the blocks are on their way.
+    The functions in waiting run once, during the transfer of the blocks.
     """
     to, of = shape
     slot = lax.rem(t, 2)
@@ -355,7 +355,7 @@ def _aligned(size):
 
 
 def _simplified(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without some operations that the kernel compiler does not support.
+    """Replace some operations that the kernel compiler does not support.
 
     An ordinary addition replaces JAX's addition of cotangents. Trivial reshapes are removed, and
     calls of functions such as `jax.nn.relu` are replaced by what they call.

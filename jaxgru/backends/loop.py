@@ -371,7 +371,7 @@ def _launch(
     still = jax.tree.map(partial(merged, axis=None), (constants, carry))
     moving = jax.tree.map(partial(merged, axis=0), xs)
     if plan.divided:
-        if len(batch) > 1:  # merged below, though they may lie on several mesh axes
+        if len(batch) > 1:  # they are merged below, though they may lie on several mesh axes
             raise Declined
         kernel = divided(kernel)
     last, ys = kernel(step, tuple(map(matrix, weights)), *still, moving, reverse)
@@ -487,7 +487,7 @@ def _lift(function: Callable[..., Any], levels: int, in_axes: Any, out_axes: int
 
 
 def _select(flags: Array | None, a: Any, b: Any) -> Any:
-    """a where the flags `[...]` are set, and b `[..., H]` elsewhere. Without flags it is b."""
+    """Select a where the flags `[...]` are set, and b `[..., H]` elsewhere or without flags."""
     if flags is None:
         return b
 

@@ -6,26 +6,26 @@ from typing import Any, NamedTuple
 
 
 class Plan(NamedTuple):
-    """How a platform runs the loop: the sizes at which another method becomes faster there."""
+    """How a platform runs the loop, with the sizes at which another method becomes faster."""
 
     in_loop: int
-    """Inputs up to this size are projected at each step, larger ones a stretch of time at once."""
+    """Inputs up to this size are projected at each step. Larger ones are projected by stretches."""
     hoisted: int
-    """Up to this many bytes of projected inputs, all of time is one stretch, also backward."""
+    """If the projected inputs take at most this many bytes, there is one stretch, also backward."""
     wide: float
     """From this H on, states are columns, and weights are the left operand of a product."""
     wide_tangent: float
     """From this H on, the backward product takes the weights without transposing them first."""
     rows: int
-    """Rows of a product over a stretch of time, unless the next two fields allow more."""
+    """The rows of a product over a stretch of time, unless the next two fields allow more."""
     forward: int
-    """Rows times H over a stretch of the forward pass."""
+    """The largest number of rows times H in a stretch of the forward pass."""
     backward: int
-    """Rows times H over a stretch of the backward pass."""
+    """The largest number of rows times H in a stretch of the backward pass."""
     unroll: int
     """The number of steps in one iteration of the loop."""
     gates_in_loop: bool
-    """Whether the loop writes saved gates. Otherwise they are computed after it, by stretches."""
+    """Whether the loop writes the gates to save. Otherwise they are computed by stretches later."""
     merged: bool = True
     """Whether products over a stretch merge time and batch into one axis."""
     divided: bool = False

@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxgru.backends.flat_step import flatten
 from jaxgru.backends.plan import Declined
 
-VMEM = 12 * 2**20  # bytes for the arrays in `Sizes`, of the 16 MiB that a kernel may use
-FEW, STEPS = 2, 64  # the least (if there are as many) and most time steps of a block
+VMEM = 12 * 2**20  # bytes for the arrays in `Sizes`. A kernel may use 16 MiB.
+FEW, STEPS = 2, 64  # the least (if the sequence has so many) and the most time steps of a block
 LANES, SUBLANES = 128, 16  # the last two axes of an array in VMEM are padded to multiples of these
 UNROLLED = (4, 2, 1)
 
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     """The number of flags `[B]` that are read at every step."""
 
     def block(self, batch: int, steps: int) -> tuple[int, int, int] | None:
-        """(examples, time steps, unrolled time steps) of a block; None if no block fits.
+        """Return (examples, time steps, unrolled time steps) of a block, or None if no block fits.
 
         The number of examples is the batch or a multiple of SUBLANES. The number of unrolled steps
         divides that of a block and that of the sequence.
@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
             examples = batch if parts == 1 else padded
             row = 4 * padded * LANES
             wide = row * pl.cdiv(self.units, LANES)
-            # All arrays except the weights are there twice, since one block is copied while the
+            # VMEM holds all arrays except the weights twice, since one block is copied while the
             # kernel works on another.
             left = VMEM - self.weights - 2 * self.fixed * wide
             most = min(left // (2 * (self.moving * wide + self.marks * row)), STEPS, steps)

@@ -1,4 +1,4 @@
-"""Products that are defined by their transposes alone."""
+"""Products that are defined by their transposes only."""
 
 from collections.abc import Callable
 from functools import partial

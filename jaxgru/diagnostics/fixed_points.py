@@ -12,12 +12,12 @@ from jaxgru.cell import Params
 from jaxgru.diagnostics.states import check_params, states_of
 from jaxgru.programs import by_type
 
-PATIENCE = 20  # rejected steps in a row that end a search: damping has risen by 4^20
-ROUNDING = 20  # |F(s) - s| of a fixed point, at most so many eps sqrt(S)
+PATIENCE = 20  # a search ends after this many rejected steps in a row, with 4^20 times the damping
+ROUNDING = 20  # a fixed point has |F(s) - s| of at most so many eps sqrt(S)
 
 
 class RestingPoints(NamedTuple):
-    """P points of one kind, the slowest first, as NumPy arrays."""
+    """P points of one kind as NumPy arrays, the slowest point first."""
 
     points: np.ndarray
     """`[P, S]`."""
@@ -31,7 +31,7 @@ class RestingPoints(NamedTuple):
     """`[P, S]`: -1 / log |eigenvalue|, the number of steps in which a small distance along that
     direction falls by a factor of e. It is negative where the distance grows."""
     found: np.ndarray
-    """`[P]`: the number of starts that ended here."""
+    """`[P]`: the number of searches that ended here."""
 
 
 class FixedPoints(NamedTuple):
@@ -40,9 +40,9 @@ class FixedPoints(NamedTuple):
     fixed: RestingPoints
     """Points where F(s) = s up to rounding."""
     slow: RestingPoints
-    """Minima of q that are no fixed points. The network leaves these places slowly."""
+    """Minima of q that are not fixed points. The network leaves these places slowly."""
     lost: int
-    """The number of starts that ended at neither."""
+    """The number of searches that ended at neither."""
 
 
 def fixed_points(
@@ -71,13 +71,13 @@ def fixed_points(
     Use float64 for such networks.
 
     Args:
-        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
-            them; float32 or float64.
+        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
+            such cells. The dtype is float32 or float64.
         x: the input `[I]`, of the dtype of params.
         key: a `jax.random.key` for the starts.
-        states: `[N, S]`, where the searches begin, one state after the other. States that the
-            network visits are best. None begins everywhere in the box [-1, 1]^S. The state is h, or
-            [h, c] for an LSTM, or the layers one after the other for a Stack.
+        states: `[N, S]`, the states where the searches begin, used in turn. States that the
+            network visits are best. None draws them uniformly from the box [-1, 1]^S. The state is
+            h, or [h, c] for an LSTM. For a Stack it is the states of all layers, concatenated.
         starts: the number of searches.
         spread: the standard deviation of the noise that is added to states. 0 adds none.
         iterations: the largest number of steps of a search.
@@ -108,12 +108,12 @@ def fixed_points(
     checks.key(caller, key)
     size = states_of(params).size
     if states is not None:
-        fix = "One row a state; an LSTM's is [h, c]."
+        fix = "Each row is a state: [h, c] for an LSTM."
         checks.array(caller, "states", states, ("N", size), fix)
-        checks.same_dtype(caller, "states", states, x.dtype)
+        checks.same_dtype(caller, "states", states, layers.dtype(params))
         if states.shape[0] == 0:
             got = checks.describe(states)
-            raise checks.error(ValueError, caller, "states", "at least one row", got)
+            raise checks.error(ValueError, caller, "states", "an array with at least one row", got)
     starts = checks.size(caller, "starts", starts)
     iterations = checks.size(caller, "iterations", iterations)
     for name, value in (("spread", spread), ("slow", slow), ("apart", apart)):
@@ -121,6 +121,7 @@ def fixed_points(
         if value < 0:
             raise checks.error(ValueError, caller, name, "at least 0", f"{value}")
 
+    x = jnp.asarray(x)  # float64 of NumPy becomes float32 if 64-bit types are off
     begin = _starts(key, size, states, starts, spread, x.dtype)
     found = jax.tree.map(np.asarray, _search(iterations, params, x, begin))
     limit = (ROUNDING * float(jnp.finfo(x.dtype).eps)) ** 2 * size / 2
@@ -131,7 +132,7 @@ def fixed_points(
 
 
 class _Ends(NamedTuple):
-    """Of all searches: states `[starts, S]`, q and whether it is a minimum `[starts]`, dF/ds."""
+    """The ends of all searches: states `[starts, S]`, q, whether q is a minimum, and dF/ds."""
 
     points: Array
     speed: Array
@@ -183,13 +184,13 @@ def _descend(params: Params, x: Array, start: Array, iterations: int) -> _Ends:
     search = (start, speed(start), jnp.ones((), start.dtype), zero, zero)
     state, q, *_ = lax.while_loop(unfinished, improve, search)
     jacobian = jax.jacfwd(lambda state: advance(state, x))(state)
-    # A^T (F - s) is the gradient of q. Rounding of q hides less of it than this.
+    # A^T (F - s) is the gradient of q. The bound exceeds what rounding adds to it.
     rests = jnp.linalg.norm((jacobian - unit).T @ away(state)) <= eps**0.5 * jnp.sqrt(2 * q)
     return _Ends(state, q, rests, jacobian)
 
 
 def _told_apart(found: _Ends, chosen: np.ndarray, apart: float) -> RestingPoints:
-    """The chosen ends without repetition; of those close to each other, the slowest stands."""
+    """Remove repetitions from the chosen ends. The slowest of several close points remains."""
     order = np.flatnonzero(chosen)
     order = order[np.argsort(found.speed[order], kind="stable")]
     points = np.asarray(found.points)[order]
@@ -206,7 +207,7 @@ def _told_apart(found: _Ends, chosen: np.ndarray, apart: float) -> RestingPoints
     largest_first = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
     eigenvalues = np.take_along_axis(eigenvalues, largest_first, axis=1)
     modulus = np.abs(eigenvalues)
-    with np.errstate(divide="ignore"):  # a modulus of 1 never falls, one of 0 has fallen at once
+    with np.errstate(divide="ignore"):  # it is infinite at modulus 1, and 0 at modulus 0
         time_constants = -1 / np.log(modulus)
     return RestingPoints(
         points=points[kept],

@@ -15,11 +15,11 @@ from jaxgru.diagnostics.states import before, check, check_params, states_of
 from jaxgru.gru import GRUParams
 from jaxgru.lstm import LSTMParams
 
-# The histogram that quantiles are read from: log-odds, so that gates near 0 and 1 are resolved too.
+# Quantiles are read from a histogram of log-odds, which also resolves gates near 0 and 1.
 LIMIT, WIDTH = 16.0, 0.02
 BINS = round(2 * LIMIT / WIDTH)
 
-# Where they stand among what the cell's `advance` keeps of a step.
+# The index of each gate in the gates that the `advance` of the cell returns.
 GATES: dict[type, dict[str, int]] = {
     GRUParams: {"r": 0, "z": 1},
     LSTMParams: {"i": 0, "f": 1, "o": 3},
@@ -27,16 +27,16 @@ GATES: dict[type, dict[str, int]] = {
 
 
 class Gate(NamedTuple):
-    """One gate of every unit, over all steps of a data set; NumPy arrays."""
+    """Statistics of one gate of every unit over all steps of a data set, as NumPy arrays."""
 
     mean: np.ndarray
     """`[H]`."""
     quantiles: np.ndarray
     """`[Q, H]`, exact to 0.01 in log-odds. This is 1% of a gate near 0, and 0.0025 at 1/2."""
     low: np.ndarray
-    """`[H]`: the fraction of steps on which it is below the lower limit."""
+    """`[H]`: the fraction of steps at which the gate is below the lower limit."""
     high: np.ndarray
-    """`[H]`: the fraction of steps on which it is above the upper limit."""
+    """`[H]`: the fraction of steps at which the gate is above the upper limit."""
 
 
 class GateStatistics(NamedTuple):
@@ -62,10 +62,10 @@ def gate_statistics(
         half_life = ln(1/2) / ln(1 - mean z)        GRU
         half_life = ln(1/2) / ln(mean f)            LSTM
 
-    The function processes one item after the other, and its memory does not grow with their number.
+    The function processes one item after the other, so its memory does not grow with their number.
     It reads quantiles from a histogram with 1,600 bins for each unit, which are 0.02 wide in
     log-odds between -16 and 16. It compiles once for each shape of items. The loop over the items
-    is a loop of Python.
+    is a Python loop.
 
     Args:
         params: GRUParams or LSTMParams, in float32 or float64.
@@ -105,7 +105,7 @@ def gate_statistics(
         total = tally if total is None else jax.tree.map(np.add, total, tally)
         steps += batch.shape[0] * batch.shape[1]
     if total is None or steps == 0:
-        fix = "An iterator can be run through only once."
+        fix = "An iterator can be used only once."
         raise checks.error(ValueError, caller, "sequences", "at least one step", "none", fix)
 
     sums, below, above, counts = total
@@ -115,7 +115,7 @@ def gate_statistics(
         for g, name in enumerate(GATES[type(params)])
     }
     kept = gates["f"].mean if "f" in gates else 1 - gates["z"].mean
-    with np.errstate(divide="ignore"):  # a gate that never moves holds for ever
+    with np.errstate(divide="ignore"):  # a gate that keeps everything has an infinite half-life
         half_life = np.log(0.5) / np.log(kept)
     return GateStatistics(gates, half_life, steps)
 
@@ -152,9 +152,9 @@ class _Tally(NamedTuple):
 
 @jax.jit
 def _tally(params: Params, batch: Array, limits: Array) -> _Tally:
-    """Of a batch `[B, T, I]`."""
+    """Tally the gates of a batch `[B, T, I]`."""
     values = jax.vmap(partial(gate_values, params))(batch)
-    each = (values[name] for name in GATES[type(params)])  # a mapped dict is sorted by name
+    each = (values[name] for name in GATES[type(params)])  # `vmap` sorts a dict by name
     gates = jnp.stack([gate.reshape(-1, gate.shape[-1]) for gate in each])
     log_odds = jnp.log(gates) - jnp.log1p(-gates)
     bins = jnp.clip((log_odds + LIMIT) / WIDTH, 0, BINS - 1).astype(jnp.int32)
@@ -166,7 +166,7 @@ def _tally(params: Params, batch: Array, limits: Array) -> _Tally:
 
 
 def _quantiles(counts: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """`[G, H, BINS] -> [G, Q, H]`: the middle of the bin in which each level is reached."""
+    """`[G, H, BINS] -> [G, Q, H]`: the middle of the bin in which the counts reach each level."""
     reached = counts.cumsum(-1)[:, None]
     wanted = np.asarray(levels)[:, None, None] * reached[..., -1:]
     bins = (reached < np.maximum(wanted, 1)).sum(-1)
@@ -175,7 +175,7 @@ def _quantiles(counts: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
 
 def _check_gated(caller: str, params: Params) -> None:
     if type(params) not in GATES:
-        fix = "Of a Stack, look at one layer, with the outputs of those below as its sequences."
+        fix = "Pass one layer of a Stack, with the outputs of the layer below as sequences."
         got = type(params).__name__
         raise checks.error(TypeError, caller, "params", "GRUParams or LSTMParams", got, fix)
 
@@ -183,7 +183,7 @@ def _check_gated(caller: str, params: Params) -> None:
 def _check_fractions(
     caller: str, name: str, values: tuple[float, ...], count: int | None = None
 ) -> None:
-    """A rising tuple of numbers in [0, 1]."""
+    """Check that values is a rising tuple of numbers in [0, 1]."""
     expected = f"a rising tuple of {count or ''} numbers in [0, 1]".replace("  ", " ")
     if not isinstance(values, tuple):
         raise checks.error(TypeError, caller, name, expected, checks.describe(values))
@@ -195,10 +195,10 @@ def _check_fractions(
 
 
 def _batch(params: Params, item: Array) -> Array:
-    """An item as a batch `[B, T, I]`."""
+    """Make an item a batch `[B, T, I]`."""
     if len(getattr(item, "shape", ())) == 2:
         item = item[None]
-    fix = "Each item is one sequence or one batch of them, a single one goes in a list."
+    fix = "Each item is a sequence or a batch of them. Pass a single one in a list."
     size = layers.sizes(params)[0]
     checks.array("gate_statistics", "sequences", item, ("B", "T", size), fix)
     checks.same_dtype("gate_statistics", "sequences", item, layers.dtype(params))

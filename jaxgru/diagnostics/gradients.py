@@ -1,4 +1,4 @@
-"""How much of a gradient arrives at earlier states."""
+"""How much of a gradient reaches earlier states."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,8 +18,7 @@ from jaxgru.programs import by_type
 class MemoryGradient(NamedTuple):
     """How the last state depends on earlier ones. The first axis is the lag, 0 .. T.
 
-    The values are natural logarithms, since a gradient that vanishes is soon below the smallest
-    float.
+    The values are natural logarithms, since a vanishing gradient is soon below the smallest float.
     """
 
     log_gain: Array
@@ -27,8 +26,8 @@ class MemoryGradient(NamedTuple):
     P = ds_T/ds_{T-lag} stretches a random direction. It is 0 at lag 0."""
     log_singular_values: Array | None
     """`[T + 1, S]`: the logarithms of the singular values of P, the largest first. The first is
-    that of the spectral norm. Values below eps times the first are rounding. None if you did not
-    ask for them."""
+    the logarithm of the spectral norm. Values below eps times the first are rounding errors. None
+    if singular_values is False."""
 
 
 def gradient_norms(
@@ -38,22 +37,22 @@ def gradient_norms(
 
         g_t = |dL/ds_t|,    L = loss(hs),    t = 0 .. T
 
-    dL/ds_t is what a small change of s_t does to the loss through all that follows, output t
-    included where it is computed from s_t. Of a cell that `register` has made, that is where its
-    step computes y from the arrays that it returns as the carry. One forward and one backward pass;
-    memory for T states.
+    dL/ds_t measures how a small change of s_t changes the loss through everything that follows.
+    This includes output t if the step computes it from s_t. A step that you passed to `register`
+    does so if it computes y from the arrays that it returns as the carry. The computation takes one
+    forward and one backward pass, and memory for T states.
 
     Args:
-        loss: a function of the outputs hs `[T, H]`, as `scan` returns them, to a scalar. Compiled
-            once for each function object, so pass the same one again.
-        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
-            them; float32 or float64.
+        loss: a function from the outputs hs `[T, H]` of `scan` to a scalar. It is compiled once for
+            each function object, so pass the same object again.
+        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
+            such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
-        `[T + 1]`, the Euclidean norm over the whole state: h; [h, c] of an LSTM; all arrays of
-        another carry; all layers of a Stack.
+        `[T + 1]`, the Euclidean norm over the whole state, which is h, or [h, c] for an LSTM, or
+        all arrays of another carry. For a Stack it covers all layers.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or the loss is not a scalar.
@@ -81,7 +80,7 @@ def _gradient_norms(
     start = states.flat(carry)
 
     def pushed_loss(push: Array) -> Array:
-        """Of the run in which every state t is moved by push_t: the gradient at push = 0."""
+        """The loss of a run in which push_t is added to every state t. Its gradient at 0 is g."""
 
         def body(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             x, push = inputs
@@ -108,15 +107,15 @@ def memory_gradient(
 
         P_lag = ds_T/ds_{T-lag} = J_T J_{T-1} ... J_{T-lag+1},    P_0 = 1
 
-    The product is built from the left, row by row, as a gradient travels. No Jacobian is formed. S
-    rows cost S backward passes of one cell, which is 2 S times the products of a forward pass. They
-    need memory for T states and one matrix `[S, S]`. With probes=k there are k random rows, and
-    gain^2 has a relative standard error of at most sqrt(2 / k). Singular values need T
+    The product is computed from the left, row by row, as in backpropagation. No Jacobian is formed.
+    S rows cost S backward passes of one cell, which is 2 S times the products of a forward pass.
+    They need memory for T states and one matrix `[S, S]`. With probes=k there are k random rows,
+    and gain^2 has a relative standard error of at most sqrt(2 / k). Singular values need T
     decompositions of `[S, S]`.
 
     Args:
-        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
-            them; float32 or float64.
+        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
+            such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         probes: the number of random directions from which to estimate the gain. None computes the
@@ -160,7 +159,7 @@ def _memory_gradient(
     key: Array | None,
 ) -> MemoryGradient:
     states = states_of(params)
-    # Not constants, which `vmap` over an explicit axis of a mesh cannot carry through a loop.
+    # `vmap` over an explicit axis of a mesh cannot carry constants through a loop.
     zero = jnp.zeros_like(xs.sum())
     rows = zero + _rows(states.size, xs.dtype, probes, key)
     rows, zero, _ = alike((rows, zero, carry))
@@ -176,7 +175,7 @@ def _memory_gradient(
         rows, log_scale = carry
         rows = pulled(states, *inputs, rows)
         size = jnp.abs(rows).max()
-        size = jnp.where(size > 0, size, 1)  # all is forgotten: the logarithm is -inf, not NaN
+        size = jnp.where(size > 0, size, 1)  # so the logarithm of zero rows is -inf, not NaN
         carry = rows / size, log_scale + jnp.log(size)
         return carry, logs(*carry)
 
@@ -187,7 +186,7 @@ def _memory_gradient(
 
 
 def _rows(size: int, dtype: jnp.dtype, probes: int | None, key: Array | None) -> Array:
-    """What P is multiplied with from the left: `[k, S]` of Frobenius norm 1, each row the same.
+    """The left factor of P: `[k, S]` with Frobenius norm 1 and rows of equal norm.
 
     The expectation of |rows P|^2 is |P|_F^2 / S.
     """
@@ -200,7 +199,7 @@ def _rows(size: int, dtype: jnp.dtype, probes: int | None, key: Array | None) ->
 def _check_probes(probes: int | None, key: Array | None, singular_values: bool) -> None:
     caller = "memory_gradient"
     if probes is None and key is not None:
-        fix = "Without probes nothing is drawn."
+        fix = "Only probes are random."
         raise checks.error(ValueError, caller, "key", "None without probes", "a key", fix)
     if probes is not None and key is None:
         fix = "Pass key=jax.random.key(seed)."
@@ -221,5 +220,5 @@ def _check_loss(loss: Callable[[Array], Array], hs: jax.ShapeDtypeStruct) -> Non
         raise checks.error(TypeError, "gradient_norms", "loss", expected, got)
     value = jax.eval_shape(loss, hs)
     if getattr(value, "shape", None) != ():
-        got = f"one to {checks.describe(value)}"
+        got = f"a function to {checks.describe(value)}"
         raise checks.error(ValueError, "gradient_norms", "loss", expected, got)

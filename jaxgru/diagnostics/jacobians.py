@@ -17,7 +17,7 @@ class GRUJacobianTerms(NamedTuple):
     """The terms of dh_t/dh_{t-1} of a GRU, `[T, H, H]` each. Their sum is the Jacobian."""
 
     leak: Array
-    """D(1 - z), the diagonal matrix of what the update gate lets pass."""
+    """D(1 - z), the diagonal matrix of the fraction of the state that the update gate keeps."""
     candidate: Array
     """The path through the candidate n, with all gates held fixed."""
     reset: Array
@@ -51,19 +51,19 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
     products of Jacobians without it.
 
     Args:
-        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
-            them; float32 or float64.
+        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
+            such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 
     Returns:
-        `[T, S, S]`. The state s is h, S = H, for a GRU and a plain RNN; [h, c], S = 2 H, for an
-        LSTM; all numbers of the carry for another cell; the layers' states one after the other for
-        a Stack, whose Jacobian is block lower triangular, for a layer sees only itself and those
-        below.
+        `[T, S, S]`. For a GRU and a plain RNN the state s is h, and S = H. For an LSTM it is
+        [h, c], and S = 2 H. For another cell it consists of all numbers of the carry. For a Stack
+        it is the states of all layers, concatenated. Its Jacobian is block lower triangular, since
+        a layer sees only itself and the layers below.
 
     Raises:
-        TypeError: params have a Bidirectional, whose state has no single direction in time, or a
+        TypeError: params contain a Bidirectional, which does not run forward in time; or a
             structure or dtype does not fit.
         ValueError: a shape does not fit.
 
@@ -113,7 +113,7 @@ def gru_jacobian_terms(
         `.shares()`.
 
     Raises:
-        TypeError, ValueError: a structure, shape or dtype does not fit, or params are of another
+        TypeError, ValueError: a structure, shape or dtype does not fit, or params belong to another
             cell.
 
     Example:
@@ -128,7 +128,7 @@ def gru_jacobian_terms(
     Source: the derivative of Cho et al. 2014, arXiv:1406.1078v3.
     """
     if not isinstance(params, GRUParams):
-        fix = "state_jacobians takes any params."
+        fix = "Use state_jacobians, which takes any params."
         got = checks.describe(params)
         raise checks.error(TypeError, "gru_jacobian_terms", "params", "GRUParams", got, fix)
     return _terms(params, xs, check("gru_jacobian_terms", params, xs, carry))
@@ -140,7 +140,7 @@ def _terms(params: GRUParams, xs: Array, carry: Array) -> GRUJacobianTerms:
     cell = cell_of(params)
     _, gates = advance(cell, cell.blocks(params), h, xs)
     r, z, n = gates[:3]
-    u_r, u_z, u_n = jnp.moveaxis(params.w_hh, 0, 2)  # [3, H, H], each the transpose of a gate's
+    u_r, u_z, u_n = jnp.moveaxis(params.w_hh, 0, 2)  # [3, H, H], the transposes for each gate
 
     into_n = z * (1 - n * n)
     if params.reset_after:

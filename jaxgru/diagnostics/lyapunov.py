@@ -1,4 +1,4 @@
-"""How fast nearby states part or meet, on average over a long run."""
+"""How fast nearby states separate or approach each other, on average over a long run."""
 
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ class LyapunovSpectrum(NamedTuple):
     """The rates at which small differences of the state grow, the fastest first."""
 
     exponents: Array
-    """`[k]`, in nats per step. They are positive where neighbouring states separate, and negative
-    where they come together."""
+    """`[k]`, in nats per step. They are positive if neighbouring states separate, and negative if
+    they approach each other."""
     errors: Array
-    """`[k]`, the standard error of each, from the scatter of up to 20 stretches of the run. It is
-    correct if a stretch is longer than the memory of the network. It is NaN with fewer than two
-    stretches."""
+    """`[k]`, the standard error of each exponent, from the scatter over up to 20 stretches of the
+    run. It is correct if a stretch is longer than the memory of the network. It is NaN with fewer
+    than two stretches."""
 
 
 def lyapunov_spectrum(
@@ -43,28 +43,29 @@ def lyapunov_spectrum(
         Q_t R_t = J_t Q_{t-1},    exponent_i = mean over t of log (R_t)_ii
 
     Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. Q starts from a random frame that is
-    the same for every call. Memory does not grow with T, since only the state and Q are carried
-    along. A step costs k forward derivatives, which is about 2 k times the products of the step,
+    the same for every call. Memory does not grow with T, since the loop carries only the state
+    and Q. A step costs k forward derivatives, which is about 2 k times the products of the step,
     and an orthonormalization, S k^2.
 
     Args:
-        params: of any cell whose carry is made of floats of the dtype of params, or a Stack of
-            them; float32 or float64.
+        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
+            such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         k: the number of exponents, the largest first. None stands for all S.
-        warm_up: the number of first steps that do not count. In these the state forgets its start,
-            and Q turns into the directions that grow. None stands for T // 10.
+        warm_up: the number of first steps that do not count. In these steps the state forgets where
+            it started, and Q aligns with the directions that grow. None stands for T // 10.
         every: the number of steps between two orthonormalizations. A few steps are cheaper than
             one, and are correct as long as the k directions stay apart. If the first and the last
             exponent differ by d, d * every must be well below log(1 / eps), which is 16 in float32.
-            The warm-up grows by up to every - 1 steps, so that the others are whole stretches.
+            The warm-up is extended by up to every - 1 steps, so that the number of other steps is
+            a multiple of every.
 
     Returns:
         LyapunovSpectrum(exponents `[k]`, errors `[k]`), in nats per step.
 
     Raises:
-        TypeError, ValueError: an argument does not fit, k is above S, or no step is left after the
+        TypeError, ValueError: an argument does not fit, k is above S, or no step remains after the
             warm-up.
 
     Example:
@@ -103,7 +104,7 @@ def _spectrum(
         return pushed(states, moving[0], x, moving[1]), None
 
     def stretch(index: Array, moving: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        """Of `every` steps. Sliced here, since xs cut into stretches could be a copy of it."""
+        """Run `every` steps. Slicing xs here avoids a reshaped copy of it."""
         state, frame, sums = moving
         inputs = lax.dynamic_slice_in_dim(xs, steps % every + index * every, every)
         (state, frame), _ = lax.scan(step, (state, frame), inputs)
@@ -111,7 +112,7 @@ def _spectrum(
         block = jnp.maximum(index - skipped, 0) * blocks // counted
         return state, frame, sums.at[block].add(jnp.where(index >= skipped, jnp.log(lengths), 0))
 
-    # The first k columns of one frame: fewer exponents are the first of more.
+    # Every k takes the first columns of one frame, so fewer exponents are the first of more.
     frame = jax.random.normal(jax.random.key(0), (states.size, states.size), xs.dtype)[:, :k]
     state, frame, sums = alike((states.flat(carry), frame, jnp.zeros((blocks, k), xs.dtype)))
     moving = state, gram_schmidt(frame)[0]

@@ -1,8 +1,8 @@
-"""The diagnostics as figures: each function draws into the Axes that it is given, and returns it.
+"""Figures of the diagnostics. Each function draws on the Axes that it gets, and returns them.
 
 This is the only module of the package that needs matplotlib: `pip install jaxgru[plots]`.
-Colour-blind readers can tell the colours apart, and lines differ in their dashes too. Legends are
-above the axes.
+Colour-blind readers can tell the colours apart, and the lines also have different dashes. Legends
+are above the axes.
 
     >>> import jax, jax.numpy as jnp, jaxgru
     >>> from jaxgru.diagnostics import memory_gradient, plots
@@ -27,7 +27,7 @@ from jaxgru.diagnostics.gates import GateStatistics
 from jaxgru.diagnostics.jacobians import GRUJacobianTerms
 from jaxgru.diagnostics.lyapunov import LyapunovSpectrum
 
-# Okabe & Ito 2008: told apart by colour-blind eyes too.
+# Okabe & Ito 2008: colour-blind readers can tell these apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 STABLE, UNSTABLE, SLOW = COLOURS[0], COLOURS[1], COLOURS[4]
@@ -35,12 +35,12 @@ GREY = "0.45"
 
 
 def memory_gradient(axes: Axes, log_gains: Mapping[str, ArrayLike]) -> Axes:
-    """Gain against lag, on a log scale.
+    """Draw the gain against the lag, on a log scale.
 
     Args:
         axes: where to draw.
         log_gains: for each name, `MemoryGradient.log_gain`: `[T + 1]`, or `[N, T + 1]` of N runs.
-            These are drawn as their median over a band from the least to the greatest.
+            N runs are drawn as their median over a band from the smallest to the largest value.
     """
     for k, (name, logs) in enumerate(log_gains.items()):
         gains = np.exp(np.asarray(logs, np.float64))
@@ -50,12 +50,12 @@ def memory_gradient(axes: Axes, log_gains: Mapping[str, ArrayLike]) -> Axes:
 
 
 def gradient_norms(axes: Axes, norms: Mapping[str, ArrayLike]) -> Axes:
-    """The gradient of a loss at every state, against time, on a log scale.
+    """Draw the gradient of a loss at every state against time, on a log scale.
 
     Args:
         axes: where to draw.
         norms: for each name, what `gradient_norms` returned: `[T + 1]`, or `[N, T + 1]` of N runs.
-            These are drawn as their median over a band from the least to the greatest.
+            N runs are drawn as their median over a band from the smallest to the largest value.
     """
     for k, (name, each) in enumerate(norms.items()):
         values = np.asarray(each, np.float64)
@@ -64,7 +64,7 @@ def gradient_norms(axes: Axes, norms: Mapping[str, ArrayLike]) -> Axes:
 
 
 def singular_values(axes: Axes, log_singular_values: ArrayLike) -> Axes:
-    """The singular values of ds_T/ds_{T-lag} against lag, one line for each, on a log scale.
+    """Draw the singular values of ds_T/ds_{T-lag} against the lag, one line each, on a log scale.
 
     Args:
         axes: where to draw.
@@ -82,12 +82,12 @@ def singular_values(axes: Axes, log_singular_values: ArrayLike) -> Axes:
 def jacobian_terms(
     axes: Axes, shares: ArrayLike, xs: ArrayLike | None = None, xlabel: str = "time step t"
 ) -> Axes:
-    """The share of each term of a GRU's Jacobian.
+    """Draw the share of each term in the Jacobian of a GRU.
 
     Args:
         axes: where to draw.
         shares: `GRUJacobianTerms.shares()`, `[X, 4]`, or `[N, X, 4]` of N runs.
-            These are drawn as their median over a band from the least to the greatest.
+            N runs are drawn as their median over a band from the smallest to the largest value.
         xs: `[X]`, the values on the horizontal axis. None stands for the steps 1 .. T.
         xlabel: the label of that axis.
     """
@@ -100,7 +100,7 @@ def jacobian_terms(
 
 
 def lyapunov_spectrum(axes: Axes, spectra: Mapping[str, LyapunovSpectrum]) -> Axes:
-    """Exponents by rank, over a band of two standard errors to each side.
+    """Draw the exponents by rank, over a band of two standard errors to each side.
 
     Args:
         axes: where to draw.
@@ -119,13 +119,13 @@ def lyapunov_spectrum(axes: Axes, spectra: Mapping[str, LyapunovSpectrum]) -> Ax
 
 
 def fixed_points(axes: Axes, found: FixedPoints, states: ArrayLike | None = None) -> Axes:
-    """Fixed and slow points in the plane of the first two principal components.
+    """Draw fixed and slow points in the plane of the first two principal components.
 
     Args:
         axes: where to draw.
         found: what `fixed_points` returned.
-        states: `[N, T, S]`, runs of the network, which are drawn as thin lines. The components are
-            those of these states, or of the points if there are no states.
+        states: `[N, T, S]`, runs of the network, which are drawn as thin lines. The principal
+            components are those of these states, or of the points if states is None.
     """
     kinds = {
         "stable": (found.fixed.points[found.fixed.stable], "o", STABLE, STABLE),
@@ -150,7 +150,7 @@ def fixed_points(axes: Axes, found: FixedPoints, states: ArrayLike | None = None
 
 
 def eigenvalues(axes: Axes, points: RestingPoints) -> Axes:
-    """The eigenvalues at every point in the complex plane, with the unit circle.
+    """Draw the eigenvalues of all points in the complex plane, with the unit circle.
 
     Args:
         axes: where to draw.
@@ -171,9 +171,9 @@ def eigenvalues(axes: Axes, points: RestingPoints) -> Axes:
 
 
 def gate_statistics(axes: Axes, statistics: GateStatistics, gate: str) -> Axes:
-    """One gate of every unit: the median over bands between the outer and the inner quantiles.
+    """Draw one gate of every unit: the median over bands between pairs of quantiles.
 
-    Units are sorted by their median. The scale is log-odds, so that both ends can be read.
+    Units are sorted by their median. The scale is log-odds, which shows values near 0 and near 1.
 
     Args:
         axes: where to draw.
@@ -195,7 +195,7 @@ def gate_statistics(axes: Axes, statistics: GateStatistics, gate: str) -> Axes:
 
 
 def half_lives(axes: Axes, statistics: Mapping[str, GateStatistics]) -> Axes:
-    """The half-life of every unit, sorted, on a log scale.
+    """Draw the half-lives of all units, sorted, on a log scale.
 
     Args:
         axes: where to draw.
@@ -209,7 +209,7 @@ def half_lives(axes: Axes, statistics: Mapping[str, GateStatistics]) -> Axes:
 
 
 def _curve(axes: Axes, xs: np.ndarray, ys: np.ndarray, k: int, name: str) -> None:
-    """`[X]`, or `[N, X]` as a median over a band."""
+    """Draw `[X]` as a line, or `[N, X]` as a median over a band."""
     if ys.ndim == 2:
         axes.fill_between(xs, ys.min(0), ys.max(0), color=_colour(k), alpha=0.2, linewidth=0)
         ys = np.median(ys, axis=0)
@@ -225,11 +225,11 @@ def _dash(k: int) -> str:
 
 
 def _components(cloud: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
-    """(mean, the first two principal directions `[S, 2]`, their shares of the variance)."""
+    """Return the mean, the first two principal directions `[S, 2]`, and their variance shares."""
     middle = cloud.mean(0)
     _, values, directions = np.linalg.svd(cloud - middle, full_matrices=False)
     directions, values = directions[:2].T, values**2 / max(float((values**2).sum()), 1e-300)
-    if directions.shape[1] < 2:  # a single unit, or a single point
+    if directions.shape[1] < 2:  # there is one unit or one point
         directions = np.pad(directions, ((0, 0), (0, 1)))
         values = np.append(values, 0.0)
     return middle, directions, values[:2]

@@ -1,8 +1,8 @@
 """The state of a network as one vector, and one time step as a map between such vectors.
 
-S is the size of that vector: H for a GRU or a plain RNN; 2 H for an LSTM, [h, c]; all numbers of
-the carry of another cell, in the order of `jax.tree.leaves`; the sum over layers for a Stack,
-lowest layer first.
+S is the size of that vector. It is H for a GRU or a plain RNN, and 2 H for an LSTM, whose vector is
+[h, c]. The vector of another cell has all numbers of the carry, in the order of `jax.tree.leaves`.
+The vector of a Stack has those of all layers, the lowest layer first.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jaxgru.step import step
 
 
 class States(NamedTuple):
-    """Between a carry and its vector."""
+    """Conversions between a carry and its vector, and one time step."""
 
     size: int
     """S."""
@@ -33,12 +33,12 @@ class States(NamedTuple):
     advance: Callable[[Array, Array], Array]
     """(state `[S]`, x `[I]`) -> the next state `[S]`: one time step."""
     output: Callable[[Array, Array, Array], Array]
-    """(state `[S]`, x `[I]`, next state `[S]`) -> the output `[H]` of that step, if it ends in
-    that state."""
+    """(state `[S]`, x `[I]`, next state `[S]`) -> the output `[H]` of a step that ends in this next
+    state."""
 
 
 def states_of(params: Params) -> States:
-    """The states of params that `check_params` has let pass."""
+    """Make the States of params, which `check_params` has checked."""
     zeros, unravel = ravel_pytree(initial_carry(params))
 
     def advance(state: Array, x: Array) -> Array:
@@ -57,7 +57,7 @@ def states_of(params: Params) -> States:
 
 
 def before(states: States, carry: Carry, xs: Array) -> Array:
-    """The state that every step starts from, `[T, S]`."""
+    """The state from which every step starts, `[T, S]`."""
 
     def body(state: Array, x: Array) -> tuple[Array, Array]:
         return states.advance(state, x), state
@@ -81,7 +81,7 @@ def pulled(states: States, state: Array, x: Array, rows: Array) -> Array:
 
 
 def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
-    """Check the arguments. Returns the carry to start from, by default the initial one."""
+    """Check the arguments, and return the carry to start from, by default the initial one."""
     check_params(caller, params)
     checks.inputs(caller, "xs", xs, ("T", layers.sizes(params)[0]), layers.dtype(params))
     if carry is not None:
@@ -91,13 +91,13 @@ def check(caller: str, params: Params, xs: Array, carry: Carry | None) -> Carry:
 
 
 def check_params(caller: str, params: Params) -> None:
-    """Params that run forward in time, of a dtype in which derivatives are worth looking at."""
+    """Check that params run forward in time, in a dtype with enough precision for derivatives."""
     layers.check(caller, params)
-    fix = "Look at its two directions, .forward and .backward, one by one."
+    fix = "Pass its two directions, .forward and .backward, one by one."
     layers.check_forward(caller, params, fix)
     dtype = layers.dtype(params)
     if jnp.finfo(dtype).bits < 32:
-        fix = "Cast them with jax.tree.map: half precision would measure its own rounding."
+        fix = "Cast them with jax.tree.map. In 16 bits the result would be rounding errors."
         raise checks.error(
             TypeError, caller, "params", "float32 or float64", jnp.dtype(dtype).name, fix
         )

@@ -35,7 +35,7 @@ def from_equinox(cell: Any) -> Params:
         GRUParams with reset_after=True, or LSTMParams.
 
     Raises:
-        TypeError, ValueError: a module of another kind, or whose arrays do not fit.
+        TypeError, ValueError: cell is a module of another kind, or its arrays do not fit.
 
     Example:
         >>> import equinox as eqx, jax, jaxgru
@@ -77,7 +77,7 @@ def to_equinox(params: Params) -> Any:
         An `eqx.nn.GRUCell` or `eqx.nn.LSTMCell`. It has no biases if params have none.
 
     Raises:
-        TypeError, ValueError: params without a counterpart.
+        TypeError, ValueError: params have no counterpart in Equinox.
 
     Example:
         >>> import equinox, jax, jaxgru

@@ -1,9 +1,10 @@
-"""For models in Flax: the modules `RNN` for nnx and `LinenRNN` for linen, and state dicts.
+"""Modules for models in Flax, `RNN` for nnx and `LinenRNN` for linen, and state dicts.
 
-They replace `nnx.RNN(nnx.GRUCell(...))` and `linen.RNN(linen.GRUCell(...))`, and run `jaxgru.scan`.
-Four things differ. Outputs in the padding are zero. Outputs stay in the order of the inputs when
-`reverse=True`. Options are arguments of the module and not of a call. The carry of an LSTM is
-`LSTMCarry(h, c)`. Once this file is imported, `flax.serialization` also knows all types of params.
+The modules replace `nnx.RNN(nnx.GRUCell(...))` and `linen.RNN(linen.GRUCell(...))`. They run
+`jaxgru.scan`. Four things differ. Outputs in the padding are zero. Outputs stay in the order of the
+inputs when `reverse=True`. Options are arguments of the module and not of a call. The carry of an
+LSTM is `LSTMCarry(h, c)`. Importing this file also registers all params types with
+`flax.serialization`.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ class RNN(nnx.Module):
             them.
         time_major: whether time is the first axis, before those of the batch.
         return_carry: whether calls return (carry, outputs).
-        reverse: from the last real step to the first; outputs stay in the order of the inputs.
+        reverse: whether to run from the last real step to the first. Outputs stay in input order.
         dropout, checkpoint, compute_dtype: as in `jaxgru.scan`.
         deterministic: whether to leave out dropout. `train()`, `eval()` and `nnx.view` set it.
         rngs: the streams of keys. Dropout takes its keys from the stream "dropout".
@@ -94,7 +95,7 @@ class RNN(nnx.Module):
             "compute_dtype": compute_dtype,
         }
         if dropout and rngs is None:
-            fix = "rngs=nnx.Rngs(seed) has the stream that it needs."
+            fix = "Dropout takes its keys from a stream: pass rngs=nnx.Rngs(seed)."
             raise checks.error(ValueError, "RNN", "rngs", "given with dropout", "None", fix)
         self.rngs: Any = nnx.data(rngs["dropout"].fork() if dropout and rngs else None)
 
@@ -122,13 +123,13 @@ class RNN(nnx.Module):
             initial_carry: a carry of params with the batch axes in front. None stands
                 for that of `jaxgru.initial_carry`.
             seq_lengths: how many steps are real, integers `[...]`.
-            mask: bool `[..., T]` (`[T, ...]` with time_major); False makes a hole of a step, as
-                if it were not there.
-            reset: `[..., T]` (`[T, ...]` with time_major) of bools, integers or floats; where it is
-                not zero, a new segment starts.
+            mask: bool `[..., T]` (`[T, ...]` with time_major). False makes a hole of a step: the
+                network runs as if the sequence did not have this step.
+            reset: `[..., T]` (`[T, ...]` with time_major) of bools, integers or floats. A new
+                segment starts wherever it is not zero.
             reset_carry: where segments start, a carry with the batch axes in front. None stands
                 for that of `jaxgru.initial_carry`.
-            deterministic: whether to leave out dropout; None for what the module says.
+            deterministic: whether to leave out dropout. None stands for the setting of the module.
 
         Returns:
             outputs `[..., T, H]` (`[T, ..., H]` with time_major), or (carry, outputs) with
@@ -157,12 +158,12 @@ class RNN(nnx.Module):
     def step(
         self, carry: Carry, x: Array, *, reset: Any = None, reset_carry: Carry | None = None
     ) -> tuple[Carry, Array]:
-        """Run one step, with the same weights and without dropout: for acting and serving.
+        """Run one step, with the same weights and without dropout, for acting and serving.
 
         Args:
-            carry: as `initialize_carry` makes it, or the last step or call returned it.
+            carry: what `initialize_carry`, the last step or the last call returned.
             x: `[..., I]`.
-            reset: `[...]` of bools, integers or floats; where it is not zero, a segment starts.
+            reset: `[...]` of bools, integers or floats. A segment starts wherever it is not zero.
             reset_carry: where segments start. None stands for that of `jaxgru.initial_carry`.
 
         Returns:
@@ -175,7 +176,7 @@ class RNN(nnx.Module):
         return run_step("RNN.step", self.params, carry, x, **starts, options=self.options)
 
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
-        """The carry that a sequence starts from, with these axes in front."""
+        """Make the carry that a sequence starts from, with these axes in front."""
         return layers.initial_carry(self.params, batch_dims)
 
     def set_view(self, deterministic: bool | None = None) -> None:
@@ -195,7 +196,7 @@ class LinenRNN(linen.Module):
         init_params: (key, input size) -> params, such as `partial(jaxgru.gru_init, hidden_size=8)`.
         time_major: whether time is the first axis, before those of the batch.
         return_carry: whether calls return (carry, outputs).
-        reverse: from the last real step to the first; outputs stay in the order of the inputs.
+        reverse: whether to run from the last real step to the first. Outputs stay in input order.
         dropout, checkpoint, compute_dtype: as in `jaxgru.scan`. The keys of dropout come from the
             stream "dropout".
         deterministic: whether to leave out dropout. With dropout it must be given, here or in the
@@ -240,7 +241,7 @@ class LinenRNN(linen.Module):
         reset_carry: Carry | None = None,
         deterministic: bool | None = None,
     ) -> Any:
-        """Run over sequences; the arguments and the result are those of `RNN`."""
+        """Run over sequences. The arguments and the result are those of `RNN`."""
         drop = self.dropout
         if drop and linen.merge_param("deterministic", self.deterministic, deterministic):
             drop = 0.0
@@ -262,17 +263,17 @@ class LinenRNN(linen.Module):
     def step(
         self, carry: Carry, x: Array, *, reset: Any = None, reset_carry: Carry | None = None
     ) -> tuple[Carry, Array]:
-        """Run one step; the arguments and the result are those of `RNN.step`."""
+        """Run one step. The arguments and the result are those of `RNN.step`."""
         params = self._params("x", x)
         starts: dict[str, Any] = {"reset": reset, "reset_carry": reset_carry}
         return run_step("LinenRNN.step", params, carry, x, **starts, options=self._options())
 
     @linen.nowrap
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
-        """That of `jaxgru.initial_carry`, with these axes in front.
+        """Make the carry of `jaxgru.initial_carry`, with these axes in front.
 
-        It needs variables only for a cell of your own whose carry starts from its params. Then call
-        it as `rnn.bind(variables).initialize_carry(batch_dims)`.
+        This needs variables only for a cell of your own whose initial carry depends on its params.
+        In this case, call it as `rnn.bind(variables).initialize_carry(batch_dims)`.
 
         Raises:
             ValueError: the carry depends on params, and the module has none yet.
@@ -280,12 +281,12 @@ class LinenRNN(linen.Module):
         weights = () if self.scope is None else self.variables.get("params", ())
         if weights:
             return layers.initial_carry(from_dict(linen.unbox(weights)), batch_dims)
-        # No shape of a carry depends on the size of the inputs.
+        # The shape of a carry does not depend on the size of the inputs.
         shapes = jax.eval_shape(lambda key: self.init_params(key, 1), jax.random.key(0))
         params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         if _depends(layers.initial_carry, params):
             expected, got = "the same for all params", "one that depends on them"
-            fix = "rnn.bind(variables).initialize_carry(...) has params; or leave out the carry."
+            fix = "Call rnn.bind(variables).initialize_carry(...), or leave out the carry."
             caller = "LinenRNN.initialize_carry"
             raise checks.error(ValueError, caller, "the carry", expected, got, fix)
         return layers.initial_carry(params, batch_dims)
@@ -300,7 +301,10 @@ class LinenRNN(linen.Module):
 
     @linen.compact
     def _params(self, name: str, inputs: Array) -> Params:
-        """The parameters as params. One method makes them, since Flax allows one to be compact."""
+        """Make or read the parameters, and return them as params.
+
+        Only this method does so, since Flax allows a module one compact method.
+        """
         size = (checks.shape_of(inputs) or (0,))[-1]
 
         def init(key):
@@ -310,7 +314,7 @@ class LinenRNN(linen.Module):
 
         shape = jax.eval_shape(lambda key: self.init_params(key, size), jax.random.key(0))
         parts = unflatten_dict(named("LinenRNN", shape), sep=".")
-        # Flax adds a parameter at a time. Two directions are two, and each draws by its own key.
+        # Flax adds one parameter at a time. Every direction has its own, drawn with its own key.
         params = from_dict({n: self.param(n, lambda key, n=n: init(key)[n]) for n in parts})
         if jax.tree.structure(params) != jax.tree.structure(shape):
             expected = f"those of init_params, {', '.join(named('LinenRNN', shape))}"
@@ -320,7 +324,7 @@ class LinenRNN(linen.Module):
 
 
 def _depends(function: Callable[[Any], Any], argument: Any) -> bool:
-    """Whether the program of a function computes what it returns from the argument."""
+    """Whether what a function returns depends on its argument, by the program of the function."""
     program = jax.make_jaxpr(function)(argument).jaxpr
     moving = set(program.invars)
     for equation in program.eqns:
@@ -337,7 +341,7 @@ def _partitioned(
     fields = {name: name.rpartition(".")[2] for name in leaves}
     unknown = set(axes) - set(fields.values())
     if unknown:
-        expected = f"axes of {', '.join(sorted(set(fields.values())))}"
+        expected = f"a mapping with the keys {', '.join(sorted(set(fields.values())))}"
         got = ", ".join(sorted(unknown))
         raise checks.error(ValueError, caller, "partitioning", expected, got)
     return {

@@ -26,7 +26,7 @@ def run(
     time_major: bool,
     options: dict[str, Any],
 ) -> tuple[Carry, Array]:
-    """`jaxgru.scan` over a batch. The key is split, one for each sequence."""
+    """Run `jaxgru.scan` over a batch. Every sequence gets its own key, split from the given one."""
     shape = checks.shape_of(inputs)
     if len(shape) < 2:
         expected = f"an array of shape {'[T, ..., I]' if time_major else '[..., T, I]'}"
@@ -70,9 +70,9 @@ def run_step(
     reset_carry: Carry | None,
     options: dict[str, Any],
 ) -> tuple[Carry, Array]:
-    """`jaxgru.step` over a batch, with the options of a module that runs sequences."""
+    """Run `jaxgru.step` over a batch, with the options of a module that runs sequences."""
     if options["reverse"]:
-        fix = "A step runs forward in time."
+        fix = "A single step can only run forward in time."
         raise checks.error(ValueError, caller, "reverse", "False", "True", fix)
     shape = checks.shape_of(x)
     if not shape:
@@ -96,7 +96,7 @@ def run_step(
 
 
 def _flags(caller: str, reset: Any, shape: tuple[int, ...]) -> Array | None:
-    """Flags as bool. Where environments say done by a number, all but zero is True."""
+    """Convert flags to bool. Environments may give numbers, and all but zero count as True."""
     if reset is None:
         return None
     if isinstance(reset, bool | int | float):
@@ -106,7 +106,7 @@ def _flags(caller: str, reset: Any, shape: tuple[int, ...]) -> Array | None:
     if dtype == jnp.bool_:
         return reset
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
-        fix = "Whatever is not zero marks the first step of a segment."
+        fix = "A value that is not zero marks the first step of a segment."
         expected = "of bools, integers or floats"
         raise checks.error(TypeError, caller, "reset", expected, checks.describe(reset), fix)
     return jnp.asarray(reset) != 0
@@ -115,7 +115,7 @@ def _flags(caller: str, reset: Any, shape: tuple[int, ...]) -> Array | None:
 def _check_carry(
     caller: str, name: str, params: Params, carry: Carry | None, batch: tuple[int, ...]
 ) -> None:
-    """The carry has the batch axes in front."""
+    """Check that the carry has the batch axes in front."""
     if carry is None and name != "carry":
         return
     shape = layers.carry_shape(params)

@@ -1,4 +1,4 @@
-"""Params in the state dicts of Flax: `flax.serialization`, msgpack, what a TrainState holds."""
+"""Params in the state dicts of Flax, which `flax.serialization`, msgpack and TrainState use."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxgru.plain import leaves_by_name
 
 
 def register() -> None:
-    """Let Flax know all params types, also those that are registered later."""
+    """Register all params types with Flax, including those that get forms later."""
     for params_type in (Bidirectional, Stack):
         _know(params_type)
     watch(_know)
@@ -24,19 +24,19 @@ def _know(params_type: type) -> None:
 
 
 def _to_state(params: Params) -> dict[str, Any]:
-    """By the names of `jaxgru.to_dict`."""
+    """Return the leaves by the names of `jaxgru.to_dict`."""
     return {
         name: serialization.to_state_dict(leaf) for name, leaf in leaves_by_name(params).items()
     }
 
 
 def _from_state(params: Params, state: Any) -> Params:
-    """Params with the structure of the given ones and the leaves of the state."""
+    """Make params with the structure of the given ones and the leaves of the state."""
     leaves = leaves_by_name(params)
     found = list(state) if isinstance(state, dict) else [checks.describe(state)]
     if set(found) != set(leaves):
-        fix = "It was saved from other params; jaxgru.from_dict tells from which."
-        expected, got = f"of {', '.join(leaves)}", ", ".join(map(str, found))
+        fix = "It belongs to other params. jaxgru.from_dict(state) makes them without a template."
+        expected, got = f"a dict with {', '.join(leaves)}", ", ".join(map(str, found))
         caller = "flax.serialization.from_state_dict"
         raise checks.error(ValueError, caller, "state", expected, got, fix)
     restored = [

@@ -14,7 +14,7 @@ from jaxgru.lstm import LSTMParams
 GRU = Form(GRUParams, (1, 0, 2), reset_after=False)
 LSTM = Form(LSTMParams, (0, 2, 1, 3))
 FORGET = 1  # what hk.LSTM adds to the forget gate
-RELU = "hk.VanillaRNN is a network of relu, ElmanParams are one of tanh."
+RELU = "hk.VanillaRNN uses relu, and the network of ElmanParams uses tanh."
 
 
 def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
@@ -32,8 +32,8 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
         GRUParams with reset_after=False, or LSTMParams.
 
     Raises:
-        TypeError, ValueError: a module that is missing, or of another kind. hk.VanillaRNN is a
-            network of relu, and has no counterpart.
+        TypeError, ValueError: the module is missing, or it is of another kind. hk.VanillaRNN has
+            no counterpart, since its nonlinearity is relu.
 
     Example:
         >>> import jaxgru, jax.numpy as jnp
@@ -47,16 +47,20 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
     mapping("from_haiku", "params", params, "a mapping of module names")
     modules = dict(params)
     if any(module.partition("/")[0].startswith("vanilla_rnn") for module in modules):
-        raise checks.error(ValueError, "from_haiku", "params", "of GRU or LSTM", "VanillaRNN", RELU)
+        raise checks.error(
+            ValueError, "from_haiku", "params", "those of a GRU or LSTM", "VanillaRNN", RELU
+        )
     known = ", ".join(map(repr, modules)) or "none"
     if name is None:
         if len(modules) != 1:
-            fix = "name= picks one."
-            raise checks.error(ValueError, "from_haiku", "params", "of one module", known, fix)
+            fix = "Choose one with name=."
+            raise checks.error(
+                ValueError, "from_haiku", "params", "those of one module", known, fix
+            )
         (name,) = modules
     if name not in modules:
         raise checks.error(
-            ValueError, "from_haiku", "name", "that of a module", f"{name!r}; there are {known}"
+            ValueError, "from_haiku", "name", f"the name of a module ({known})", repr(name)
         )
     named = Named("from_haiku", modules[name])
     if "w_i" in named or "w_h" in named:
@@ -71,13 +75,13 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
         size = named.array("b", "4 * H").shape[0] // 4
         rows, _ = named.array("w", "I + H", 4 * size).shape
         if rows <= size:
-            expected = f"of more than {size} rows, I + H"
+            expected = f"an array with more than {size} rows, I + H"
             raise checks.error(ValueError, "from_haiku", "'w'", expected, str(rows))
         w, form = named.array("w", rows, 4 * size), LSTM
         packed = Packed(
             w[: rows - size], w[rows - size :], _shifted(named.array("b", 4 * size), FORGET)
         )
-    named.finish("A module of hk.GRU or hk.LSTM is expected.")
+    named.finish("Pass the params of an hk.GRU or hk.LSTM.")
     return to_params(form, packed)
 
 
@@ -95,7 +99,7 @@ def to_haiku(params: Params, name: str | None = None) -> dict[str, dict[str, Any
         A mapping of the module's name to its arrays, for `apply`.
 
     Raises:
-        TypeError, ValueError: params without a counterpart.
+        TypeError, ValueError: params have no counterpart in Haiku.
 
     Example:
         >>> import jax, jaxgru
@@ -115,7 +119,7 @@ def to_haiku(params: Params, name: str | None = None) -> dict[str, dict[str, Any
 
 
 def _shifted(b: np.ndarray, by: int) -> np.ndarray:
-    """The biases in Haiku's order with the third quarter, the forget gate's, shifted."""
+    """Shift the third quarter of the biases, which is the forget gate in Haiku's order."""
     wide = b.astype(accumulator(b.dtype))
     quarter = len(b) // 4
     wide[2 * quarter : 3 * quarter] += by

@@ -44,8 +44,8 @@ def from_keras(layer: Any) -> Params:
         The dtype is that of the weights.
 
     Raises:
-        TypeError, ValueError: a layer of another kind, not built, or with options that have no
-            counterpart: other activations, other ways to merge, `go_backwards`.
+        TypeError, ValueError: the layer is of another kind or is not built, or it has options
+            without a counterpart: other activations, other merge modes, `go_backwards`.
 
     Example:
         >>> import jaxgru, keras
@@ -73,7 +73,7 @@ def to_keras(params: Params, layer: Any) -> None:
             params have none, they become zero.
 
     Raises:
-        TypeError, ValueError: a layer that cannot hold these params. Then nothing is written.
+        TypeError, ValueError: the layer cannot hold these params. In this case nothing is written.
 
     Example:
         >>> import jax, jaxgru, keras
@@ -87,7 +87,9 @@ def to_keras(params: Params, layer: Any) -> None:
     if type(layer).__name__ == "Bidirectional":
         if not isinstance(params, Bidirectional):
             got = type(params).__name__
-            raise checks.error(TypeError, "to_keras", "params", "Bidirectional as layer is", got)
+            raise checks.error(
+                TypeError, "to_keras", "params", "a Bidirectional, since layer is one", got
+            )
         sides = _sides("to_keras", layer)
         both = zip((params.forward, params.backward), sides, strict=True)
         written = [_written(side_params, side) for side_params, side in both]
@@ -100,26 +102,26 @@ def to_keras(params: Params, layer: Any) -> None:
 def _sides(caller: str, layer: Any) -> tuple[Any, Any]:
     if layer.merge_mode != "concat":
         raise checks.error(ValueError, caller, "merge_mode", "'concat'", repr(layer.merge_mode))
-    return layer.forward_layer, layer.backward_layer.cell  # which is meant to run backwards
+    return layer.forward_layer, layer.backward_layer.cell  # without go_backwards, which is True
 
 
 def _cell(caller: str, layer: Any) -> tuple[Any, Form]:
-    """The cell in a layer, and its form."""
+    """Return the cell in a layer, and its form."""
     cell = getattr(layer, "cell", layer)
     kind = type(cell).__name__
     form = GRU[cell.reset_after] if kind == "GRUCell" else FORMS.get(kind)
     if form is None:
         raise checks.error(TypeError, caller, "layer", KINDS, type(layer).__name__)
     if getattr(layer, "go_backwards", False):
-        fix = "Weights do not tell the direction: jaxgru.scan(..., reverse=True) runs backwards."
+        fix = "Params hold no direction: jaxgru.scan(..., reverse=True) runs backwards."
         raise checks.error(ValueError, caller, "go_backwards", "False", "True", fix)
     for name, wanted in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
         got = getattr(getattr(cell, name, None), "__name__", wanted)
         if got != wanted:
             raise checks.error(ValueError, caller, name, repr(wanted), repr(got))
     if not cell.built:
-        fix = "layer.build((None, None, input_size)) makes its weights."
-        raise checks.error(ValueError, caller, "layer", "built", "no weights", fix)
+        fix = "Call layer.build((None, None, input_size)) first, which makes the weights."
+        raise checks.error(ValueError, caller, "layer", "built", "a layer without weights", fix)
     return cell, form
 
 
@@ -142,17 +144,17 @@ def _read(layer: Any) -> Any:
             if form.reset_after
             else (named.array("bias", width), None)
         )
-    named.finish("Only kernel, recurrent_kernel and bias have a counterpart.")
+    named.finish("Other weights have no counterpart.")
     return to_params(form, Packed(kernel, recurrent, *b))
 
 
 def _written(params: Any, layer: Any) -> tuple[Any, list[np.ndarray]]:
-    """The cell in the layer, and what to set its weights to."""
+    """Return the cell in the layer, and the values for its weights."""
     cell, form = _cell("to_keras", layer)
     given = form_of("to_keras", (*GRU.values(), *FORMS.values()), params)
     if given.params_type is not form.params_type:
         expected, got = form.params_type.__name__, given.params_type.__name__
-        raise checks.error(TypeError, "to_keras", "params", f"{expected} as layer is", got)
+        raise checks.error(TypeError, "to_keras", "params", f"{expected}, as for layer", got)
     if given.reset_after != form.reset_after:
         raise other_form(
             "to_keras", "GRUParams.reset_after", bool(form.reset_after), bool(given.reset_after)
@@ -164,11 +166,13 @@ def _written(params: Any, layer: Any) -> tuple[Any, list[np.ndarray]]:
         b_ih, b_hh = (zeros if b is None else b for b in (packed.b_ih, packed.b_hh))
         arrays["bias"] = np.stack([b_ih, b_hh]) if form.reset_after else b_ih
     elif packed.b_ih is not None:
-        raise checks.error(ValueError, "to_keras", "layer", "made with use_bias=True", "False")
+        raise checks.error(
+            ValueError, "to_keras", "layer", "made with use_bias=True", "use_bias=False"
+        )
     named = _named("to_keras", cell)
     for name, array in arrays.items():
         have = named.array(name, *(["?"] * array.ndim)).shape
         if have != array.shape:
-            expected = f"of shape {list(array.shape)} as params are"
+            expected = f"of shape {list(array.shape)}, as in params"
             raise checks.error(ValueError, "to_keras", repr(name), expected, f"{list(have)}")
     return cell, [arrays[w.name] for w in cell.weights]

@@ -22,7 +22,7 @@ from jaxgru.interop.weights import (
 
 
 class _Names(NamedTuple):
-    """The Dense layers of a cell, in the order of its gates, and which of them have a bias."""
+    """The names of the Dense layers, in the order of the gates, and of those with a bias."""
 
     inputs: tuple[str, ...]
     states: tuple[str, ...]
@@ -55,7 +55,7 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
         GRUParams with reset_after=True, LSTMParams or ElmanParams.
 
     Raises:
-        TypeError, ValueError: weights of something else, missing, or of a shape that does not fit.
+        TypeError, ValueError: weights are missing, belong to something else, or do not fit.
 
     Example:
         >>> import jax.numpy as jnp, jaxgru
@@ -80,7 +80,7 @@ def from_linen(variables: Mapping[str, Any]) -> Params:
 
 
 def read(caller: str, form: Form, tree: Mapping[str, Any]) -> Params:
-    """A cell with a Dense layer for each gate."""
+    """Read a cell that has a Dense layer for each gate."""
     names = NAMES[form]
     for layer, parts in tree.items():
         mapping(caller, repr(layer), parts)
@@ -96,7 +96,7 @@ def read(caller: str, form: Form, tree: Mapping[str, Any]) -> Params:
         zeros = np.zeros(size, w_ih[0].dtype)
         b_ih = np.concatenate([b.get(name, zeros) for name in names.inputs])
         b_hh = np.concatenate([b.get(name, zeros) for name in names.states])
-    named.finish("The weights of one cell are expected.")
+    named.finish("Pass the weights of one cell.")
     return to_params(form, Packed(np.concatenate(w_ih, 1), np.concatenate(w_hh, 1), b_ih, b_hh))
 
 
@@ -115,7 +115,7 @@ def to_linen(params: Params) -> dict[str, Any]:
         Cells of Flax always have biases. If params have none, they are zero.
 
     Raises:
-        TypeError, ValueError: params without a counterpart.
+        TypeError, ValueError: params have no counterpart in Flax.
 
     Example:
         >>> import jax, jaxgru
@@ -129,7 +129,7 @@ def to_linen(params: Params) -> dict[str, Any]:
     names, packed = NAMES[form], to_packed(form, params)
     zeros = np.zeros(packed.w_hh.shape[1:], packed.w_hh.dtype)
     b_ih, b_hh = (zeros if b is None else b for b in (packed.b_ih, packed.b_hh))
-    if names.inputs[0] not in names.biased:  # the LSTM's biases stand with the states
+    if names.inputs[0] not in names.biased:  # the LSTM has its biases in the layers of the state
         b_hh = b_ih
     tree: dict[str, Any] = {}
     for side, w, b in ((names.inputs, packed.w_ih, b_ih), (names.states, packed.w_hh, b_hh)):

@@ -27,7 +27,7 @@ def from_nnx(cell: Any) -> Params:
     """Read the weights of a cell of flax.nnx.
 
         w_ih, w_hh = dense_i.kernel, dense_h.kernel
-        b          = dense_i.bias + dense_h.bias, whichever is there
+        b          = dense_i.bias + dense_h.bias, without those that are missing
 
     The update gate of Flax weighs the old state, so its weights and bias are negated. A GRUCell of
     nnx has no bias inside the reset product, so b_hn is zero.
@@ -39,8 +39,8 @@ def from_nnx(cell: Any) -> Params:
         GRUParams with reset_after=True, LSTMParams or ElmanParams.
 
     Raises:
-        TypeError, ValueError: a module of another kind, or with options that have no counterpart:
-            other activations, `residual`.
+        TypeError, ValueError: cell is a module of another kind, or it has options without a
+            counterpart: other activations, `residual`.
 
     Example:
         >>> import jaxgru
@@ -55,7 +55,7 @@ def from_nnx(cell: Any) -> Params:
         expected = "an nnx GRUCell, LSTMCell, OptimizedLSTMCell or SimpleCell"
         raise checks.error(TypeError, "from_nnx", "cell", expected, kind)
     _check_options(cell)
-    if kind == "LSTMCell":  # a Dense for each gate, as in linen
+    if kind == "LSTMCell":  # it has a Dense layer for each gate, as in linen
         names = linen.NAMES[LSTM_LIKE_TORCH]
         layers = {n: getattr(cell, "if_" if n == "if" else n) for n in names.inputs + names.states}
         return linen.read("from_nnx", LSTM_LIKE_TORCH, {n: _parts(d) for n, d in layers.items()})
@@ -81,7 +81,7 @@ def from_nnx(cell: Any) -> Params:
 
 
 def _parts(dense: Any) -> dict[str, Any]:
-    """A Linear's arrays by name."""
+    """Return the arrays of a Linear by name."""
     parts = {name: getattr(dense, name, None) for name in ("kernel", "bias")}
     return {name: variable[...] for name, variable in parts.items() if variable is not None}
 
@@ -108,13 +108,13 @@ def to_nnx(params: Params) -> Any:
     Args:
         params: GRUParams with reset_after=True, LSTMParams or ElmanParams. b_hn must be None or
             zeros, since a GRUCell of nnx has no place for it. `jaxgru.interop.flax.RNN` and
-            `to_linen` have one.
+            `to_linen` keep it.
 
     Returns:
         A GRUCell, OptimizedLSTMCell or SimpleCell.
 
     Raises:
-        TypeError, ValueError: params without a counterpart.
+        TypeError, ValueError: params have no counterpart in Flax.
 
     Example:
         >>> import flax, jax, jaxgru
@@ -127,8 +127,8 @@ def to_nnx(params: Params) -> Any:
     form = form_of("to_nnx", FORMS.values(), params)
     b_hn: Any = getattr(params, "b_hn", None)
     if b_hn is not None and np.any(np.asarray(b_hn)):
-        fix = "jaxgru.interop.flax.RNN and to_linen have a place for it."
-        expected = "zero or None, since nnx.GRUCell has no bias there"
+        fix = "jaxgru.interop.flax.RNN and to_linen keep this bias."
+        expected = "zero or None, since nnx.GRUCell has no such bias"
         raise checks.error(ValueError, "to_nnx", "GRUParams.b_hn", expected, "other values", fix)
     from flax import nnx
 

@@ -1,4 +1,4 @@
-"""Nodes of ONNX, read: GRU (both forms), LSTM and RNN. `onnx_write` writes them."""
+"""Weights of the nodes GRU (both forms), LSTM and RNN of ONNX. `onnx_write` writes them."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxgru.interop.weights import ELMAN, Form, Packed, checked, to_params
 from jaxgru.layers import Bidirectional
 from jaxgru.lstm import LSTMCarry, LSTMParams
 
-# By the type of the node; a GRU's by its attribute linear_before_reset.
+# For each type of node. The attribute linear_before_reset of a GRU is the index.
 FORMS: dict[str, tuple[Form, ...]] = {
     "GRU": tuple(
         Form(GRUParams, (1, 0, 2), negated=(1,), reset_after=after) for after in (False, True)
@@ -38,17 +38,17 @@ class OnnxNode(NamedTuple):
     """
 
     params: Params
-    """GRUParams, LSTMParams, ElmanParams, or a Bidirectional of two of a kind."""
+    """GRUParams, LSTMParams, ElmanParams, or a Bidirectional of two of one type."""
     reverse: bool
     """Whether the node runs from the last step to the first: `direction="reverse"`."""
     carry: Carry | None
-    """The initial state, with an axis `[N, ...]` for the batch, where the model holds one that is
-    not zero; zeros for a part that it does not hold."""
+    """The initial state, with an axis `[N, ...]` for the batch, if the model holds one that is not
+    zero. A part that the model does not hold is zero."""
     length: Array | None
-    """`sequence_lens`, int32 `[N]`, where the model holds them."""
+    """`sequence_lens`, int32 `[N]`, if the model holds them."""
     inputs: dict[str, str]
-    """The inputs of the node that come at run time, each with the name of the value in the model:
-    X, and any of sequence_lens, initial_h, initial_c."""
+    """The inputs that the node gets at run time, each with the name of its value in the model: X,
+    and any of sequence_lens, initial_h and initial_c."""
 
 
 def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
@@ -119,7 +119,7 @@ def _read(place: Place, constants: Constants) -> OnnxNode:
     for role in ("W", "R", *(SCALES if quantized else ())):
         if role not in arrays:
             label = f"{role} of {owner}"
-            raise checks.error(ValueError, "from_onnx", label, "a constant", "nothing")
+            raise checks.error(ValueError, "from_onnx", label, "a constant", "no value")
 
     attributes = _attributes(node, op, owner)
     direction = attributes.get("direction", "forward")
@@ -135,7 +135,7 @@ def _read(place: Place, constants: Constants) -> OnnxNode:
 
 
 def _attributes(node: Any, op: str, owner: str) -> dict[str, Any]:
-    """The attributes by name. Raises where one has no counterpart here."""
+    """Return the attributes by name. Raise an error if one has no counterpart."""
     from onnx import helper
 
     try:
@@ -161,14 +161,14 @@ def _attributes(node: Any, op: str, owner: str) -> dict[str, Any]:
             expected = "a positive integer"
             fits = isinstance(value, int) and value > 0
         if not fits:
-            fix = "Nothing else has a counterpart here."
+            fix = "jaxgru has no counterpart for anything else."
             label = f"{name} of {owner}"
             raise checks.error(ValueError, "from_onnx", label, expected, f"{value!r}", fix)
     return found
 
 
 def _plain(value: Any) -> Any:
-    """An attribute's strings come as bytes, and a name too where a byte of it is damaged."""
+    """Decode bytes. ONNX returns strings as bytes, and also names that have a damaged byte."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -186,13 +186,13 @@ class _Shapes:
     def _array(self, role: str, *shape: int | str) -> np.ndarray:
         value = checked("from_onnx", self._labels[role], self._arrays[role], shape)
         if value.dtype != self._arrays["R"].dtype:
-            expected = f"{self._arrays['R'].dtype} as R is"
+            expected = f"{self._arrays['R'].dtype}, the dtype of R"
             got = checks.describe(value)
             raise checks.error(TypeError, "from_onnx", self._labels[role], expected, got)
         return value
 
     def weights(self, size: int | str) -> list[Packed]:
-        """One cell's a direction; size is what the node says of H."""
+        """Return the weights of one cell for each direction. size is what the node says about H."""
         r = self._array("R", self._directions, "gates * H", size)
         size = r.shape[2]
         width = self._gates * size
@@ -207,7 +207,7 @@ class _Shapes:
         return [Packed(w[d].T, r[d].T, *halves[d]) for d in range(len(r))]
 
     def start(self, like: Any, layout: int) -> tuple[Carry | None, Array | None]:
-        """(carry, length), each None where the model holds none; like is one cell's carry."""
+        """Return (carry, length), with None for what the model lacks. like is a cell's carry."""
         batch: int | str = "N"
         parts = {}
         for role in ("initial_h", "initial_c"):

@@ -1,4 +1,4 @@
-"""Values of an ONNX model that constants alone determine, computed by ONNX' own evaluator."""
+"""Values of an ONNX model that depend on constants only, computed by the evaluator of ONNX."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import numpy as np
 from jaxgru import checks
 from jaxgru.interop.onnx_model import STANDARD, Model, Place, allowance
 
-# What exporters put between a weight and its node. None makes more numbers than it is given.
+# Operators that exporters put between a weight and its node. None makes more numbers than it gets.
 COMPUTED = (
     "Cast", "Concat", "Constant", "DequantizeLinear", "Identity", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
 DTYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT16", "UINT16", "INT32",
           "INT64")  # fmt: skip
-MOST_OPERATORS = 1000  # for one value: exporters need a dozen, and each takes 0.3 ms
+MOST_OPERATORS = 1000  # for one value. Exporters need about twelve, and each takes 0.3 ms.
 FOLD = "Export the model with constant folding."
 
 
 class Constants:
-    """What a node can see of a model, as far as it does not depend on an input."""
+    """The values that a node can see and that do not depend on an input of the model."""
 
     def __init__(self, model: Model, place: Place) -> None:
         self._model = model
@@ -28,37 +28,37 @@ class Constants:
         self._read = self._made = 0  # bytes
 
     def lacks(self, name: str) -> tuple[str, str] | None:
-        """What is in the way of this value, and what to do about it; None if nothing is."""
+        """Why this value cannot be computed, and the fix. None if it can be computed."""
         return self._trace(name)[1]
 
     def array(self, label: str, name: str) -> np.ndarray:
-        """The value of this name, which lacks nothing; label is what to call it in an error."""
+        """Return the value of this name, which can be computed. label is its name in errors."""
         for level, index in self._trace(name)[0]:
             self._compute(label, level, self._graphs[level].nodes[index])
         return self._value(label, len(self._graphs) - 1, name)
 
     def _level(self, level: int, name: str) -> int:
-        """Which graph a name means, as the graph of this level sees it: -1 if none has it."""
+        """The level of the graph that defines a name which this level sees, or -1 if none does."""
         while level >= 0 and name not in self._graphs[level]:
             level -= 1
         return level
 
     def _trace(self, wanted: str) -> tuple[list[tuple[int, int]], tuple[str, str] | None]:
-        """(the nodes that compute a value, in an order that works; what is in the way)."""
+        """Return the nodes that compute a value, in a valid order, and the result of `lacks`."""
         order: list[tuple[int, int]] = []
         inputs, faults, operators = [], [], []
         entered, left = set[tuple[int, int]](), set[tuple[int, int]]()
         todo: list[tuple[int, str | int]] = [(len(self._graphs) - 1, wanted)]
         while todo:
             level, name = todo.pop()
-            if isinstance(name, int):  # a node, after all that it needs
+            if isinstance(name, int):  # a node whose inputs all come before it now
                 left.add((level, name))
                 order.append((level, name))
                 continue
             level = self._level(level, name)
             graph = self._graphs[level]
             if level < 0:
-                faults.append(f"{name!r}, which nothing makes")
+                faults.append(f"{name!r}, which no node makes")
             elif name in graph.others:
                 inputs.append(graph.others[name])
             elif name in graph.makers:
@@ -74,14 +74,14 @@ class Constants:
         if inputs or faults:
             return order, (f"a value that depends on {(inputs or faults)[-1]}", "")
         if operators:
-            fix = f"Operators that are computed here: {', '.join(COMPUTED)}. {FOLD}"
-            return order, (f"what is computed by {operators[-1]}", fix)
+            fix = f"from_onnx computes only {', '.join(COMPUTED)}. {FOLD}"
+            return order, (f"the result of {operators[-1]}", fix)
         if len(order) > MOST_OPERATORS:
-            return order, (f"what more than {MOST_OPERATORS} operators compute", FOLD)
+            return order, (f"the result of more than {MOST_OPERATORS} operators", FOLD)
         return order, None
 
     def _value(self, label: str, level: int, name: str) -> np.ndarray:
-        """A tensor of the model, or what was computed before."""
+        """Return a tensor of the model, or a value that was computed before."""
         spot = self._level(level, name), name
         if spot not in self._arrays:
             self._arrays[spot] = self._load(label, self._graphs[spot[0]].tensors[name])
@@ -93,21 +93,23 @@ class Constants:
         folder = self._model.folder
         if tensor.data_location == TensorProto.EXTERNAL and folder is None:
             got = "data in an external file"
-            fix = "Give the path of the model, or load it by onnx.load."
+            fix = "Pass the path of the model, or load the model with onnx.load."
             raise checks.error(ValueError, "from_onnx", label, "in the model", got, fix)
-        if tensor.data_type not in _types():  # others are unpacked to a size that is only declared
+        if tensor.data_type not in _types():  # others would be unpacked to any declared size
             got = f"a tensor of the data type {tensor.data_type}"
-            raise checks.error(ValueError, "from_onnx", label, f"made of {', '.join(DTYPES)}", got)
+            raise checks.error(
+                ValueError, "from_onnx", label, f"of one of the data types {', '.join(DTYPES)}", got
+            )
         try:
             array = numpy_helper.to_array(tensor, str(folder or ""))
-        except Exception as reason:  # of many kinds: a file missing, cut off or outside the folder
+        except Exception as reason:  # a file may be missing, cut short or outside the folder
             expected, got = f"readable, of shape {list(tensor.dims)}", f"{reason}".rstrip(".")
             raise checks.error(ValueError, "from_onnx", label, expected, got) from reason
         self._read += array.nbytes
         return array
 
     def _compute(self, label: str, level: int, node: Any) -> None:
-        """Keep what a node makes, which is known to be no larger than may be."""
+        """Compute and keep the outputs of a node, after a check of their size."""
         from onnx import ValueInfoProto, helper
         from onnx.reference import ReferenceEvaluator
 
@@ -116,12 +118,14 @@ class Constants:
         values = {name: self._value(label, level, name) for name in node.input if name}
         given = [values.get(name) for name in node.input]
         computed = f"computed by {node.op_type} {node.name or node.output[0]!r}"
-        size = 8 * sum(value.size for value in given if value is not None)  # no number is wider
+        size = 8 * sum(value.size for value in given if value is not None)  # no dtype is wider
         self._made += size
         if self._made > allowance(self._read):
-            got = f"{size} bytes or more, made of {self._read} bytes of constants"
-            raise checks.error(ValueError, "from_onnx", label, f"{computed} within bounds", got)
-        # The evaluator has this operator from version 19 on, which computes what those before did.
+            got = f"{size} bytes or more, computed from {self._read} bytes of constants"
+            raise checks.error(
+                ValueError, "from_onnx", label, f"{computed}, and of a reasonable size", got
+            )
+        # The evaluator has this operator from version 19 on. It computes the same as before.
         opset = max(self._model.opset, 19 if node.op_type == "DequantizeLinear" else 1)
         sources = [ValueInfoProto(name=name) for name in values]
         names = [name for name in node.output if name]
@@ -129,9 +133,9 @@ class Constants:
         try:
             _check_size(node, given)
             graph = helper.make_graph([node], "constant", sources, results)
-            with np.errstate(all="ignore"):  # inf and NaN are computed as they are
+            with np.errstate(all="ignore"):  # inf and NaN are valid values
                 made = ReferenceEvaluator(graph, opsets={"": opset}).run(None, values)
-        except Exception as reason:  # of many kinds: whatever NumPy says of shapes and axes
+        except Exception as reason:  # NumPy raises many kinds for wrong shapes and axes
             got = f"{reason}".rstrip(".")
             raise checks.error(ValueError, "from_onnx", label, computed, got) from reason
         self._arrays |= {
@@ -140,7 +144,7 @@ class Constants:
 
 
 def _check_size(node: Any, given: list[Any]) -> None:
-    """Raises where a node would make more numbers than it is given, or others than are read."""
+    """Raise an error if a node would make more numbers than it gets, or an unsupported type."""
     from onnx import helper
 
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -156,7 +160,7 @@ def _check_size(node: Any, given: list[Any]) -> None:
     }
     for name, value in found.items():
         if value not in allowed.get((node.op_type, name), (value,)):
-            raise ValueError(f"{name}={checks.shown(value)}, which is not read")
+            raise ValueError(f"{name}={checks.shown(value)}, which is not supported")
     if node.op_type == "DequantizeLinear":
         x, *others = given
         axis = found.get("axis", 1)
@@ -164,7 +168,7 @@ def _check_size(node: Any, given: list[Any]) -> None:
         for other in others:
             if other is not None and (other.ndim > 1 or other.size not in sizes):
                 x, other = checks.describe(x), checks.describe(other)
-                raise ValueError(f"{other} to scale {x} along axis {axis}")
+                raise ValueError(f"{other} as the scale or zero point of {x} along axis {axis}")
 
 
 def _types() -> tuple[int, ...]:
@@ -174,7 +178,7 @@ def _types() -> tuple[int, ...]:
 
 
 class _Graph:
-    """One graph, by the names of its values."""
+    """The values of one graph by name."""
 
     def __init__(self, graph: Any) -> None:
         self.nodes = list(graph.node)
@@ -193,7 +197,7 @@ class _Graph:
                 for one in graph.sparse_initializer
             },
         }
-        for name in self.tensors:  # an input that has a default
+        for name in self.tensors:  # an input may have a default, which is a tensor
             self.others.pop(name, None)
 
     def __contains__(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A model of ONNX as a file, and the recurrent nodes in it, wherever they are, by name."""
+"""Reading an ONNX model, and finding its recurrent nodes by name, in subgraphs too."""
 
 import os
 from collections import Counter
@@ -9,32 +9,32 @@ from typing import Any, NamedTuple
 from jaxgru import checks
 from jaxgru.interop.weights import listed
 
-STANDARD = ("", "ai.onnx")  # two names of the domain of ONNX itself
-QUANTIZED = "DynamicQuantizeLSTM"  # of onnxruntime
+STANDARD = ("", "ai.onnx")  # two names of the domain of the standard operators
+QUANTIZED = "DynamicQuantizeLSTM"  # an operator of onnxruntime
 
 
 class Place(NamedTuple):
-    """A recurrent node and where it is."""
+    """A recurrent node and its place in the model."""
 
     name: str
-    """What `from_onnx` calls it by; no other node of the model has this name."""
+    """The name of the node for `from_onnx`. No other node of the model has this name."""
     node: Any
     graphs: tuple[Any, ...]
-    """The graphs that it sees: the main graph first, its own last."""
+    """The graphs whose values the node sees: the main graph first, its own graph last."""
 
 
 class Model(NamedTuple):
     """A model as `load` returns it."""
 
     where: str
-    """What to call it in an error."""
+    """The name of the model in errors."""
     graph: Any
     places: list[Place]
-    """The recurrent nodes in it, in the order of the file."""
+    """The recurrent nodes of the model, in the order of the file."""
     opset: int
     """The version of the standard operators."""
     folder: Path | None
-    """Where its external files are."""
+    """The folder of its external files."""
 
 
 def onnx_nodes(source: Any) -> list[str]:
@@ -54,7 +54,7 @@ def onnx_nodes(source: Any) -> list[str]:
         `from_onnx` refuses, since they have no counterpart here.
 
     Raises:
-        TypeError, ValueError: source is not a model, or is cut off.
+        TypeError, ValueError: source is not a model, or is cut short.
         OSError: the file cannot be read.
 
     Example:
@@ -73,7 +73,7 @@ def onnx_nodes(source: Any) -> list[str]:
 
 
 def load(caller: str, source: Any) -> Model:
-    """The model of a path, of bytes or of an `onnx.ModelProto`, its functions inlined."""
+    """Read a model from a path, bytes or an `onnx.ModelProto`, and inline its functions."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -89,14 +89,14 @@ def load(caller: str, source: Any) -> Model:
         else:
             expected = "a path, bytes or an onnx.ModelProto"
             raise checks.error(TypeError, caller, "source", expected, checks.describe(source))
-        fix = "It may be cut off, or of another format."
+        fix = "It may be cut short, or have another format."
         try:
             model = onnx.ModelProto.FromString(data)
         except DecodeError:
             got = f"{len(data)} bytes that cannot be decoded"
             raise checks.error(ValueError, caller, where, "an ONNX model", got, fix) from None
-        if not (model.HasField("graph") and model.opset_import):  # written last
-            got = f"{len(data)} bytes without an end"
+        if not (model.HasField("graph") and model.opset_import):  # these fields are written last
+            got = f"{len(data)} bytes that lack the end of a model"
             raise checks.error(ValueError, caller, where, "an ONNX model", got, fix)
     if model.functions:
         model = _inlined(caller, where, model)
@@ -104,9 +104,9 @@ def load(caller: str, source: Any) -> Model:
     for place in _places((model.graph,), ""):
         places.append(place)
         most -= len(place.name)
-        if most < 0:  # a long name of a branch is in the names of all nodes in it
-            got = "paths to them that are too long to be held"
-            raise checks.error(ValueError, caller, where, "a model whose nodes have names", got)
+        if most < 0:  # the names of all nodes in a branch contain the name of the branch
+            got = "names that take too much memory"
+            raise checks.error(ValueError, caller, where, "a model with short names of nodes", got)
     names = _numbered([place.name for place in places])
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     opset = max(opsets.get(domain, 1) for domain in STANDARD)
@@ -115,12 +115,13 @@ def load(caller: str, source: Any) -> Model:
 
 
 def find(model: Model, wanted: str | None) -> Place:
-    """The place of this name, else the one whose node or output has it; or the only one."""
+    """Return the place with this name, or whose node or output has it. None finds the only one."""
     places = model.places
     if not places:
-        kinds = ", ".join(sorted({f"{n.op_type}" for n in model.graph.node})) or "none"
+        kinds = ", ".join(sorted({f"{n.op_type}" for n in model.graph.node}))
         expected = "a model with a GRU, LSTM or RNN node"
-        raise checks.error(ValueError, "from_onnx", model.where, expected, f"nodes: {kinds}")
+        got = f"a model with the nodes {kinds}" if kinds else "a model without nodes"
+        raise checks.error(ValueError, "from_onnx", model.where, expected, got)
     if wanted is not None and not isinstance(wanted, str):
         raise checks.error(TypeError, "from_onnx", "node", "a name", checks.describe(wanted))
     fits = [place for place in places if wanted is None or wanted == place.name]
@@ -130,16 +131,18 @@ def find(model: Model, wanted: str | None) -> Place:
         return fits[0]
     if fits and wanted is not None:
         names = listed(place.name for place in fits)
-        expected, got = "the name of one node", f"{wanted!r}, which {len(fits)} nodes have"
-        fix = f"These tell them apart: {names}."
+        expected, got = "the name of one node", f"{wanted!r}, the name of {len(fits)} nodes"
+        fix = f"Their full names are {names}."
         raise checks.error(ValueError, "from_onnx", "node", expected, got, fix)
     expected = f"one of {listed(place.name for place in places)}"
-    fix = "A chain of layers is read one node at a time." if wanted is None else ""
+    fix = (
+        "Each call reads one node: read the layers of a chain one by one." if wanted is None else ""
+    )
     raise checks.error(ValueError, "from_onnx", "node", expected, repr(wanted), fix)
 
 
 def _places(graphs: tuple[Any, ...], prefix: str) -> Iterator[Place]:
-    """The recurrent nodes of the last graph and of the graphs in it."""
+    """Find the recurrent nodes of the last graph and of its subgraphs."""
     for node in graphs[-1].node:
         name = f"{prefix}{node.name or next(filter(None, node.output), node.op_type)}"
         if _is_recurrent(node):
@@ -156,12 +159,12 @@ def _is_recurrent(node: Any) -> bool:
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """The names, with a number behind each that is there more than once."""
+    """Number the names that occur more than once."""
     total, taken, last = Counter(names), set(names), Counter[str]()
     for k, name in enumerate(names):
         if total[name] > 1:
             last[name] += 1
-            while f"{name}#{last[name]}" in taken:  # another node is called so
+            while f"{name}#{last[name]}" in taken:  # another node has this name
                 last[name] += 1
             names[k] = f"{name}#{last[name]}"
             taken.add(names[k])
@@ -169,35 +172,36 @@ def _numbered(names: list[str]) -> list[str]:
 
 
 def _inlined(caller: str, where: str, model: Any) -> Any:
-    """The model without functions of its own. Raises where there would be no end to it."""
+    """Inline the functions of the model. Raise an error if that would not end."""
     from onnx import inliner
 
     size = model.ByteSize()
     expected = "a model whose functions can be inlined"
     if _size_inlined(model) > allowance(size):
-        got = f"functions that call each other until {size} bytes are too many to be held"
+        got = f"functions that call each other, so that {size} bytes grow beyond memory"
         raise checks.error(ValueError, caller, where, expected, got)
     try:
         inlined = inliner.inline_local_functions(model)
-    except Exception as reason:  # of many kinds, from C++
+    except Exception as reason:  # of many kinds, since it comes from C++
         raise checks.error(ValueError, caller, where, expected, f"{reason}".rstrip(".")) from reason
     left = [f.name for f in inlined.functions if any(map(_is_recurrent, _all_nodes(f)))]
     if left:
-        got = f"{listed(left)} with another version of the operators than the model"
+        got = f"{listed(left)} in another version of the operators than that of the model"
         raise checks.error(ValueError, caller, where, expected, got)
     return inlined
 
 
 def allowance(size: int) -> int:
-    """The most bytes that are made of a file of so many, whatever sizes it declares.
+    """The largest number of bytes that may be computed from a file of this size.
 
-    64 are what eight operators make of a quantized weight of one byte, counted as 8 bytes each.
+    A damaged file may declare any sizes. The factor 64 allows eight operators on a quantized weight
+    of one byte, where each result counts as 8 bytes.
     """
     return 2**26 + 64 * size
 
 
 def _size_inlined(model: Any) -> float:
-    """A bound on the bytes of the model with its functions inlined; infinite if there is none."""
+    """A bound on the size of the model after inlining, in bytes. It may be infinite."""
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     sizes: dict[Any, float] = {}
 
@@ -209,8 +213,8 @@ def _size_inlined(model: Any) -> float:
         if key not in functions:
             return 0
         if key not in sizes:
-            sizes[key] = float("inf")  # what it stays if the function comes back to itself
-            if depth < 100:  # deeper than any that were written by an exporter
+            sizes[key] = float("inf")  # it remains so if the function calls itself
+            if depth < 100:  # no exporter writes calls that are so deep
                 sizes[key] = size_of(functions[key], depth + 1)
         return sizes[key]
 
@@ -218,7 +222,7 @@ def _size_inlined(model: Any) -> float:
 
 
 def _all_nodes(graph: Any) -> Iterator[Any]:
-    """The nodes of a graph or a function, and those of graphs in it."""
+    """The nodes of a graph or a function, and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

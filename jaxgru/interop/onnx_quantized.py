@@ -1,4 +1,4 @@
-"""The weights of onnxruntime's DynamicQuantizeLSTM, as numbers."""
+"""Dequantizes the weights of DynamicQuantizeLSTM, an operator of onnxruntime."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ SCALES = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
 def dequantized(
     labels: Mapping[str, str], arrays: dict[str, np.ndarray], directions: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of the LSTM that such a node stands for.
+    """Compute the arrays of the LSTM that such a node approximates.
 
         W = (W - W_zero_point) * W_scale
 
-    W `[D, I, 4H]` and R `[D, H, 4H]` are int8 or uint8, which a scale and a zero point `[D]` or
-    `[D, 4H]` turn into float32; an LSTM has their transposes.
+    W `[D, I, 4H]` and R `[D, H, 4H]` are int8 or uint8. The scales and zero points have shape `[D]`
+    or `[D, 4H]`. The results are float32, and transposed, as an LSTM has them.
     """
     made = {role: value for role, value in arrays.items() if role not in SCALES}
     for role in ("W", "R"):
@@ -35,8 +35,8 @@ def dequantized(
             if found.dtype != dtype:
                 expected, got = np.dtype(dtype).name, checks.describe(found)
                 raise checks.error(TypeError, "from_onnx", labels[part], expected, got)
-        # A difference of two bytes is exact in float32.
+        # The difference of two bytes is exact in float32.
         steps = value.astype(np.float32) - zero.reshape(directions, 1, -1).astype(np.float32)
-        with np.errstate(all="ignore"):  # inf and NaN are computed as they are
+        with np.errstate(all="ignore"):  # inf and NaN are valid values
             made[role] = np.swapaxes(steps * scale.reshape(directions, 1, -1), 1, 2)
     return made

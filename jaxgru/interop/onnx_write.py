@@ -1,4 +1,4 @@
-"""Networks as ONNX models that onnxruntime runs: one native node a layer."""
+"""Writes networks as ONNX models, with one native node of onnxruntime for each layer."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,8 @@ from jaxgru.interop.weights import Form, form_of, to_packed
 from jaxgru.layers import Bidirectional, Stack
 from jaxgru.lstm import LSTMParams
 
-OPSET, IR_VERSION = 21, 10  # the newest that onnxruntime 1.20 runs, the oldest of our extra
+# These are the newest versions for onnxruntime 1.20, the oldest release that our extra allows.
+OPSET, IR_VERSION = 21, 10
 OPS: dict[Form, str] = {form: op for op, forms in FORMS.items() for form in forms}
 
 
@@ -37,10 +38,10 @@ def to_onnx(
     | value | shape | |
     | --- | --- | --- |
     | xs | `[T, N, I]` | any T and N > 0; T = 0 only in onnxruntime 1.26 or later |
-    | length | int32 `[N]`, or `[1]` for all | an input with length=True, else T; kept in [0, T] |
+    | length | int32 `[N]`, or `[1]` for all | an input if length=True, else T; clipped to [0, T] |
     | carry | `[N, H]`, or `[1, H]` for all | an input with carry=True, else zeros |
     | outputs | `[T, N, H]` | zeros in the padding |
-    | last | `[N, H]` | the carry after the last real step; the given one at length 0 |
+    | last | `[N, H]` | the carry after the last real step, or the initial one at length 0 |
 
     N = 0 crashes onnxruntime, and so does T = 0 in older releases.
 
@@ -88,7 +89,7 @@ def to_onnx(
         graph.input("length", np.int32, "N_or_1")
         positive = graph.value("Max", "length", graph.constant(np.array([0], np.int32)))
         lengths = graph.value("Min", positive, lengths)
-    # There without an input too: where no lengths are, T = 0 kills onnxruntime.
+    # The model always has lengths. Without them T = 0 crashes onnxruntime.
     graph.lengths = graph.value("Expand", lengths, batch)
     if carry:
         second = graph.constant(np.array([1]))
@@ -147,18 +148,19 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
     graph.input("x", dtype, "N", size)
     graph.output("y", "N", width)
     first = graph.constant(np.array([0]))
-    ys = _run(graph, params, graph.value("Unsqueeze", "x", first), (), False)  # a sequence of one
+    xs = graph.value("Unsqueeze", "x", first)  # a sequence of one step
+    ys = _run(graph, params, xs, (), False)
     graph.node("Squeeze", [ys, first], ["y"])
     graph.write(path)
 
 
 def _check(caller: str, params: Params, path: Any) -> np.dtype:
-    """Returns the dtype of params."""
+    """Check the arguments, and return the dtype of params."""
     layers.check(caller, params)
     dtype = np.dtype(layers.dtype(params))
     if dtype not in (np.float32, np.float16):
         fix = "Cast them: jax.tree.map(lambda w: w.astype('float32'), params)."
-        expected = "of float32 or float16, which onnxruntime runs"
+        expected = "of float32 or float16, which onnxruntime can run"
         raise checks.error(TypeError, caller, "params", expected, dtype.name, fix)
     if not isinstance(path, str | os.PathLike):
         raise checks.error(TypeError, caller, "path", "a path", checks.describe(path))
@@ -166,33 +168,33 @@ def _check(caller: str, params: Params, path: Any) -> np.dtype:
 
 
 class _Graph:
-    """A graph in the making. Values go by their names, "" where there is none."""
+    """A graph that is being built. Its values are referred to by name, or by "" for no value."""
 
     def __init__(self, caller: str, dtype: np.dtype, carry: bool, after: str) -> None:
         self.caller, self.dtype, self.carry, self.after = caller, dtype, carry, after
         self.lengths = ""
-        """int32 `[N]`; none where every sequence is one step."""
+        """The lengths, int32 `[N]`. There are none if every sequence is one step."""
         self.column = ""
         """The shape (N, 1), to which carries are expanded."""
         self.empty = ""
-        """bool `[N, 1]`: where a length is 0 and the carry stays; none where there is no carry."""
+        """bool `[N, 1]`: True where the length is 0, and the carry stays. None without a carry."""
         self._nodes, self._held, self._inputs, self._outputs = [], [], [], []
 
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        """Any node. All have names, without which onnxruntime 1.20 makes two of one name."""
+        """Add a node. Each has a name, since onnxruntime 1.20 gives two nodes the same one."""
         from onnx import helper
 
         named = {"name": outputs[0], **attributes}
         self._nodes.append(helper.make_node(op, inputs, outputs, **named))
 
     def value(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """The output of a node that has one."""
+        """Add a node with one output, and return the name of the output."""
         name = f"{op.lower()}_{len(self._nodes)}"
         self.node(op, list(inputs), [name], **attributes)
         return name
 
     def constant(self, value: Any, name: str = "") -> str:
-        """An array that the model holds."""
+        """Add an array to the model, and return its name."""
         from onnx import numpy_helper
 
         name = name or f"constant_{len(self._held)}"
@@ -200,15 +202,15 @@ class _Graph:
         return name
 
     def input(self, name: str, dtype: Any, *shape: int | str) -> None:
-        """An input of the model."""
+        """Add an input of the model."""
         self._inputs.append(_described(name, dtype, shape))
 
     def output(self, name: str, *shape: int | str) -> None:
-        """An output of the model."""
+        """Add an output of the model."""
         self._outputs.append(_described(name, self.dtype, shape))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """The whole, as a file."""
+        """Write the model to a file."""
         from onnx import helper
 
         graph = helper.make_graph(self._nodes, "jaxgru", self._inputs, self._outputs, self._held)
@@ -232,7 +234,7 @@ def _element_type(dtype: Any) -> int:
 
 
 def _run(graph: _Graph, params: Params, xs: str, path: tuple[int, ...], reverse: bool) -> str:
-    """The outputs of params over xs; path is the place of their carry in the whole carry."""
+    """Add params over xs, and return the outputs. path is the place of their carry in the whole."""
     if isinstance(params, Stack):
         for k, layer in enumerate(params.layers):
             xs = _run(graph, layer, xs, (*path, k), reverse)
@@ -248,15 +250,15 @@ def _run(graph: _Graph, params: Params, xs: str, path: tuple[int, ...], reverse:
 
 
 def _alike(one: Params, other: Params) -> bool:
-    """Whether one node can hold both."""
-    if not (is_cell(one) and type(one) is type(other)):  # JAX compares no types
+    """Whether one node can hold both cells."""
+    if not (is_cell(one) and type(one) is type(other)):  # the comparison of JAX ignores types
         return False
     same = jax.tree.structure(one) == jax.tree.structure(other)
     return same and layers.sizes(one) == layers.sizes(other)
 
 
 def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direction: str) -> str:
-    """The outputs of a node that holds these cells, one a direction."""
+    """Add a node that holds one cell for each direction, and return its outputs."""
     form = form_of(graph.caller, OPS, cells[0])
     op, width = OPS[form], layers.sizes(cells[0])[1]
     name = _named(op, path)
@@ -277,7 +279,7 @@ def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direc
     ys, *ends = (f"{name}_{output}" for output in ("Y", "Y_h", "Y_c")[: 1 + len(parts)])
     graph.node(op, [xs, w, r, b, graph.lengths, *starts], [ys, *ends], **attributes)
 
-    if graph.empty:  # onnxruntime ends in zeros where length is 0
+    if graph.empty:  # onnxruntime returns zeros as the last carry where length is 0
         pairs = zip(starts, ends, strict=True)
         ends = [graph.value("Where", graph.empty, *pair) for pair in pairs]
     for side, place in enumerate(paths):
@@ -292,7 +294,7 @@ def _node(graph: _Graph, cells: list[Any], xs: str, path: tuple[int, ...], direc
 
 
 def _start(graph: _Graph, paths: list[tuple[int, ...]], part: str, width: int) -> str:
-    """Where a node starts, `[D, N, H]`."""
+    """Add the inputs for the initial carry of a node, `[D, N, H]`."""
     sides = []
     for path in paths:
         start = _named("carry", path, part)

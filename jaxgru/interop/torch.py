@@ -20,7 +20,7 @@ from jaxgru.interop.weights import (
 )
 from jaxgru.layers import Bidirectional, Stack
 
-FORMS = {1: ELMAN, 3: GRU_LIKE_TORCH, 4: LSTM_LIKE_TORCH}  # by the number of gates
+FORMS = {1: ELMAN, 3: GRU_LIKE_TORCH, 4: LSTM_LIKE_TORCH}  # for each number of gates
 
 
 def from_torch(source: Any, prefix: str = "") -> Params:
@@ -61,7 +61,7 @@ def from_torch(source: Any, prefix: str = "") -> Params:
         source = source.state_dict()
     if isinstance(source, type) or not hasattr(source, "items"):
         expected, got = "a module or a mapping of names to arrays", checks.describe(source)
-        fix = "A file is read first: torch.load(path, weights_only=True), or with safetensors."
+        fix = "Read a file first, with torch.load(path, weights_only=True) or with safetensors."
         raise checks.error(TypeError, "from_torch", "source", expected, got, fix)
     source = dict(source.items())
     mapping("from_torch", "source", source)
@@ -72,7 +72,7 @@ def from_torch(source: Any, prefix: str = "") -> Params:
         params = _read(named, "", "I", *_kind(named, ""))
     else:
         params = _read_layers(named)
-    named.finish("Weights of one module are expected; prefix= picks one out of a model.")
+    named.finish("Pass the weights of one module. prefix= selects one of a model.")
     return params
 
 
@@ -81,17 +81,17 @@ def _check_found(source: Mapping[str, Any], arrays: Mapping[str, Any], prefix: s
         return
     ends = ("weight_ih_l0", "weight_ih")
     found = {name[: -len(end)] for name in source for end in ends if name.endswith(end)}
-    fix = f"There are some under prefix={' and '.join(map(repr, sorted(found)))}." if found else ""
+    fix = f"Pass prefix={' or '.join(map(repr, sorted(found)))}." if found else ""
     expected = f"the weights of a recurrent module under prefix={prefix!r}"
     got = ", ".join(list(map(repr, source))[:8]) or "nothing"
     raise checks.error(ValueError, "from_torch", "source", expected, got, fix)
 
 
 def _check_module(module: Any, prefix: str) -> None:
-    """What a state dict does not tell."""
+    """Check what a state dict does not tell."""
     kind = getattr(module.get_submodule(prefix.rstrip(".")), "nonlinearity", "tanh")
     if kind != "tanh":
-        fix = "ElmanParams are a network of tanh."
+        fix = "The nonlinearity of ElmanParams is tanh."
         raise checks.error(ValueError, "from_torch", "nonlinearity", "'tanh'", repr(kind), fix)
 
 
@@ -108,7 +108,7 @@ def _read_layers(named: Named) -> Params:
 
 
 def _kind(named: Named, suffix: str) -> tuple[int, int]:
-    """The number of gates, which tells the cell, and H."""
+    """The number of gates, which identifies the cell, and H."""
     name = f"weight_hh{suffix}"
     rows, size = named.array(name, "gates * H", "H").shape
     gates = rows // max(1, size)
@@ -147,11 +147,11 @@ def to_torch(params: Params, prefix: str = "", *, cell: bool = False) -> dict[st
         cell: whether the names are those of `nn.GRUCell`, `nn.LSTMCell`, `nn.RNNCell`.
 
     Returns:
-        Tensors by name, of the dtype of params. If params have no biases, there are none here. Then
-        make the module with `bias=False`.
+        Tensors by name, of the dtype of params. If params have no biases, neither does the result.
+        In this case, make the module with `bias=False`.
 
     Raises:
-        TypeError, ValueError: params that no single module of PyTorch holds.
+        TypeError, ValueError: no single module of PyTorch can hold params.
 
     Example:
         >>> import jax, jaxgru, torch
@@ -166,7 +166,7 @@ def to_torch(params: Params, prefix: str = "", *, cell: bool = False) -> dict[st
     layers.check("to_torch", params)
     stack: list[Params] = [*params.layers] if isinstance(params, Stack) else [params]
     if cell and (len(stack) > 1 or isinstance(stack[0], Bidirectional)):
-        expected = "one cell with cell=True"
+        expected = "the params of one cell, with cell=True"
         raise checks.error(TypeError, "to_torch", "params", expected, type(params).__name__)
     cells = _cells(stack)
     forms = {name: form_of("to_torch", FORMS.values(), one) for name, one in cells.items()}
@@ -186,7 +186,7 @@ def to_torch(params: Params, prefix: str = "", *, cell: bool = False) -> dict[st
 
 
 def _cells(stack: list[Params]) -> dict[str, Params]:
-    """The cells by the suffix of their names."""
+    """Return the cells by the suffix of their names."""
     cells = {}
     for k, layer in enumerate(stack):
         if isinstance(layer, Bidirectional):
@@ -197,23 +197,23 @@ def _cells(stack: list[Params]) -> dict[str, Params]:
 
 
 def _check_alike(cells: Mapping[str, Any]) -> None:
-    """One module has cells of one kind and size, and the same directions in every layer."""
+    """Check that all cells have one kind and size, and all layers the same directions."""
     reverse = [name.endswith("_reverse") for name in cells]
     if any(reverse) and 2 * sum(reverse) != len(cells):
-        got = "some with one direction and some with two"
+        got = "layers with one direction and layers with two"
         raise checks.error(ValueError, "to_torch", "params", "layers with the same directions", got)
     kinds = [
         f"{type(cell).__name__} of hidden size {cell.w_hh.shape[0]}" for cell in cells.values()
     ]
     for name, kind in zip(cells, kinds, strict=True):
         if kind != kinds[0]:
-            fix = "A module of PyTorch has layers of one kind and size; write one at a time."
+            fix = "The layers of a PyTorch module have one kind and size. Write them one by one."
             raise checks.error(ValueError, "to_torch", f"layer {name[1:]}", kinds[0], kind, fix)
 
 
 def _tensor(array: np.ndarray) -> Any:
     import torch
 
-    if array.dtype == "bfloat16":  # which torch does not take from NumPy
+    if array.dtype == "bfloat16":  # torch does not read this dtype from NumPy
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""What the converters share: arrays found by name and checked, gates put in another order."""
+"""Shared parts of the converters: arrays by name, their checks, and the order of the gates."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,22 +15,22 @@ from jaxgru.lstm import LSTMParams
 
 
 class Form(NamedTuple):
-    """How a library keeps the gates of one of its cells."""
+    """How a library arranges the gates of one of its cells."""
 
     params_type: type
     order: tuple[int, ...]
-    """Where our k-th gate stands among theirs."""
+    """The position of our k-th gate among theirs."""
     negated: tuple[int, ...] = ()
-    """Our gates that weigh the opposite there: sigmoid(-a) = 1 - sigmoid(a)."""
+    """Our gates that are one minus theirs: sigmoid(-a) = 1 - sigmoid(a)."""
     reset_after: bool | None = None
-    """Which GRU it is; None for other cells."""
+    """The form of a GRU. None for other cells."""
 
 
 class Packed(NamedTuple):
-    """One cell's weights with a library's gates side by side; biases are both there or neither.
+    """The weights of one cell, with the gates of a library side by side.
 
-    The candidate of a GRU with `reset_after=True` reads its two biases apart, all other gates their
-    sum.
+    Either both biases are None, or neither. The candidate of a GRU with `reset_after=True` uses the
+    two biases separately. All other gates use their sum.
     """
 
     w_ih: np.ndarray
@@ -44,7 +44,7 @@ class Packed(NamedTuple):
 
 
 def to_params(form: Form, packed: Packed) -> Params:
-    """The same cell as our params."""
+    """Make our params of the same cell."""
     w_ih, w_hh = _ours(form, packed.w_ih), _ours(form, packed.w_hh)
     b = b_hn = None
     if packed.b_ih is not None:
@@ -53,18 +53,18 @@ def to_params(form: Form, packed: Packed) -> Params:
         if form.reset_after:
             b_hn, b_hh = b_hh[2], np.stack([b_hh[0], b_hh[1], np.zeros_like(b_hh[2])])
         wide = accumulator(b.dtype)
-        with np.errstate(all="ignore"):  # inf and NaN are read as they are
+        with np.errstate(all="ignore"):  # inf and NaN are valid values
             b = (b.astype(wide) + b_hh.astype(wide)).astype(b.dtype)
     if form.params_type is GRUParams:
         arrays = jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b, "b_hn": b_hn})
         return GRUParams(**arrays, reset_after=bool(form.reset_after))
-    if form.params_type is ElmanParams:  # has no axis of gates
+    if form.params_type is ElmanParams:  # it has no axis of gates
         w_ih, w_hh, b = w_ih[:, 0], w_hh[:, 0], None if b is None else b[0]
     return form.params_type(**jax.tree.map(jnp.asarray, {"w_ih": w_ih, "w_hh": w_hh, "b": b}))
 
 
 def to_packed(form: Form, params: Params) -> Packed:
-    """Our params as the same cell there; b_hh is zero but for a candidate's own bias."""
+    """Make their weights of the same cell. b_hh is zero except for a candidate's own bias."""
     leaves: Any = params
     w_ih, w_hh = np.asarray(leaves.w_ih), np.asarray(leaves.w_hh)
     if form.params_type is ElmanParams:
@@ -82,7 +82,7 @@ def to_packed(form: Form, params: Params) -> Packed:
 
 
 def _ours(form: Form, w: np.ndarray) -> np.ndarray:
-    """`[..., G * H]` in their order -> `[..., G, H]` in ours."""
+    """Convert `[..., G * H]` in their order to `[..., G, H]` in ours."""
     gates = len(form.order)
     w = w.reshape(*w.shape[:-1], gates, w.shape[-1] // gates)[..., list(form.order), :]
     return _negate(form, w)
@@ -95,7 +95,7 @@ def _theirs(form: Form, w: np.ndarray) -> np.ndarray:
 
 
 def _negate(form: Form, w: np.ndarray) -> np.ndarray:
-    """A copy, in which the gates that weigh the opposite have the other sign."""
+    """Return a copy with the negated gates in the other sign."""
     w = w.copy()
     for gate in form.negated:
         w[..., gate, :] = -w[..., gate, :]
@@ -103,9 +103,9 @@ def _negate(form: Form, w: np.ndarray) -> np.ndarray:
 
 
 def form_of(caller: str, forms: Iterable[Form], params: Params, why: str = "") -> Form:
-    """The form that holds these params, which are one cell's. Raises where there is none.
+    """Find the form for the params of one cell. Raise an error if there is none.
 
-    `why` is what to say of params types that have no counterpart.
+    The error for params types without a counterpart ends with `why`.
     """
     forms = tuple(forms)
     layers.check(caller, params)
@@ -123,49 +123,49 @@ def form_of(caller: str, forms: Iterable[Form], params: Params, why: str = "") -
 def other_form(caller: str, name: str, expected: bool, got: bool) -> Exception:
     """The error for a GRU whose reset gate acts on the other side of the product."""
     fix = (
-        "With the reset gate before or after the recurrent product, a GRU is two different "
-        "functions: weights of one never fit the other."
+        "A GRU with the reset gate before the recurrent product is another function than one with "
+        "the gate after it, so the weights of one never fit the other."
     )
     return checks.error(ValueError, caller, name, str(expected), str(got), fix)
 
 
 def as_numpy(caller: str, name: str, value: Any) -> np.ndarray:
-    """An array, or a tensor of torch, of a dtype that this process has."""
+    """Convert an array or a torch tensor to NumPy, and check that its dtype is enabled."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # which NumPy does not know
+        if str(value.dtype) == "torch.bfloat16":  # a dtype that NumPy does not have
             value = np.asarray(value.float()).astype(jnp.bfloat16)
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise checks.error(TypeError, caller, name, "an array", checks.describe(value))
     value = np.asarray(value)
-    checks.float_dtype(caller, name, value.dtype)
+    checks.float_dtype(caller, f"the dtype of {name}", value.dtype)
     return value
 
 
 def checked(caller: str, name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
-    """As `as_numpy`, of this shape; letters stand for sizes that may be anything."""
+    """Like `as_numpy`, and check the shape. Letters stand for any size."""
     value = as_numpy(caller, name, value)
     fix = ""
     if value.ndim == len(shape) > 1:
         turned = zip(shape, (*value.shape[:-2], *value.shape[:-3:-1]), strict=True)
         if all(isinstance(n, str) or n == m for n, m in turned):
-            fix = "It seems to be transposed."  # said where the shape is wrong
+            fix = "It seems to be transposed."  # the message has this only if the shape is wrong
     checks.array(caller, name, value, shape, fix)
     return value
 
 
 def mapping(caller: str, name: str, value: Any, expected: str = "a mapping of names") -> None:
-    """Something by name: a mapping whose keys are strings. Raises: TypeError."""
+    """Check that value is a mapping whose keys are strings. Raise a TypeError otherwise."""
     if not isinstance(value, Mapping):
         raise checks.error(TypeError, caller, name, expected, checks.describe(value))
     for key in value:
         if not isinstance(key, str):
-            got = f"one with a key of type {type(key).__name__}"
+            got = f"a mapping with a key of type {type(key).__name__}"
             raise checks.error(TypeError, caller, name, expected, got)
 
 
 class Named:
-    """Arrays by name, each of which must be asked for."""
+    """Arrays by name. `finish` checks that the caller has used all of them."""
 
     def __init__(self, caller: str, arrays: Mapping[str, Any]) -> None:
         mapping(caller, "weights", arrays)
@@ -175,25 +175,26 @@ class Named:
         return name in self._arrays
 
     def array(self, name: str, *shape: int | str) -> np.ndarray:
-        """The array of this name, of this shape; letters stand for sizes that may be anything."""
+        """Return the array of this name, and check its shape. Letters stand for any size."""
         if name not in self._arrays:
-            expected = f"there, of shape [{', '.join(map(str, shape))}]"
-            raise checks.error(ValueError, self._caller, repr(name), expected, listed(self._arrays))
+            expected = f"given, with shape [{', '.join(map(str, shape))}]"
+            got = f"only {listed(self._arrays)}"
+            raise checks.error(ValueError, self._caller, repr(name), expected, got)
         self._asked.add(name)
         return checked(self._caller, repr(name), self._arrays[name], shape)
 
     def finish(self, fix: str = "") -> None:
-        """Raises if there are arrays that nobody asked for."""
+        """Raise an error if there are arrays that the caller has not used."""
         rest = [name for name in self._arrays if name not in self._asked]
         if rest:
-            expected = f"nothing but {listed(sorted(self._asked))}"
+            expected = f"only {listed(sorted(self._asked))}"
             raise checks.error(
                 ValueError, self._caller, "weights", expected, f"also {listed(rest)}", fix
             )
 
 
 def listed(names: Iterable[str]) -> str:
-    """At most eight names in quotes."""
+    """List at most eight names in quotes."""
     names = list(names)
     shown = ", ".join(map(repr, names[:8]))
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "nothing"

@@ -1,4 +1,4 @@
-"""What is read from compiled programs, on texts of the form that XLA writes."""
+"""The parser of compiled programs, on texts in the form that XLA writes."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks import ahead, hlo
 
 @pytest.fixture(autouse=True)
 def x32():
-    """What is compiled is float32, whatever the environment says."""
+    """Everything is compiled in float32, whatever the environment says."""
     with jax.enable_x64(False):
         yield
 
@@ -123,7 +123,7 @@ def test_the_networks_of_a_table_are_what_they_are_called():
 
 
 def test_loops_of_a_real_program():
-    """On a CPU, whose compiler is always there: a loop in a loop."""
+    """The compiler for CPUs is always present. The program is a loop in a loop."""
 
     def run(x):
         turn = lambda _, x: jax.lax.fori_loop(0, 4, lambda _, x: jnp.sin(x @ x), x)  # noqa: E731

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the same function everywhere, turns taken, ratios right."""
+"""The benchmarks compare the same function everywhere, take turns, and compute correct ratios."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from cases import GRAD_TOL, VALUE_TOL, assert_close
 
 @pytest.fixture(autouse=True)
 def x32():
-    """What is timed is float32, whatever the environment says."""
+    """Everything is timed in float32, whatever the environment says."""
     with jax.enable_x64(False):
         yield
 
@@ -26,22 +26,23 @@ def test_turns_are_taken_in_a_drawn_order(monkeypatch):
     made = []
     calls = {name: lambda name=name: made.append(name) for name in "abc"}
     times = interleave(calls, rounds=20, repeat=2)
-    assert made[:3] == list("abc")  # once each before anything is timed
+    assert made[:3] == list("abc")  # each program runs once before anything is timed
     turns = ["".join(made[k : k + 3]) for k in range(3, len(made), 3)]
-    assert all(turn[0] * 3 == turn for turn in turns)  # one call to wake up, two timed
+    # One call for warming up, and two that are timed.
+    assert all(turn[0] * 3 == turn for turn in turns)
     rounds = {"".join(turn[0] for turn in turns[k : k + 3]) for k in range(0, 60, 3)}
     assert all(sorted(order) == list("abc") for order in rounds)
-    assert len(rounds) == 6  # all orders of three are drawn
+    assert len(rounds) == 6  # every order of the three occurs
     assert pauses == [timing.PAUSE] * 60
     assert list(times) == ["a", "b", "c"]
     assert all(0 < t.minimum <= t.low <= t.median <= t.high for t in times.values())
 
 
-@pytest.mark.usefixtures("lenient")  # it is written as anybody would
-@pytest.mark.parametrize("inputs", [3, 20])  # projected in the loop, and before it
+@pytest.mark.usefixtures("lenient")  # the peer is written in the usual way
+@pytest.mark.parametrize("inputs", [3, 20])  # the inputs are projected in the loop, or before it
 def test_the_gru_by_hand_is_the_gru(inputs):
     problem = peers.problem("gru_after", 4, 18, inputs, 5)
-    params = jax.tree.map(lambda w: w + 0.1, problem.params)  # no zero biases
+    params = jax.tree.map(lambda w: w + 0.1, problem.params)  # no bias is zero
     xs, ct = (jnp.asarray(a).swapaxes(0, 1) for a in (problem.xs, problem.cotangent))
     expected = peers.batched(params, xs, time_major=True)
     assert_close(by_hand.forward(params, xs), expected, VALUE_TOL["float32"])
@@ -50,7 +51,7 @@ def test_the_gru_by_hand_is_the_gru(inputs):
 
 
 def operations(run, *args):
-    """What a program is compiled to: how often there is which operation, with what result."""
+    """Count the operations of a compiled program by name and result."""
     text = jax.jit(run).lower(*args).compile().as_text()
     return Counter(re.findall(r"= (\S+ [\w-]+)\(", text))
 
@@ -58,7 +59,7 @@ def operations(run, *args):
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("sizes", [(5, 9, 3, 7), (1, 9, 3, 7)])
 def test_a_cell_of_your_own_costs_what_lax_scan_costs(sizes):
-    """It is the same program, so what is timed differs by noise alone."""
+    """The two programs are equal, so their times differ only by noise."""
     problem = peers.problem("gru_before", *sizes)
     programs = {
         name: operations(peers.pullback(apply), weights, problem.xs, problem.cotangent)

@@ -1,4 +1,4 @@
-"""What is sent between devices in the layout that docs/recipes/tensor_parallel.md recommends."""
+"""The data that devices send in the layout of docs/recipes/tensor_parallel.md."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_nothing_is_sent_in_the_time_loop():
     for cell in ("GRU", "GRU, reset_after", "LSTM"):
         for counts in found[f"{cell}; {collectives.RECOMMENDED}"].values():
             assert counts["loop"] == {}
-            # Not by doing everything everywhere: an eighth, and sums over devices.
+            # Each device computes an eighth, and not everything. Sums go over devices.
             assert counts["work"] < 1.3 / collectives.DEVICES
-        # The count tells when something is sent.
+        # The count shows when data are sent.
         assert found[f"{cell}; w_hh, input axis"]["forward"]["loop"]

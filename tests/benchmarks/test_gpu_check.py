@@ -1,4 +1,4 @@
-"""The check for an accelerator runs to its end without one, and tells wrong numbers."""
+"""The check for an accelerator also runs without one, and it detects wrong numbers."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Latency and throughput are measured on what they say, and a donated carry is used up."""
+"""Latency and throughput measure what they claim to, and a donated carry is used up."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from benchmarks.timing import Times
 
 @pytest.fixture(autouse=True)
 def plain_float32():
-    """What is timed is float32; Optax's Adam needs the rules of standard promotion."""
+    """Everything is timed in float32. The Adam of optax needs standard promotion."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -48,7 +48,7 @@ def test_only_a_donated_carry_is_used_up(donated):
 
 @pytest.mark.slow
 def test_throughput_is_that_of_a_network(tmp_path, monkeypatch, capsys):
-    """A sample of three is scaled up; nothing is divided twice."""
+    """The result of a sample of three is scaled up, and nothing is divided twice."""
     config = throughput.Config(
         sizes=(6,), updates=1, length=4, hidden_size=2, batch_size=2, sample=3, rounds=1
     )
@@ -75,15 +75,15 @@ def test_throughput_is_that_of_a_network(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_contestants_train_the_same_networks():
-    """Their losses in the second turn, after an update of each."""
+    """The losses of the second turn, after one update of each."""
     config = throughput.Config(updates=1, length=4, hidden_size=2, batch_size=2)
     settings = throughput.settings_of(config, 2)
     together = throughput._together(settings)
     alone = throughput._alone(settings, 2)
     together(), alone()
-    again, alone_again = together(), alone()  # after an update by different rates
+    again, alone_again = together(), alone()  # the updates had different learning rates
     assert again[0] != again[1]
-    # float32, in another order.
+    # These are float32 sums in another order.
     np.testing.assert_allclose(again, alone_again, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Wrong calls: each names the call and the argument, what was expected and what came."""
+"""Each wrong call names the call, the argument, the expected and the given value."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ CASES = {
     "terms of another cell": (
         lambda: diagnostics.gru_jacobian_terms(LSTM, XS),
         TypeError,
-        "gru_jacobian_terms: params must be GRUParams, got LSTMParams. state_jacobians takes any",
+        "gru_jacobian_terms: params must be GRUParams, got LSTMParams. Use state_jacobians",
     ),
     "loss no function": (
         lambda: diagnostics.gradient_norms(3, GRU, XS),
@@ -75,7 +75,7 @@ CASES = {
     "loss no scalar": (
         lambda: diagnostics.gradient_norms(lambda hs: hs[-1], GRU, XS),
         ValueError,
-        "gradient_norms: loss must be .* got one to float32.4.",
+        "gradient_norms: loss must be .* got a function to float32.4.",
     ),
     "probes without key": (
         lambda: diagnostics.memory_gradient(GRU, XS, probes=3),
@@ -130,12 +130,12 @@ CASES = {
     "states of another size": (
         lambda: diagnostics.fixed_points(LSTM, X, KEY, jnp.zeros((2, 4), "float32")),
         ValueError,
-        "fixed_points: states must be an array of shape .N, 8., got float32.2, 4.. One row",
+        "fixed_points: states must be an array of shape .N, 8., got float32.2, 4.. Each row",
     ),
     "no state": (
         lambda: diagnostics.fixed_points(GRU, X, KEY, jnp.zeros((0, 4), "float32")),
         ValueError,
-        "fixed_points: states must be at least one row",
+        "fixed_points: states must be an array with at least one row",
     ),
     "key a number": (
         lambda: diagnostics.fixed_points(GRU, X, 0),
@@ -155,7 +155,7 @@ CASES = {
     "gates of a Stack": (
         lambda: diagnostics.gate_statistics(jaxgru.Stack((GRU,)), [XS]),
         TypeError,
-        "gate_statistics: params must be GRUParams or LSTMParams, got Stack. Of a Stack, look at",
+        "gate_statistics: params must be GRUParams or LSTMParams, got Stack. Pass one layer",
     ),
     "no sequences": (
         lambda: diagnostics.gate_statistics(GRU, iter(())),
@@ -170,7 +170,7 @@ CASES = {
     "sequences of another dtype": (
         lambda: diagnostics.gate_statistics(GRU, [XS.astype("float16")]),
         TypeError,
-        "gate_statistics: sequences must be float32 as params are",
+        "gate_statistics: sequences must be float32, the dtype of params",
     ),
     "quantile above 1": (
         lambda: diagnostics.gate_statistics(GRU, [XS], quantiles=(0.5, 1.5)),

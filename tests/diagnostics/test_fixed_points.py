@@ -1,4 +1,4 @@
-"""Fixed points where they are known, and those of a network trained to have some."""
+"""Fixed points of networks where they are known, and of a trained network."""
 
 import dataclasses
 import itertools
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 KEY = jax.random.key(0)
 REST = 0.8  # a stable state h* of the units below
-GAIN = np.arctanh(REST) / REST  # of tanh(GAIN h) = h
+GAIN = np.arctanh(REST) / REST  # so that tanh(GAIN h) = h
 B_Z = -0.4
 
 
 def bistable(hidden, reset_after=False, dtype="float64", shift=0.0, gain=GAIN):
-    """Units that do not see each other: h' = (1-z) h + z tanh(gain h + shift), z = sigmoid(B_Z).
+    """Units without connections: h' = (1-z) h + z tanh(gain h + shift), z = sigmoid(B_Z).
 
-    The reset gate is 1/2 throughout. Without shift, h = h' at 0 and at +- REST.
+    The reset gate is 1/2 at all times. Without shift, the fixed points are 0 and +- REST.
     """
     w_hh = np.zeros((hidden, 3, hidden))
     w_hh[:, 2] = 2 * gain * np.eye(hidden)
@@ -73,10 +73,21 @@ def test_float32_finds_them_too():
     assert found.fixed.points.dtype == np.float32
 
 
-def test_the_ghost_of_a_fixed_point_is_a_slow_one():
-    """Just past the shift at which two fixed points meet and vanish, a minimum of speed is left.
+def test_float64_of_numpy_counts_as_float32():
+    """NumPy makes float64 by default, which JAX would warn about if 64-bit types are off."""
+    params = bistable(2, dtype="float32")
+    with jax.enable_x64(False):
+        x, states = np.zeros(1), np.full((1, 2), 0.9)
+        found = fixed_points(params, x, KEY, states, starts=4).fixed
+    assert found.points.dtype == np.float32
+    assert_close(found.points, np.full((1, 2), REST, np.float32), 1e-5)
 
-    The two meet where gain (1 - tanh^2) = 1, tanh = -t, and the speed is least there after too.
+
+def test_the_ghost_of_a_fixed_point_is_a_slow_one():
+    """Two fixed points meet at a shift and vanish. Just beyond it, a minimum of the speed remains.
+
+    They meet where gain (1 - tanh^2) = 1, and tanh = -t. The speed is also least there beyond the
+    shift.
     """
     gain = 1.5
     t = np.sqrt(1 - 1 / gain)
@@ -88,7 +99,8 @@ def test_the_ghost_of_a_fixed_point_is_a_slow_one():
     assert found.fixed.points[0, 0] > t
     assert found.slow.points.shape == (1, 1)
     lowest = -(np.arctanh(t) + shift) / gain
-    assert_close(found.slow.points[0, 0], lowest, 1e-6)  # a minimum: known to the root of eps
+    # The place of a minimum is known up to the root of eps.
+    assert_close(found.slow.points[0, 0], lowest, 1e-6)
     assert_close(found.slow.speed[0], (z * (-t - lowest)) ** 2 / 2, 1e-12)
     before = search(bistable(1, gain=gain, shift=meet - 0.01))
     assert before.fixed.points.shape == (3, 1)
@@ -130,9 +142,8 @@ def test_points_closer_than_apart_are_one():
 
 
 def test_a_search_that_is_cut_short_is_lost():
-    found = search(
-        bistable(2), iterations=1, slow=10.0
-    )  # q is small enough: it has not come to rest
+    # Q is small enough, but this is no minimum.
+    found = search(bistable(2), iterations=1, slow=10.0)
     assert found.fixed.points.shape == (0, 2)
     assert found.fixed.eigenvalues.shape == (0, 2)
     assert found.lost > 200
@@ -145,7 +156,7 @@ def test_another_key_finds_the_same_points():
 
 @dataclasses.dataclass(frozen=True)
 class FlipFlop:
-    """Each of k outputs holds the sign of the last pulse on its input (Sussillo & Barak 2013)."""
+    """Train a network whose k outputs hold the sign of the last pulse (Sussillo & Barak 2013)."""
 
     bits: int
     hidden: int = 24
@@ -182,7 +193,7 @@ class FlipFlop:
             return (optax.apply_updates(network, steps), state), value
 
         start = (params, w_out)
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam
+        with jax.numpy_dtype_promotion("standard"):  # the Adam of optax needs it
             run = jax.jit(lambda carry: jax.lax.scan(update, carry, keys))
             (network, _), losses = run((start, optimizer.init(start)))
         return network, losses

@@ -1,4 +1,4 @@
-"""What gates do over a data set: against steps and quantiles in NumPy."""
+"""Statistics of gates over a data set, against steps and quantiles in NumPy."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def data(shapes=STREAM):
 
 
 def by_steps(params, kind, xs, carry=None):
-    """{name: [T, H]} from the equations in NumPy."""
+    """The gates {name: [T, H]}, from the equations in NumPy."""
     carry = oracle.initial_carry(params) if carry is None else carry
     out = {name: [] for name in GATED[kind]}
     for x in xs:
@@ -67,14 +67,14 @@ def test_statistics_are_those_of_all_steps_together(kind):
         assert gate.high.max() > 0
         exact = np.quantile(all_steps, levels, axis=0, method="inverted_cdf")
         logit = np.log(gate.quantiles) - np.log1p(-gate.quantiles)
-        # Half a bin, and the rounding of its edge.
+        # The tolerance is half a bin and the rounding of its edge.
         assert_close(logit, np.log(exact) - np.log1p(-exact), WIDTH / 2 + 1e-9)
     kept = found.gates["f"].mean if kind == "lstm" else 1 - found.gates["z"].mean
     assert_close(found.half_life, np.log(0.5) / np.log(kept), TOL)
 
 
 def test_half_life_is_known_where_the_gate_is_constant():
-    """z = 1 - 2^(-1 / 50) for ever: half is left after 50 steps."""
+    """With z = 1 - 2^(-1 / 50) at all steps, half of the state is left after 50 steps."""
     z = 1 - 0.5 ** (1 / 50)
     params = draw("gru")
     b = params.b.at[1].set(np.log(z / (1 - z)))
@@ -82,9 +82,9 @@ def test_half_life_is_known_where_the_gate_is_constant():
         params, b=b, w_ih=params.w_ih.at[:, 1].set(0), w_hh=params.w_hh.at[:, 1].set(0)
     )
     found = gate_statistics(params, data())
-    assert_close(found.half_life, np.full(HIDDEN, 50.0), 1e-9)  # z, 0.014, to 16 digits
+    assert_close(found.half_life, np.full(HIDDEN, 50.0), 1e-9)  # z = 0.014 has 16 digits
     assert_close(found.gates["z"].low, np.ones(HIDDEN), 0)
-    assert np.all(np.abs(found.gates["z"].quantiles / z - 1) < 0.01)  # as promised
+    assert np.all(np.abs(found.gates["z"].quantiles / z - 1) < 0.01)  # the docstring promises this
 
 
 def test_gates_that_are_shut_or_open_for_good():

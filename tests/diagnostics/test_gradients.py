@@ -1,4 +1,4 @@
-"""Gradients at earlier states: against explicit products of Jacobians."""
+"""Gradients at earlier states, against explicit products of Jacobians."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ TOL = VALUE_TOL["float64"]
 
 
 def products(params, xs, carry):
-    """ds_T/ds_{T-lag} for every lag, multiplied one by one."""
+    """Multiply the Jacobians one by one: ds_T/ds_{T-lag} for every lag."""
     jacobians = np.asarray(state_jacobians(params, xs, carry))
     out = [np.eye(jacobians.shape[1])]
     for jacobian in jacobians[::-1]:
@@ -42,7 +42,7 @@ def products(params, xs, carry):
 
 
 def output_rows(params):
-    """Where in the state the output stands."""
+    """The place of the output in the state."""
     carry = jaxgru.initial_carry(params)
     sizes = [leaf.size for leaf in jax.tree.leaves(carry)]
     if isinstance(params, jaxgru.Stack):
@@ -52,7 +52,7 @@ def output_rows(params):
 
 @pytest.mark.parametrize("kind", only(("gru_after", "lstm", "stack"), STREAMABLE))
 def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
-    """lambda_t = dL/dh_t directly + J_{t+1}^T lambda_{t+1}, in NumPy."""
+    """Backpropagation in NumPy: lambda_t = (direct dL/dh_t) + J_{t+1}^T lambda_{t+1}."""
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     weights = np.asarray(draw_like(jaxgru.scan(params, xs)[1]))
@@ -72,7 +72,7 @@ def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
 
 
 def pushed_loss(params, xs, push, equations):
-    """Of a run that is written out, in which the carry after step t is moved by push[t + 1]."""
+    """The gradient of an explicit loop, in which push[t + 1] is added to the carry after step t."""
     states, unravel = ravel_pytree(jaxgru.initial_carry(params))
     state, hs = states + push[0], []
     for x, move in zip(xs, push[1:], strict=True):
@@ -154,7 +154,7 @@ def test_memory_gradient_is_that_of_the_product(kind):
     gain = np.linalg.norm(expected, axis=(1, 2)) / size**0.5
     assert_close(jnp.exp(found.log_gain), gain, TOL)
     values = np.linalg.svd(expected, compute_uv=False)
-    # Rounding is relative to the largest singular value, of order one.
+    # Rounding is relative to the largest singular value, which is of order one.
     assert_close(jnp.exp(found.log_singular_values), values, TOL)
     assert memory_gradient(params, xs, carry).log_singular_values is None
 
@@ -169,32 +169,32 @@ def test_probes_estimate_the_gain():
 
     found = np.asarray(jax.vmap(estimate)(keys))
     assert_close(found[:, 0], np.ones(200), TOL)
-    assert np.all(found.std(0) <= exact * np.sqrt(2 / probes))  # as the docstring promises
-    # 200 independent estimates: five standard errors.
+    assert np.all(found.std(0) <= exact * np.sqrt(2 / probes))  # the docstring promises this
+    # There are 200 independent estimates. The bound is five standard errors.
     wrong = np.abs(found.mean(0) - exact) / (found.std(0) / 200**0.5 + TOL)
     assert wrong.max() < 5
-    assert found[:, -1].std() > 0.01 * exact[-1]  # they do differ
+    assert found[:, -1].std() > 0.01 * exact[-1]  # the estimates do differ
 
 
 def test_a_gradient_far_below_the_smallest_float_keeps_its_logarithm():
-    """A plain RNN at rest is linear, h' = h W: with W orthogonal times 1/2, gain is 2^-lag."""
+    """At rest a plain RNN is linear, h' = h W. With W = Q / 2, Q orthogonal, gain is 2^-lag."""
     params = draw("elman", hidden=4, dtype="float32")
     orthogonal = np.linalg.qr(np.asarray(params.w_hh, np.float64))[0]
     w_hh = jnp.asarray(orthogonal / 2, jnp.float32)
     params = dataclasses.replace(params, w_hh=w_hh, b=None)
     found = memory_gradient(params, jnp.zeros((1000, 3), jnp.float32), singular_values=True)
     expected = -np.arange(1001) * np.log(2)
-    # 1,000 roundings of numbers of up to 693 to 24 bits.
+    # These are 1,000 roundings of numbers of up to 693 to 24 bits.
     assert_close(found.log_gain, expected, 2e-2)
     assert_close(found.log_singular_values, np.tile(expected[:, None], 4), 2e-2)
 
 
 def test_a_small_gradient_is_not_lost_in_its_square():
-    """float32 ends at 1e-38, so that the square of 1e-25 is zero."""
+    """The smallest float32 is 1e-38, so the square of 1e-25 is zero."""
     params, xs = draw("gru", dtype="float32"), draw_xs(dtype="float32")
     whole = gradient_norms(lambda hs: hs[-1].sum(), params, xs)
     found = gradient_norms(lambda hs: 1e-25 * hs[-1].sum(), params, xs)
-    np.testing.assert_allclose(found * 1e25, whole, rtol=1e-5)  # some 100 ulp
+    np.testing.assert_allclose(found * 1e25, whole, rtol=1e-5)  # about 100 ulp
     assert float(whole.min()) > 1e-3
 
 
@@ -217,7 +217,7 @@ def test_vmap_and_jit(kind):
 
     found = jax.jit(jax.vmap(look))(batch)
     for k, xs in enumerate(batch):
-        # Small singular values: the logarithm of a rounding relative to the largest.
+        # Rounding is relative to the largest singular value, so small ones are inexact.
         assert_close(jax.tree.map(lambda leaf: leaf[k], found), look(xs), 1e-6)  # noqa: B023
 
 

@@ -1,4 +1,4 @@
-"""The Jacobian of a step: against autodiff of the step, and differences of the NumPy oracle."""
+"""The Jacobian of a step, against autodiff and against differences of the NumPy oracle."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def flat(carry):
 
 
 def by_differences(params, xs, carry, eps=1e-6):
-    """Central differences of the oracle's step."""
+    """Central differences of the step of the oracle."""
     leaves, tree = jax.tree.flatten(oracle._float(carry) if isinstance(carry, tuple) else carry)
     sizes = np.cumsum([leaf.size for leaf in leaves])[:-1]
 
@@ -54,7 +54,7 @@ def by_differences(params, xs, carry, eps=1e-6):
 def test_it_is_the_derivative_of_the_oracle(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
-    # eps^2 of the third derivatives, and rounding / eps: both about 1e-10.
+    # The errors are eps^2 times third derivatives, and rounding / eps. Both are about 1e-10.
     expected = by_differences(params, xs, carry)
     assert_close(state_jacobians(params, xs, carry), expected, 1e-8)
 
@@ -83,7 +83,7 @@ def test_the_closed_form_is_that_of_autodiff(kind, hidden, bias):
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_each_term_is_the_derivative_with_the_other_ways_held(kind):
-    """The equations with four copies of h; each term is the derivative to one of them."""
+    """The equations with four copies of h. Each term is the derivative with respect to one copy."""
     params, (x,) = draw(kind), draw_xs(1)
     h = draw_carry(params)
 
@@ -101,7 +101,7 @@ def test_each_term_is_the_derivative_with_the_other_ways_held(kind):
     terms = gru_jacobian_terms(params, x[None], h)
     for term, other in zip(terms, expected, strict=True):
         assert_close(term[0], other, TOL)
-        assert float(jnp.abs(other).max()) > 1e-2  # a term that is zero would prove nothing
+        assert float(jnp.abs(other).max()) > 1e-2  # a zero term would prove nothing
 
 
 def test_shares_add_up_and_follow_the_terms():
@@ -111,7 +111,7 @@ def test_shares_add_up_and_follow_the_terms():
     assert shares.shape == (STEPS, 4)
     assert_close(shares.sum(1), np.ones(STEPS), TOL)
     closed = dataclasses.replace(params, b=params.b.at[1].add(-40))
-    # z is below 1e-15: only the leak is left.
+    # z is below 1e-15, so only the leak remains.
     expected = np.tile([1.0, 0, 0, 0], (STEPS, 1))
     assert_close(gru_jacobian_terms(closed, xs).shares(), expected, TOL)
 

@@ -1,4 +1,4 @@
-"""Lyapunov exponents where they are known, and against explicit products."""
+"""Known Lyapunov exponents, and others against explicit products."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ EIGENVALUES = np.array([0.95, -0.7, 0.5, 0.2])
 
 
 def linear():
-    """A plain RNN at rest at 0, where it is linear: h' = h W, W not normal."""
+    """At the state 0 a plain RNN is linear, h' = h W. Here W is not normal."""
     basis = np.random.default_rng(0).standard_normal((4, 4))
     w_hh = basis @ np.diag(EIGENVALUES) @ np.linalg.inv(basis)
     return dataclasses.replace(draw("elman"), w_hh=jnp.asarray(w_hh), b=None)
@@ -27,16 +27,17 @@ def linear():
 def test_a_linear_map_has_the_logarithms_of_its_eigenvalues(k, every):
     xs = jnp.zeros((1000, 3))
     found = lyapunov_spectrum(linear(), xs, k=k, warm_up=300, every=every)
-    # After 300 steps all but (0.7 / 0.95)^300 = 1e-40 has turned; the rest is rounding.
+    # After 300 steps the frame has turned up to (0.7 / 0.95)^300 = 1e-40. The rest is rounding.
     assert_close(found.exponents, np.log(np.abs(EIGENVALUES))[:k], 1e-10)
     assert float(found.errors.max()) < 1e-10
 
 
 def test_without_recurrent_weights_a_gru_forgets_by_its_gate():
-    """z = 1/2: a state decays by 1 - z a step."""
+    """With z = 1/2 a state decays by 1 - z in each step."""
     params = jax.tree.map(jnp.zeros_like, draw("gru_after"))
     found = lyapunov_spectrum(params, draw_xs(50))
-    np.testing.assert_allclose(found.exponents, np.log(0.5), rtol=1e-12)  # rounding of 50 steps
+    # This is the rounding of 50 steps.
+    np.testing.assert_allclose(found.exponents, np.log(0.5), rtol=1e-12)
 
 
 def test_contracting_weights_have_negative_exponents():
@@ -51,7 +52,7 @@ def test_contracting_weights_have_negative_exponents():
 
 @pytest.mark.parametrize("kind", only(("gru", "lstm", "min_gru", "stack"), STREAMABLE))
 def test_all_together_are_the_mean_log_determinant(kind):
-    """Whatever the frame: a determinant is the product of the diagonal of R."""
+    """The frame does not matter, since a determinant is the product of the diagonal of R."""
     params, xs = draw(kind), draw_xs(50)
     carry = draw_carry(params)
     found = lyapunov_spectrum(params, xs, carry, warm_up=8, every=3)
@@ -62,9 +63,12 @@ def test_all_together_are_the_mean_log_determinant(kind):
 
 @pytest.mark.parametrize("kind", only(("gru", "elman"), (*CELLS[:4], "stack")))
 def test_they_are_the_log_singular_values_of_the_product(kind):
-    """Up to where the frame stood at the start: with V the right singular vectors of the product P
-    and Q the frame, a volume grows by s_1 .. s_k |det(V_k^T Q_k)|, if s_{k+1} << s_k.
-    Those of the minimal GRU, whose product is diagonal, are not so far apart."""
+    """The estimate depends on the frame at the start only by a known factor.
+
+    Let Q be the frame, and V the right singular vectors of the product P. If s_{k+1} << s_k, a
+    volume grows by s_1 .. s_k |det(V_k^T Q_k)|. The product of the minimal GRU is diagonal, and its
+    singular values are not so far apart.
+    """
     params, xs = draw(kind), draw_xs(40)
     jacobians = np.asarray(state_jacobians(params, xs))
     size, product = jacobians.shape[1], np.eye(jacobians.shape[1])
@@ -83,7 +87,7 @@ def test_they_are_the_log_singular_values_of_the_product(kind):
         # The neglected part is of the order of the square of the quotient.
         assert_close(found[:k].sum(), np.log(values[:k]).sum() + start, 1e-5)
     assert apart
-    # And without looking at the frame: within its logarithm over T.
+    # Without the frame the estimate is within its logarithm, divided by T.
     first = np.log(values[0]) / 40
     assert abs(found[0] / 40 - first) < 0.1
 
@@ -92,7 +96,7 @@ def test_a_part_is_the_beginning_of_the_whole():
     params, xs = draw("lstm"), draw_xs(60)
     whole, some = lyapunov_spectrum(params, xs), lyapunov_spectrum(params, xs, k=3)
     assert whole.exponents.shape == (8,)
-    # Rounding; a frame's columns do not depend on those after them.
+    # The difference is rounding, since columns of a frame do not depend on later ones.
     assert_close(some, jax.tree.map(lambda leaf: leaf[:3], whole), 1e-10)
 
 
@@ -105,7 +109,7 @@ def test_the_error_is_the_scatter_between_runs():
 
     found = jax.vmap(one)(keys)
     scatter, claimed = found.exponents.std(0, ddof=1), found.errors.mean(0)
-    # The scatter of 40 runs is itself known to 1 / sqrt(80) = 11%, three times that.
+    # The scatter of 40 runs is known to 1 / sqrt(80) = 11%. The bound is three times that.
     assert float(jnp.abs(claimed / scatter - 1).max()) < 0.35
 
 
@@ -119,7 +123,7 @@ def test_a_lost_direction_is_not_nan():
     params = dataclasses.replace(draw("elman"), w_hh=jnp.zeros((4, 4)).at[0, 0].set(0.5), b=None)
     found = lyapunov_spectrum(params, jnp.zeros((50, 3)), warm_up=10)
     assert_close(found.exponents[0], np.log(0.5), 1e-12)
-    assert np.all(found.exponents[1:] < -30)  # minus infinity, or rounding
+    assert np.all(found.exponents[1:] < -30)  # it is minus infinity or rounding
 
 
 def test_memory_does_not_grow_with_the_sequence():
@@ -130,13 +134,13 @@ def test_memory_does_not_grow_with_the_sequence():
         look = jax.jit(lambda xs: lyapunov_spectrum(params, xs, every=every))
         return look.lower(xs).compile().memory_analysis().temp_size_in_bytes
 
-    for every in (1, 7):  # 100,000 is no multiple of 7
-        # To some bytes of the compiler's; a copy of xs, or a state a step, would be a megabyte.
+    for every in (1, 7):  # 100,000 is not a multiple of 7
+        # The compiler adds some bytes. A copy of xs, or a state for each step, would be a megabyte.
         assert abs(needed(100_000, every) - needed(1000, every)) < 1000
 
 
 def test_a_hundred_thousand_steps():
-    # One step 100 times as fast with two units and one exponent.
+    # With two units and one exponent, one step is 100 times as fast.
     params = draw("gru", hidden=2, dtype="float32")
     xs = jax.random.normal(jax.random.key(0), (100_000, 3), jnp.float32)
     long = lyapunov_spectrum(params, xs, k=1)
@@ -147,7 +151,7 @@ def test_a_hundred_thousand_steps():
 
 
 def test_two_batches_in_one_program():
-    """Batched QR decompositions may block each other here; this one must come to an end."""
+    """Batched QR decompositions may block each other on a CPU. This computation must end."""
     params, other = draw("gru"), draw("elman")
     batch = jnp.stack([draw_xs(30, seed=seed) for seed in range(5)])
 
@@ -163,7 +167,7 @@ def test_two_batches_in_one_program():
 
 
 def test_a_network_that_is_chaotic():
-    """Random weights of gain 3: neighbours part (Sompolinsky, Crisanti & Sommers 1988)."""
+    """With random weights of gain 3, neighbours separate (Sompolinsky, Crisanti & Sommers 1988)."""
     params = jaxgru.elman_init(jax.random.key(0), 1, 64, dtype=jnp.float64)
     w_hh = 3 * jax.random.normal(jax.random.key(1), (64, 64), jnp.float64) / 8
     params = dataclasses.replace(params, w_hh=w_hh)

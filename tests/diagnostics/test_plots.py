@@ -1,4 +1,4 @@
-"""What the figures show is what they were given."""
+"""The figures show the data that they are given."""
 
 import subprocess
 import sys
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("x64")
 def axes():
     figure = Figure(layout="constrained")
     yield figure.subplots()
-    figure.draw_without_rendering()  # nothing that is drawn raises or warns
+    figure.draw_without_rendering()  # drawing must not raise or warn
 
 
 def heights(axes):
-    """Of the labelled lines, by their names."""
+    """The labelled lines by name."""
     lines = axes.get_legend_handles_labels()
     return {name: np.asarray(line.get_ydata()) for line, name in zip(*lines, strict=True)}
 
@@ -54,7 +54,7 @@ def test_memory_gradient(axes):
 
 
 def test_what_has_vanished_is_left_out(axes):
-    logs = np.array([0.0, -1000.0, -np.inf])  # exp is 0, which no log scale has
+    logs = np.array([0.0, -1000.0, -np.inf])  # exp is 0, which a log scale cannot show
     plots.memory_gradient(axes, {"a": logs, "b": logs})
     assert np.isfinite(axes.get_ylim()).all()
 
@@ -97,7 +97,7 @@ def test_fixed_points_lie_where_states_do(axes, hidden):
     hs = jaxgru.scan(params, draw_xs(30))[1]
     plots.fixed_points(axes, found, hs[None])
     (run,) = (line for line in axes.get_lines() if len(line.get_xdata()) == 30)
-    # Two directions of the state at right angles: distances cannot grow, and of one unit stay.
+    # The two directions are orthogonal, so distances cannot grow. With one unit they stay the same.
     flat = np.stack(run.get_data(), 1)
     ratio = np.linalg.norm(flat[0] - flat[-1]) / np.linalg.norm(hs[0] - hs[-1])
     assert ratio <= 1 + 1e-12

@@ -1,4 +1,4 @@
-"""Run by test_devices.py in a process that has eight devices: prints, as JSON, what came of it."""
+"""test_devices.py runs this in a process with eight devices. It prints its results as JSON."""
 
 import json
 import re
@@ -21,7 +21,7 @@ COLLECTIVE = r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-
 
 
 def collectives():
-    """How often each stands in the program of training; and in its loops over time."""
+    """Count each operation in the training program, and in its loops over time."""
     settings = AddingSettings(length=40, hidden_size=8, batch_size=16, eval_every=3)
     task = make_task(settings)
     programs = Programs(task, settings, jax.devices())
@@ -32,7 +32,7 @@ def collectives():
     found = {}
     for line in compiled.as_text().splitlines():
         if match := re.search(COLLECTIVE, line):
-            # One loop, over updates, has to have it; two are in a loop over time.
+            # The loop over updates must have it. An operation in two loops is in a loop over time.
             loops = re.search(r'op_name="([^"]*)"', line)
             depth = loops.group(1).count("while/body") if loops else 0
             key = f"{match.group(1)} in {depth} loops"

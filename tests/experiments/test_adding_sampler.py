@@ -1,4 +1,4 @@
-"""The sampler of the adding problem against what NumPy finds in its examples."""
+"""The sampler of the adding problem, against what NumPy computes from its examples."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ LAYOUTS = tuple(task.LAYOUTS)
 
 
 def draw(layout, length, count):
-    """Inputs, the target at the last step, and what is asked at the other steps: nothing."""
+    """Draw (xs, the targets at the last step), and check that the other steps have weight zero."""
     sample = jax.jit(jax.vmap(lambda key: task.LAYOUTS[layout](key, length)))
     xs, targets, weights = map(np.asarray, sample(jax.random.split(jax.random.key(3), count)))
     assert targets.shape == weights.shape == (count, length)
@@ -22,7 +22,7 @@ def draw(layout, length, count):
 
 
 def marked_steps(xs):
-    """The two marked steps of each example, in order: `[N, 2]`."""
+    """The two marked steps of each example in order, `[N, 2]`."""
     examples, steps = np.nonzero(xs[:, :, 1])
     assert np.array_equal(np.bincount(examples, minlength=len(xs)), np.full(len(xs), 2))
     return steps.reshape(-1, 2)
@@ -45,7 +45,8 @@ def test_examples_are_as_defined(layout, length):
         assert np.all(first < length // 2)
         assert np.all(second >= length // 2)
     sums = np.sum(values.astype(np.float64) * markers, axis=1)
-    np.testing.assert_allclose(targets, sums, rtol=0, atol=1.2e-7)  # one rounding of a sum < 2
+    # This is one rounding of a sum below 2.
+    np.testing.assert_allclose(targets, sums, rtol=0, atol=1.2e-7)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,4 +1,4 @@
-"""The samplers of the copy task against the published layouts, read off by NumPy."""
+"""The samplers of the copy task, against the published layouts as NumPy reads them."""
 
 import math
 from functools import cache, partial
@@ -26,7 +26,7 @@ def draw(layout, length, count=300, symbols=10):
 
 
 def ids_of(xs):
-    """The sequence of 0 to 9 that the inputs stand for."""
+    """The sequence of numbers 0 to 9 that the inputs encode."""
     if xs.shape[-1] == 1:
         return xs[..., 0].astype(int)
     assert xs.shape[-1] == 10
@@ -65,7 +65,7 @@ def test_selective_scatters_the_symbols(length):
     found = scattered[scattered > 0].reshape(-1, 10)
     assert np.array_equal(found, targets[:, -10:])
     if length == 23:
-        share = (scattered > 0).mean(0)  # each place is equally likely
+        share = (scattered > 0).mean(0)  # all places are equally likely
         p = 10 / 33
         assert np.all(abs(share - p) < 5 * np.sqrt(p * (1 - p) / len(xs)))
 
@@ -73,7 +73,7 @@ def test_selective_scatters_the_symbols(length):
 def test_variable_draws_the_gap():
     xs, targets, weights = draw("variable", 23)
     ids = ids_of(xs)
-    gaps = ids.argmax(1) - 9  # the cue, 9, is the greatest, at gap + 9
+    gaps = ids.argmax(1) - 9  # the cue 9 is the largest number, and stands at gap + 9
     assert gaps.min() == 1
     assert gaps.max() == 23
     for row, target, gap in zip(ids, targets, gaps, strict=True):
@@ -101,7 +101,7 @@ def test_symbols_are_drawn_evenly():
 
 @pytest.mark.parametrize("layout", task.LAYOUTS)
 def test_the_baseline_is_the_loss_of_guessing_at_the_right_time(layout):
-    """Sure of the blank where it is due, and undecided between the 8 symbols at recall."""
+    """Outputs that are sure of every blank, and undecided between the 8 symbols at recall."""
     length = 23
     xs, targets, weights = draw(layout, length, count=3)
     classes = task.LAYOUTS[layout].output_size
@@ -122,8 +122,8 @@ def test_published_baselines():
 def test_recall_counts_the_symbols_alone():
     _, targets, weights = (leaf[0] for leaf in draw("urnn", 5, count=1))
     answers = targets.copy()
-    answers[-3:] = 0  # three symbols forgotten
-    answers[2] = 4  # one blank wrong, which recall does not see
+    answers[-3:] = 0  # the outputs forget three symbols
+    answers[2] = 4  # one blank is wrong, which recall does not measure
     logits = 50 * jnp.eye(9, dtype=jnp.float32)[answers]
     measures = task.measure(logits, task.Example(None, jnp.asarray(targets), jnp.asarray(weights)))
     assert float(measures["recall"]) == pytest.approx(0.7)

@@ -1,4 +1,4 @@
-"""A study on eight devices is the study on one."""
+"""A study on eight devices equals the same study on one."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ from runs import ROOT, on_devices
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
-# In float64, where sums in another order are out of sight: a record has six digits, so the last may
-# differ by one.
+# The runs use float64, where the order of sums hardly matters. A record has six digits, and the
+# last one may differ by one.
 DIGITS = 2e-5
 DOUBLE = ("--dtype", "float64", "--save-every", "0")
 ADDING = (*DOUBLE, "--length", "9", "--hidden-size", "6", "--batch-size", "16", "--updates", "30",
@@ -26,8 +26,8 @@ ADDING = (*DOUBLE, "--length", "9", "--hidden-size", "6", "--batch-size", "16", 
 COPY = (*DOUBLE, "--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", "16",
         "--batch-size", "8", "--first-symbols", "9", "--pass-symbols", "0.1", "--pass-nats", "23.6",
         "--updates", "60", "--eval-every", "5", "--test-examples", "20")  # fmt: skip
-#: One replica, whose batch is divided by eight; two by two times four; and in a curriculum three,
-#: of which one to three are trained together.
+#: The batch of one replica is divided by eight. Two replicas are divided two by four. The
+#: curriculum has three replicas, of which one to three train together.
 STUDIES = {
     "one": ("adding", (*ADDING, "--seeds", "3")),
     "two": ("adding", (*ADDING, "--seeds", "0", "1")),
@@ -49,7 +49,7 @@ def assert_same(evals, others):
 
 @pytest.fixture(scope="module")
 def alone(optax_promotes, tmp_path_factory):
-    """On the one device of this process."""
+    """Run on the one device of this process."""
     before, folder = jax.config.jax_enable_x64, tmp_path_factory.mktemp("alone")
     for name, (task, flags) in STUDIES.items():
         assert MAINS[task]([*flags, "--out", str(folder / name)]) == 1
@@ -59,7 +59,7 @@ def alone(optax_promotes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eight(alone, tmp_path_factory):
-    """On eight; the last began on one, and lost its last checkpoint."""
+    """Run on eight devices. The last run began on one device, and lost its last checkpoint."""
     folder = tmp_path_factory.mktemp("eight")
     jobs = [
         (task, [*flags, "--devices", "8", "--out", str(folder / name)])
@@ -100,7 +100,7 @@ def test_a_run_goes_on_on_other_devices(alone, eight):
 
 @pytest.mark.slow
 def test_devices_meet_once_an_update(eight):
-    """Gradients and means go in one all-reduce, and none is inside a loop over time."""
+    """Gradients and means take one all-reduce, and no loop over time has one."""
     inside = {k: v for k, v in eight["collectives"].items() if not k.endswith(" in 0 loops")}
     assert inside == {"all-reduce in 1 loops": 1}
 
@@ -115,9 +115,9 @@ def test_replicas_first_then_batches(eight):
     ("flags", "expected"),
     [
         (("--devices", "0"), "--devices must be at least 1, got 0"),
-        (("--devices", "9"), "--devices must be at most 1, what jax finds here, got 9; XLA_FLAGS="),
+        (("--devices", "9"), "--devices must be at most 1, the devices that jax finds"),
         (("--processes", "2"), "--processes must be 1 without --coordinator, got 2"),
-        (("--coordinator", "a:1"), "--coordinator must be with --processes of 2 or more, got a:1"),
+        (("--coordinator", "a:1"), "--coordinator must be given with --processes of 2 or more"),
         (("--coordinator", "a:1", "--processes", "2", "--process-id", "2"),
          "--process-id must be 0 to 1, got 2"),
         (("--coordinator", "auto", "--processes", "2"),

@@ -31,7 +31,8 @@ def test_it_is_the_gate_of_the_step(name):
     )
     gate = sigmoid(np.asarray(xs, np.float64) @ w_ih + hs[:-1] @ w_hh + b)
     expected = 1 - gate if name == "lstm" else gate
-    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)  # float32 of numbers < 1
+    # The tolerance is the float32 rounding of numbers below 1.
+    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)
 
 
 def test_of_a_stack_it_is_the_top_layer():
@@ -46,7 +47,8 @@ def test_of_a_minimal_gru_it_does_not_see_the_state():
     xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
     w, b = np.asarray(params.w_ih[:, 0], np.float64), np.asarray(params.b[0], np.float64)
     expected = sigmoid(np.asarray(xs, np.float64) @ w + b)
-    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)  # float32 of numbers < 1
+    # The tolerance is the float32 rounding of numbers below 1.
+    np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [4, 500])

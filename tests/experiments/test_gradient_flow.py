@@ -1,4 +1,4 @@
-"""The study of gradient flow, from the command line to its files, and what it computes."""
+"""The study of gradient flow, from the command line to its files and its numbers."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_the_command_writes_every_figure_with_its_numbers(tmp_path, capsys):
             assert np.shape(numbers["lyapunov"][when][cell]["exponents"]) == (2, states)
     assert np.shape(numbers["jacobian_terms"]["shares"]) == (2, 2, 4)
     np.testing.assert_allclose(np.sum(numbers["jacobian_terms"]["shares"], -1), 1, atol=1e-5)
-    # z is about sigmoid(-9) = 1.2e-4: 12 steps keep all but some thousandths.
+    # z is about sigmoid(-9) = 1.2e-4, so 12 steps forget some thousandths.
     np.testing.assert_allclose(
         np.array(numbers["update_bias"]["gain_at_last_lag"])[:, 1], 1, atol=1e-2
     )
@@ -70,14 +70,14 @@ def test_rates_are_those_of_an_exponential_after_its_beginning():
 
 
 def test_the_sweep_sets_the_update_bias_alone():
-    """A GRU whose weights are zero forgets by sigmoid(bias) every step, and nothing else."""
+    """With zero weights a GRU forgets by sigmoid(bias) in every step, and does nothing else."""
     cell = jaxgru.gru_init(jax.random.key(0), 2, 3)
     cell = jax.tree.map(lambda leaf: jnp.zeros_like(leaf)[None], cell)
     network = Network(cell=cell, w_out=jnp.zeros((1, 3, 1)), b_out=jnp.zeros((1, 1)))
     found = sweep(network, jnp.ones((2, 15, 2), jnp.float32), (0.0, -3.0))
     kept = 1 / (1 + np.exp([0.0, -3.0]))
     expected = np.log(kept)[None, :, None] * np.arange(16)
-    np.testing.assert_allclose(found.log_gain, expected, rtol=1e-4, atol=1e-6)  # float32
+    np.testing.assert_allclose(found.log_gain, expected, rtol=1e-4, atol=1e-6)  # float32 rounding
     np.testing.assert_allclose(found.shares, np.tile([1.0, 0, 0, 0], (1, 2, 1)), atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""`python -m experiments.mechanism` on a small network that has learnt a short gap."""
+"""`python -m experiments.mechanism` on a small network that was trained on a short gap."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_three_moments_are_measured(tmp_path, capsys):
         else:
             assert moment["lost"] == 3
             assert moment["recall_from_nearest"] is None
-    # chrono biases of up to 100 steps
+    # its chrono biases reach 100 steps
     assert all(0.5 < steps < 200 for steps in found["half_life"]["as drawn"])
     for name in ("units", "gradient", "lyapunov", "fixed_points"):
         assert imread(out / f"{name}.png").std() > 0

@@ -1,4 +1,4 @@
-"""A task in one file outside the repository: the one that experiments/README.md shows."""
+"""A task in one file outside the repository, which experiments/README.md shows."""
 
 import dataclasses
 import gc
@@ -31,7 +31,7 @@ SMALL = ("--length", "12", "--curriculum", "1.2", "--seeds", "5", "3", "--hidden
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with a package `lab`, in it the file that the README shows."""
+    """A folder with a package `lab`, which contains the file that the README shows."""
     folder = tmp_path_factory.mktemp("outside")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "experiments/README.md").read_text(), re.S)
     (source,) = (block for block in blocks if "def make_task" in block)
@@ -43,7 +43,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def order(lab):
-    """Its module, imported."""
+    """Import the module of the task."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(lab))
         yield importlib.import_module("lab.order")
@@ -52,7 +52,7 @@ def order(lab):
 
 
 def start(lab, *flags):
-    # Tests that a shell runs in the background ignore the signal, and so would their children.
+    # A shell makes background processes ignore the signal, and their children inherit this.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
     heed += "; os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", heed, sys.executable, "-m", "lab.order", *flags]
@@ -77,7 +77,7 @@ def test_train_interrupt_resume_report_load(lab, capsys):
     training.send_signal(signal.SIGINT)
     printed, errors = training.communicate(timeout=60)
     assert training.returncode == 130, errors
-    assert "To go on: python -m lab.order --out runs/order --resume" in printed
+    assert "To continue: python -m lab.order --out runs/order --resume" in printed
     assert errors == ""
     before = metrics.read_run(out / "metrics.jsonl")
     assert before.header["module"] == "python -m lab.order"
@@ -124,7 +124,8 @@ def finished(order, optax_promotes, tmp_path_factory):
 
 def test_a_finished_run_has_its_pictures_and_is_not_run_again(order, finished, capsys):
     names = ["checkpoints", "learning_curves.png", "lock", "metrics.jsonl"]
-    assert sorted(path.name for path in finished.iterdir()) == names  # no gates, no picture
+    # Without gates there is no picture of them.
+    assert sorted(path.name for path in finished.iterdir()) == names
     assert run(order, finished) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: the run in {finished} is finished (not solved: 2); look at it")
@@ -135,7 +136,7 @@ def test_a_finished_run_has_its_pictures_and_is_not_run_again(order, finished, c
 
 
 def test_what_is_loaded_is_what_was_tested(order, finished):
-    """The record's test measures, computed again from the loaded network by the task itself."""
+    """The task computes the test measures of the record again from the loaded network."""
     run_ = metrics.read_run(finished / "metrics.jsonl")
     settings = order.OrderSettings(length=12)
     task = order.make_task(settings)
@@ -163,10 +164,10 @@ def test_a_network_is_loaded_by_name(finished, tmp_path):
         load(tmp_path)
 
 
-# Orbax leaves files open where a checkpoint is damaged; they are collected in this test.
+# Orbax leaves files of a damaged checkpoint open. The garbage collector closes them here.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_only_whole_checkpoints_are_loaded(finished, tmp_path):
-    """And a damaged one stays where it is: only --resume puts it aside."""
+    """Loading leaves a damaged checkpoint where it is. Only --resume moves it."""
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
@@ -208,13 +209,13 @@ def test_wrong_values_are_one_line(order, flags, expected, tmp_path, capsys):
     [
         (
             {"input_size": 5},
-            "xs of the sampler must be of shape [T, 5], by input_size, got [10, 4]",
+            "xs of the sampler must be of shape [T, 5], as input_size is 5, got [10, 4]",
         ),
         (
             {"sampler": lambda length: lambda key, level: jnp.zeros((length, 4))},
             "what the sampler returns must be an Example, got",
         ),
-        ({"measures": ("accuracy",)}, "measures must be names with loss among them, got"),
+        ({"measures": ("accuracy",)}, "measures must be names that include loss, got"),
         (
             {"measures": ("loss", "error")},
             "what measure returns must be named loss and error, got ['accuracy', 'loss']",
@@ -250,7 +251,7 @@ def test_settings_that_are_no_dataclass_are_refused():
 
 
 def test_targets_are_what_measure_takes():
-    """Any pytree: here a dict of a scalar and a vector, and no weights."""
+    """Targets may be any pytree, here a dict of a scalar and a vector. Weights may be left out."""
     example = Example(xs=jnp.zeros((3, 1)), targets={"a": jnp.int32(1), "b": jnp.zeros(7)})
     assert example.weights == ()
     assert len(jax.tree.leaves(example)) == 3

@@ -1,4 +1,4 @@
-"""A population of small networks: each is trained as if alone, and the map says what came of it."""
+"""Each network of a population trains as if it were alone, and the map shows the results."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def small(optax_promotes, tmp_path_factory):
 
 
 def test_every_network_is_trained_as_if_alone(small):
-    """Against the studies' own training of one, from the same seed, its bias set by hand."""
+    """Compare with the usual training of one network with the same seed and the same bias."""
     record = read(small)
     settings = PopulationSettings(
         length=6, hidden_size=3, batch_size=2, updates=3, test_examples=4, rates=2, biases=3
@@ -61,7 +61,7 @@ def test_every_network_is_trained_as_if_alone(small):
             state = state._replace(network=dataclasses.replace(state.network, cell=cell))
             state, _ = chunk(state, jnp.int32(3), jnp.int32(0), jnp.int32(1))
             loss = float(evaluate(state.network)["loss"])
-            # float32 sums in another order through three steps of Adam, at a rate of 3 at most.
+            # These are float32 sums in another order, after three steps of Adam at a rate up to 3.
             assert record["test_loss"][r][b] == pytest.approx(loss, rel=1e-3)
 
 
@@ -127,7 +127,7 @@ def test_a_network_that_is_not_finite_is_marked(small):
     shown = axes.collections[0].get_array().reshape(3, 2)
     assert np.ma.getmaskarray(shown).tolist() == [[False, False], [False, False], [False, True]]
     record["test_loss"] = [[None] * 3] * 2
-    figure = draw_map(record, BASELINE)  # no best one
+    figure = draw_map(record, BASELINE)  # there is no best network
     assert len(figure.axes[0].get_legend().get_texts()) == 1
 
 
@@ -152,7 +152,7 @@ def test_eight_devices_compute_what_one_does(tmp_path):
         assert done.returncode == 0
         assert read(out)["devices"] == devices
         losses.append(read(out)["test_loss"])
-    # float32 sums in another order: groups of 16 and 8 on one device, of 3 on each of eight.
+    # float32 sums have another order: groups of 16 and 8 on one device, or of 3 on each of eight.
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_what_the_devices_cannot_divide_is_one_line_of_error(tmp_path):
     done = start([*TINY, *GRID, "--out", str(tmp_path / "out")], devices=4)
     error = done.communicate()[1]
     assert done.returncode == 2
-    assert "--rates times --biases a multiple of 4, the devices, got 2" in error
+    assert "--rates times --biases is a multiple of 4, the devices, got 2" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

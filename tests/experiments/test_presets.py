@@ -1,4 +1,4 @@
-"""`--preset`: every row of the results is one short command."""
+"""`--preset` repeats every row of the results with one short command."""
 
 import json
 import re
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("optax_promotes", "no_pictures")
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 ROWS = sorted(path.parent.name for path in RESULTS.glob("[ac]*_*/metrics.jsonl"))
 KINDS = {"adding_task": (AddingSettings, ADDING), "copy_task": (CopySettings, COPY)}
-# What a record does not say: where it was written to, and flags that its version did not have.
+# A record does not have these: its place, and flags that its version did not have.
 PLACE = ("out", "preset", "resume", "save_every")
 LINE = r"\| `(\w+)` \| `python -m experiments\.(\w+) --preset ([\w-]+)` \|"
-#: For each row's folder, its task and its preset, from the table of the results page.
+#: The task and the preset for the folder of each row, from the table of the results page.
 COMMANDS = {row: command for row, *command in re.findall(LINE, (RESULTS / "README.md").read_text())}
 
 
@@ -42,7 +42,7 @@ def test_every_row_has_a_command():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_is_a_preset(row):
-    """Exactly: every setting of the committed record, and the defaults where it is silent."""
+    """A preset has every setting of the committed record, and defaults for all others."""
     header = header_of(row)
     task, name = COMMANDS[row]
     assert task == header["task"]

@@ -1,4 +1,4 @@
-"""A study of several processes, here on one host over gloo, is the study of one."""
+"""A study with several processes, here on one host over gloo, equals the study with one."""
 
 import os
 import random
@@ -22,18 +22,18 @@ pytestmark = [
     pytest.mark.usefixtures("optax_promotes"),
 ]
 
-SECONDS = 120  # until what hangs is a failure
-# In float64, where sums in another order are out of sight: a record has six digits, so the last may
-# differ by one.
+SECONDS = 120  # after this time a process counts as hanging
+# The runs use float64, where the order of sums hardly matters. A record has six digits, and the
+# last one may differ by one.
 DIGITS = 2e-5
-# Three replicas, so that every process has a share of each one's batch.
+# There are three replicas, so every process has a share of each batch.
 FLAGS = ("--dtype", "float64", "--length", "9", "--hidden-size", "6", "--batch-size", "16",
          "--updates", "400", "--eval-every", "10", "--test-examples", "13", "--save-every", "0",
          "--seeds", "0", "1", "2", "--solved", "0")  # fmt: skip
 
 
 def free_port(least=0):
-    """One that nobody listens at, any or the first from `least` on."""
+    """Find a free port: any, or the first from `least` on."""
     with socket.socket() as free:
         while True:
             try:
@@ -60,8 +60,8 @@ def start(count, out, *flags):
 
 
 def start_by_slurm(count, out, *flags):
-    """As `srun` would: the port follows from the number of the job."""
-    least = 2**16 - 2**12  # JAX takes the job modulo 2**12 and adds this
+    """Start processes as `srun` does. JAX derives the port from the number of the job."""
+    least = 2**16 - 2**12  # JAX takes the number of the job modulo 2**12 and adds this
     job = {"SLURM_JOB_ID": str(free_port(least + 99) - least), "SLURM_NTASKS": str(count)}
     job["SLURM_STEP_NODELIST"] = "localhost"
     numbers = [{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(count)]
@@ -69,7 +69,7 @@ def start_by_slurm(count, out, *flags):
 
 
 def finish(processes):
-    """(exit codes, what they printed, their errors)."""
+    """Return the exit codes, the outputs and the errors."""
     try:
         said = [process.communicate(timeout=SECONDS) for process in processes]
     finally:
@@ -118,7 +118,7 @@ def test_two_processes_compute_what_one_does_and_the_first_speaks(begin, alone, 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_is_killed_and_four_go_on(victim, alone, tmp_path):
-    """At a moment that is drawn anew in every run of this test."""
+    """The kill comes at a random moment, which differs in every run of this test."""
     out = tmp_path / "run"
     processes = start(2, out, *FLAGS)
     wait_for_checkpoint(out, processes)
@@ -126,11 +126,11 @@ def test_one_of_two_is_killed_and_four_go_on(victim, alone, tmp_path):
     processes[victim].send_signal(signal.SIGKILL)
     codes, _, errors = finish(processes)
     assert codes[victim] == -signal.SIGKILL
-    if victim == 0 and codes[1] == -signal.SIGABRT:  # JAX saw first that its server is gone
+    if victim == 0 and codes[1] == -signal.SIGABRT:  # JAX noticed first that the server was gone
         assert "Terminating process because the JAX distributed service" in errors[1]
     else:
         assert codes[1 - victim] == LOST, errors
-        assert "another process was lost, go on with --resume" in errors[1 - victim]
+        assert "another process was lost, continue with --resume" in errors[1 - victim]
     codes, printed, errors = finish(start(4, out, "--resume"))
     assert codes == [1] * 4, errors
     assert "Going on after" in printed[0]
@@ -144,7 +144,7 @@ def test_sigterm_to_one_stops_all_and_one_goes_on(alone, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     codes, printed, errors = finish(processes)
     assert codes == [130, 130], errors
-    assert "all is saved" in printed[0]
+    assert "everything is saved" in printed[0]
     before = jax.config.jax_enable_x64
     assert main(["--out", str(out), "--resume"]) == 1
     jax.config.update("jax_enable_x64", before)

@@ -1,4 +1,4 @@
-"""`python -m experiments.report` and what else is made of finished runs."""
+"""`python -m experiments.report` and other programs that read finished runs."""
 
 import json
 import re
@@ -23,14 +23,14 @@ TINY += ("--test-examples", "3", "--seeds", "0", "1")
 
 @pytest.fixture(scope="module")
 def runs(optax_promotes, tmp_path_factory):
-    """A run at a published length, one at another, and two that differ in a setting."""
+    """A run with a published length, one with another, and two that differ in one setting."""
     folder = tmp_path_factory.mktemp("runs")
     names = [folder / name for name in ("published", "copy", "chrono", "lstm")]
     published = ("--layout", "anywhere", "--length", "600", "--solved", "100")
     assert adding([*TINY, *published, "--out", str(names[0])]) == 0
     flags = [*TINY, "--length", "3", "--curriculum", "0"]
     assert copying([*flags, "--out", str(names[1])]) == 1
-    shutil.copytree(names[1], names[2])  # as if it had been run with --chrono 0
+    shutil.copytree(names[1], names[2])  # like a run with --chrono 0
     header, *lines = (names[2] / "metrics.jsonl").read_text().splitlines(keepends=True)
     header = json.loads(header)
     header["settings"]["chrono"] = 0.0
@@ -66,7 +66,7 @@ def test_the_table_sets_runs_beside_what_is_published(report):
 def test_the_page_needs_no_network(report, runs):
     page = (report / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 4 * 3 + 1  # three pictures a run, and the comparison
+    assert len(sources) == 4 * 3 + 1  # each run has three pictures, and there is a comparison
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r'src="[^"]*"', "", page)
     assert "python -m experiments.copy_task --length 3" in page
@@ -116,7 +116,7 @@ def test_recall_of_no_run_is_one_line_of_error(runs, tmp_path, capsys):
 
 
 def record(path, losses, lengths):
-    """A record of one replica."""
+    """The record of a run with one replica."""
     header = {"kind": "header", "replicas": [{"seed": 0, "learning_rate": 0.01}]}
     evals = [
         {"kind": "eval", "replica": 0, "update": k, "length": length, "train_loss": loss}
@@ -131,7 +131,7 @@ def test_a_thinned_curve_keeps_its_look(tmp_path):
     path = tmp_path / "metrics.jsonl"
     draw = np.random.default_rng(0)
     losses = np.exp(-np.arange(2000) / 300 + 0.01 * draw.standard_normal(2000))
-    losses[[700, 1301]] *= 5  # spikes of one evaluation
+    losses[[700, 1301]] *= 5  # these spikes last one evaluation
     lengths = np.where(np.arange(2000) < 1500, 10, 30)
     lines = record(path, losses.tolist(), lengths.tolist())
     assert thin.main([str(tmp_path)]) == 0

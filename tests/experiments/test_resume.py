@@ -1,4 +1,4 @@
-"""A run that is killed and gone on with ends as if nothing had happened."""
+"""A run that is killed and resumed ends like a run without interruptions."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ from runs import FLAGS, assert_same_run, start, without_pictures
 
 pytestmark = pytest.mark.usefixtures("optax_promotes", "no_pictures")
 
-# Orbax does, where a checkpoint is damaged; they are collected here, not in some other test.
+# Orbax leaves files of a damaged checkpoint open. The garbage collector closes them here.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -27,7 +27,8 @@ leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableE
 def whole(optax_promotes, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     out.mkdir()
-    (out / "metrics.new").write_text("{")  # what a kill left unfinished does not use a folder
+    # Unfinished files of a killed run do not count as a use of the folder.
+    (out / "metrics.new").write_text("{")
     with without_pictures():
         assert main([*FLAGS, "--out", str(out)]) == 1
     return out
@@ -36,7 +37,7 @@ def whole(optax_promotes, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 def test_stopped_at_six_random_moments(whole, tmp_path):
-    """The moments are drawn anew in every run of this test, over training and writing alike.
+    """The moments are random in every run of this test, during training and writing.
 
     They come after the first line that the study prints. Before it Python imports libraries in
     C++, some of which abort or crash the process when a signal raises KeyboardInterrupt there.
@@ -54,9 +55,9 @@ def test_stopped_at_six_random_moments(whole, tmp_path):
                 process.send_signal(number)
                 sent.append(number.name)
             process.communicate()
-        # Before training, and after it, signals end the process without a word.
+        # Before and after training, signals end the process without a message.
         assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130, 1)
-        if process.returncode == 1:  # it was done before the moment came
+        if process.returncode == 1:  # the run finished before the moment came
             break
         flags = ("--resume",)
     else:
@@ -67,7 +68,7 @@ def test_stopped_at_six_random_moments(whole, tmp_path):
 
 
 def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
-    """The header is there or not, never in part."""
+    """The header exists completely or not at all."""
     out = tmp_path / "run"
     out.mkdir()
     header = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
@@ -82,7 +83,7 @@ def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
 
 
 def torn(whole, out):
-    """A copy of the run whose record ends in the middle of a line."""
+    """A copy of the run, whose record ends in the middle of a line."""
     shutil.copytree(whole, out)
     record = (whole / "metrics.jsonl").read_bytes()
     (out / "metrics.jsonl").write_bytes(record[:-7])
@@ -91,7 +92,7 @@ def torn(whole, out):
 
 @leaves_files_open
 def test_lines_that_no_checkpoint_holds_are_written_again(whole, tmp_path):
-    """As after a kill: torn lines in the record, and the last checkpoint half written."""
+    """A copy as a kill leaves it: with torn lines in the record, and half a checkpoint."""
     out = torn(whole, tmp_path / "run")
     last = max(int(path.name) for path in (out / "checkpoints").iterdir())
     for path in (out / "checkpoints" / str(last)).rglob("*"):

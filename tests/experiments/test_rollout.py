@@ -1,4 +1,4 @@
-"""Rollouts of the T-maze: what was acted is what is learnt from, and memory is what solves it."""
+"""Rollouts in the T-maze: learning sees what acting did, and only memory solves the task."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ TINY = ["--longest", "6", "--hidden-size", "3", "--environments", "4", "--steps"
 
 
 def noisy_agent() -> Agent:
-    """Every weight and bias random and not zero."""
+    """An agent whose weights and biases are all random and non-zero."""
     rng = np.random.default_rng(5)
     drawn = agent_init(jax.random.key(0), SETTINGS.hidden_size)
     return jax.tree.map(lambda w: jnp.asarray(0.6 * rng.standard_normal(w.shape), w.dtype), drawn)
@@ -28,8 +28,9 @@ def noisy_agent() -> Agent:
 
 @pytest.fixture(scope="module")
 def rollouts():
-    """Two of six environments, one after the other, by whether there is a memory:
-    [(where each began, its steps), ...].
+    """Two consecutive rollouts of six environments, with and without memory.
+
+    Returns {memory: [(the actors at the start, the steps), ...]}.
     """
     agent, found = noisy_agent(), {}
     keys = jax.random.split(jax.random.key(1), 6)
@@ -48,24 +49,24 @@ def rollouts():
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_acting_and_learning_see_the_same_logits(memory, rollouts):
-    """Step by step with the state set to zeros, and `scan` with reset from the stored carry."""
+    """Acting sets the state to zeros at resets. Learning runs `scan` from the stored carry."""
     again = jax.jit(jax.vmap(lambda carry, steps: relearn(noisy_agent(), carry, steps)[0]))
     for start, steps in rollouts[memory]:
         assert_close(again(start.carry, steps), steps.logits, VALUE_TOL["float32"])
     start, steps = rollouts[memory][1]
-    assert steps.reset[:, 1:].any(axis=1).all()  # inside every rollout
+    assert steps.reset[:, 1:].any(axis=1).all()  # there is a reset inside every rollout
     if not memory:
         assert steps.reset.all()
     else:
         assert not steps.reset.all(axis=0).any()
-        assert not steps.reset[:, 0].all()  # an episode goes on from one rollout to the next
+        assert not steps.reset[:, 0].all()  # an episode continues in the next rollout
         assert abs(start.carry).max() > 0.1
         lost = again(jnp.zeros_like(start.carry), steps)
-        assert abs(lost - steps.logits).max() > 0.01  # so the stored carry counts
+        assert abs(lost - steps.logits).max() > 0.01  # so the stored carry matters
 
 
 def test_episodes_are_what_the_maze_says(rollouts):
-    """By what is seen alone: a cue, as much corridor as allowed, a junction, what was earned."""
+    """The observations fit together: a cue, a corridor of allowed length, a junction, a reward."""
     parts = [steps for _, steps in rollouts[True]]
     steps = Steps(*(np.concatenate(both, axis=1) for both in zip(*parts, strict=True)))
     lengths, rewards = set(), set()
@@ -130,7 +131,7 @@ def test_a_run_leaves_a_record_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--longest", "4"), "--longest must be at least 5, --shortest, got 4"),
+        (("--longest", "4"), "--longest must be at least 5 (--shortest), got 4"),
         (("--steps", "0"), "--steps must be at least 1, got 0"),
         (("--discount", "1.5"), "--discount must be in [0, 1], got 1.5"),
         (("--learning-rate", "nan"), "--learning-rate must be positive and finite, got nan"),
@@ -148,5 +149,5 @@ def test_the_default_run_solves_it_by_memory(tmp_path):
     run = read_run(tmp_path / "metrics.jsonl")
     memory, none = ([line["success"] for line in lines] for lines in run.evals)
     assert memory[-1] > 0.99
-    # Some 1,860 episodes a line: the standard deviation of 50% is 1.2%, and this is five of them.
+    # A line has about 1,860 episodes. The standard deviation of 50% is 1.2%, and this is five.
     assert max(abs(np.array(none) - 0.5)) < 0.06

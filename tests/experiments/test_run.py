@@ -1,4 +1,4 @@
-"""`python -m experiments.<task>` as a user meets it."""
+"""`python -m experiments.<task>` as a user runs it."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(out, *flags):
 
 @pytest.fixture(scope="module")
 def finished(optax_promotes, tmp_path_factory):
-    """The folder of a run of two seeds that spent its budget, its exit code, what it printed."""
+    """The folder of a run with two seeds that used its whole budget, its exit code and output."""
     out = tmp_path_factory.mktemp("runs") / "a" / "new"
     with redirect_stdout(StringIO()) as printed:
         code = run(out, "--seeds", "0", "3")
@@ -168,7 +168,7 @@ def test_a_curriculum_grows_each_replica_by_itself(tmp_path, capsys):
     assert 30 in lengths[1]
     assert [line["length"] for line in by_itself] == lengths[1]
     for a, b in zip(together[1], by_itself, strict=True):
-        if a["update"] <= 20:  # later, training makes roundings of another order of sums grow
+        if a["update"] <= 20:  # later, training amplifies the rounding of sums in another order
             assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
         assert ("test_loss" in a) == (a["length"] == 30 or a["update"] == 60)
 
@@ -190,7 +190,7 @@ def test_a_folder_of_an_unfinished_run_is_refused(finished, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
     assert run(tmp_path) == 2
     error = capsys.readouterr().err
-    assert "is in use by an unfinished run; go on with it by --resume" in error
+    assert "is in use by an unfinished run; continue it with --resume" in error
     assert error.count("\n") == 1
 
 
@@ -228,7 +228,7 @@ def test_a_wrong_value_is_one_line_of_error(flags, expected, tmp_path, capsys):
     [
         (("--first-symbols", "11"), "--first-symbols must be 1 to 10, got 11"),
         (("--pass-symbols", "1"), "--pass-symbols must be in [0, 1), got 1"),
-        (("--slope", "2"), "--slope must be 0 but with --layout tcn"),
+        (("--slope", "2"), "--slope must be 0 except with --layout tcn"),
     ],
 )
 def test_wrong_values_of_the_copy_task(flags, expected, tmp_path, capsys):
@@ -267,7 +267,7 @@ def test_a_preset_sets_the_defaults_and_flags_change_them(tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_learning_rates_in_one_program_of_which_one_is_too_high(tmp_path, capsys):
-    """A loss that is not finite stops its replica alone."""
+    """A loss that is not finite stops only its replica."""
     flags = ("--cell", "elman", "--learning-rate", "1e-2", "1e-9", "1e38", "--updates", "20")
     assert run(tmp_path, *flags, "--eval-every", "5", "--clip-norm", "0") == 3
     _, evals, _ = metrics.read_run(tmp_path / "metrics.jsonl")
@@ -289,7 +289,7 @@ def test_learning_rates_in_one_program_of_which_one_is_too_high(tmp_path, capsys
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "experiments.adding_task", *SMALL, "--cell", "elman"]
     command += ["--updates", "10000000", "--eval-every", "5", "--learning-rate", "1e-9"]
-    # Tests that a shell runs in the background ignore the signal, and so would their children.
+    # A shell makes background processes ignore the signal, and their children inherit this.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)"
     heed += "; os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(

@@ -84,7 +84,7 @@ def test_the_first_update_that_is_not_finite_is_told(chunk):
     w_out = state.network.w_out.at[0, 0].set(jnp.nan)
     network = dataclasses.replace(state.network, w_out=w_out)
     _, broken = chunk(state._replace(network=network), 4)
-    assert int(broken.broken) == 4  # the one after the three
+    assert int(broken.broken) == 4  # this one comes after the three
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_seeds_in_one_program_equal_seeds_apart(chunk):
         alone, means = chunk(start(seed), 5)
         np.testing.assert_allclose(happened.means["loss"][seed], means.means["loss"], rtol=1e-4)
         pairs = zip(jax.tree.leaves(states.network), jax.tree.leaves(alone.network), strict=True)
-        for x, y in pairs:  # sums of float32 in another order, then five steps of Adam
+        for x, y in pairs:  # these are float32 sums in another order, and then five steps of Adam
             np.testing.assert_allclose(x[seed], y, rtol=1e-3, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_schedules_and_rules():
         rule = optimizers.make_optimizer(dataclasses.replace(settings, optimizer=name))
         step, _ = rule.update(grads, rule.init(params), params)
         assert np.all(np.isfinite(step["w"]))
-    np.testing.assert_allclose(step["w"], [0.6, 0, 0.8], rtol=1e-6)  # the last is sgd: clipped to 1
+    np.testing.assert_allclose(step["w"], [0.6, 0, 0.8], rtol=1e-6)  # the last is sgd, clipped to 1
 
 
 def test_states_are_those_of_scan():

@@ -1,4 +1,4 @@
-"""equinox: weights read and written, against equinox' own outputs; wrong input."""
+"""Equinox: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_params_without_a_counterpart(kind, message):
 
 @pytest.fixture
 def x32():
-    """As for users who switch nothing on."""
+    """64-bit types are off, as for users who switch nothing on."""
     with jax.enable_x64(False):
         yield
 
@@ -97,12 +97,13 @@ def test_the_model_of_the_page(tmp_path, x32):
         )
         return jnp.mean(jax.vmap(jax.vmap(drawn.head))(ys) ** 2)
 
-    assert_close(names["value"], mean(drawn.rnn), 1e-6)  # float32, sums of numbers below one
+    # These are float32 sums of numbers below one.
+    assert_close(names["value"], mean(drawn.rnn), 1e-6)
     assert_close(grads.rnn, jax.grad(mean)(drawn.rnn), 1e-5)
 
 
 def test_the_form_of_a_cell_is_static():
-    """So that a filter that takes arrays apart keeps it, and another form is another program."""
+    """A filter that takes arrays apart must keep the form. Another form is another program."""
     params = draw("gru_after")
     arrays, static = eqx.partition(params, eqx.is_array)
     assert static.reset_after

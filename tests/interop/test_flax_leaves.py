@@ -1,4 +1,4 @@
-"""What other tools for Flax see of the modules: arrays in nested dicts, by the names of to_dict."""
+"""Other tools for Flax see the arrays of the modules in nested dicts, by the names of to_dict."""
 
 import functools
 
@@ -24,7 +24,7 @@ XS = jnp.ones((2, STEPS, INPUT), "float32")
 
 
 def of_linen(params):
-    """(network as a function of weights, weights, another set of weights)."""
+    """Return (a network as a function of weights, weights, another set of weights)."""
     module = LinenRNN(lambda key, size: params)
     weights = module.init(jax.random.key(0), XS)["params"]
     return lambda weights: module.apply({"params": weights}, XS), weights
@@ -45,7 +45,7 @@ MAKE = pytest.mark.parametrize("make", [of_nnx, of_linen])
 
 
 def check(make, params, weights):
-    """Weights that came back from somewhere are those of params, to jaxgru and to the module."""
+    """Restored weights are params for jaxgru and for the module."""
     assert_same(jaxgru.from_dict(weights), params)
     run, own = make(jax.tree.map(jnp.zeros_like, params))
     assert jax.tree.structure(weights) == jax.tree.structure(own)
@@ -85,7 +85,7 @@ def test_safetensors(make, tmp_path):
 
 @MAKE
 def test_masks_by_path(make):
-    """Weight decay for the recurrent matrices alone."""
+    """Weight decay applies to the recurrent matrices only."""
     _, weights = make(draw("mixed", dtype="float32"))
     mask = traverse_util.path_aware_map(lambda path, leaf: path[-1] == "w_hh", weights)
     optimizer = optax.chain(optax.masked(optax.add_decayed_weights(0.5), mask), optax.scale(-1))
@@ -97,7 +97,7 @@ def test_masks_by_path(make):
 
 
 def test_nnx_filters_by_path():
-    """`nnx.Optimizer`, `nnx.split` and `nnx.grad` select weights so."""
+    """`nnx.Optimizer`, `nnx.split` and `nnx.grad` select weights in this way."""
     rnn = RNN(draw("stack", dtype="float32"))
     _, recurrent, rest = nnx.split(rnn, nnx.PathContains("w_hh"), ...)
     names = {path[1:] for path in nnx.to_flat_state(recurrent).paths}
@@ -117,7 +117,7 @@ def fields(specs):
 
 
 def test_partitioning_of_linen():
-    """The axes stand where `with_partitioning` puts them, and the module reads what is boxed."""
+    """The axes are where `with_partitioning` puts them, and the module reads boxed variables."""
     init = functools.partial(jaxgru.gru_init, hidden_size=HIDDEN, reset_after=True)
     module = LinenRNN(init, partitioning=AXES)
     variables = module.init(jax.random.key(0), XS)
@@ -135,7 +135,7 @@ def test_partitioning_of_linen():
 
 
 def test_partitioning_of_nnx():
-    with jax.set_mesh(mesh()):  # where Flax puts the weights at once
+    with jax.set_mesh(mesh()):  # here Flax shards the weights immediately
         params = draw("gru_after", dtype="float32")
         rnn = RNN(params, partitioning=AXES)
         ys = nnx.jit(lambda rnn: rnn(XS))(rnn)
@@ -148,7 +148,7 @@ def test_partitioning_of_nnx():
 
 
 def test_wrong_partitioning():
-    expected = r"RNN: partitioning must be axes of b, w_hh, w_ih, got w_hi\."
+    expected = r"RNN: partitioning must be a mapping with the keys b, w_hh, w_ih, got w_hi\."
     with pytest.raises(ValueError, match=f"^{expected}"):
         RNN(draw("gru", dtype="float32"), partitioning={"w_hi": (None,)})
     params = draw("gru", dtype="float32")

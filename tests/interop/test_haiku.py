@@ -1,4 +1,4 @@
-"""haiku: weights read and written, against haiku's own outputs; wrong input."""
+"""Haiku: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_both_ways(name):
     back = to_haiku(params)
     assert back.keys() == weights.keys()
     assert_close(net.apply(back, data()), net.apply(weights, data()), TOL)
-    # The forget bias goes up and down by 1, which may cost its last bit.
+    # Adding and subtracting 1 may change the last bit of the forget bias.
     assert_close(from_haiku(back), params, 1e-15 if name == "LSTM" else 0)
 
 
@@ -68,21 +68,21 @@ def gru(**more):
 
 WRONG = {
     "relu": (lambda: weights_of(unroll(hk.VanillaRNN)), r"got VanillaRNN\. .*relu"),
-    "several": (lambda: gru() | {"head": {}}, r"params must be of one module, got 'gru', 'head'"),
+    "several": (lambda: gru() | {"head": {}}, r"be those of one module, got 'gru', 'head'"),
     "a transposed matrix": (
         lambda: gru(w_i=jnp.ones((12, 3))),
         r"'w_i' must be an array of shape \[I, 12\], got float64\[12, 3\]\. It seems to be",
     ),
     "missing": (
         lambda: {"gru": {"w_h": jnp.ones((4, 12)), "b": jnp.ones(12)}},
-        r"'w_i' must be there, of shape \[I, 12\], got 'w_h', 'b'",
+        r"'w_i' must be given, with shape \[I, 12\], got only 'w_h', 'b'",
     ),
-    "another module": (lambda: {"linear": {"scale": jnp.ones(3)}}, r"'b' must be there"),
+    "another module": (lambda: {"linear": {"scale": jnp.ones(3)}}, r"'b' must be given"),
     "more": (lambda: gru(scale=jnp.ones(3)), r"also 'scale'"),
     "no mapping": (lambda: jnp.ones(3), r"params must be a mapping of module names"),
     "an LSTM without inputs": (
         lambda: {"lstm": {"w": jnp.ones((4, 16)), "b": jnp.ones(16)}},
-        r"'w' must be of more than 4 rows, I \+ H, got 4",
+        r"'w' must be an array with more than 4 rows, I \+ H, got 4",
     ),
 }  # fmt: skip
 
@@ -95,7 +95,9 @@ def test_wrong_weights(name):
 
 
 def test_wrong_name():
-    with pytest.raises(ValueError, match=r"^from_haiku: name must be that of a module, got 'rnn'"):
+    with pytest.raises(
+        ValueError, match=r"^from_haiku: name must be the name of a module \('gru'\), got 'rnn'"
+    ):
         from_haiku(gru(), "rnn")
 
 

@@ -1,4 +1,4 @@
-"""`import jaxgru` brings in jax and no other library."""
+"""`import jaxgru` imports jax and no other library."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""keras: weights read and written, against keras' own outputs; wrong input.
+"""Keras: weights that are read and written, against its own outputs, and wrong input.
 
-In float32: on this backend keras computes parts of a float64 layer in float32.
+The tests use float32, since on this back end Keras computes parts of a float64 layer in float32.
 """
 
 import jax
@@ -22,12 +22,12 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def narrow():
-    """Without biases keras lets float64 into its loop where 64-bit types are on."""
+    """Without biases, Keras lets float64 into its loop if 64-bit types are on."""
     with jax.enable_x64(False):
         yield
 
 
-#: Two evaluations of five steps in float32: errors stay below 20 ulp of numbers of order one.
+#: For two float32 evaluations of five steps. Errors stay below 20 ulp of numbers of order one.
 TOL = 2e-6
 BATCH, STEPS, INPUT, HIDDEN = 3, 5, 3, 4
 KINDS = {
@@ -98,7 +98,7 @@ def test_params_without_biases_write_zeros():
 WRONG_LAYERS = {
     "kind": (lambda: keras.layers.Dense(3), r"layer must be a keras GRU, .* got Dense"),
     "no layer": (lambda: [1, 2], r"layer must be a keras GRU, .* got list"),
-    "not built": (lambda: keras.layers.GRU(4), r"layer must be built, got no weights"),
+    "not built": (lambda: keras.layers.GRU(4), r"layer must be built, got a layer without weights"),
     "activation": (lambda: make("gru", activation="relu"), r"activation must be 'tanh', got"),
     "gate": (
         lambda: make("lstm", recurrent_activation="hard_sigmoid"),
@@ -134,23 +134,23 @@ WRONG_TARGETS = {
     ),
     "kind": (
         lambda: (drawn("lstm"), make("gru")),
-        r"params must be GRUParams as layer is, got LSTMParams",
+        r"params must be GRUParams, as for layer, got LSTMParams",
     ),
     "input size": (
         lambda: (drawn("lstm", 5, 4), make("lstm")),
-        r"'kernel' must be of shape \[5, 16\] as params are, got \[3, 16\]",
+        r"'kernel' must be of shape \[5, 16\], as in params, got \[3, 16\]",
     ),
     "hidden size": (
         lambda: (drawn("elman", 3, 5), make("simple")),
-        r"'kernel' must be of shape \[3, 5\] as params are, got \[3, 4\]",
+        r"'kernel' must be of shape \[3, 5\], as in params, got \[3, 4\]",
     ),
     "biases": (
         lambda: (drawn("elman"), make("simple", use_bias=False)),
-        r"layer must be made with use_bias=True, got False",
+        r"layer must be made with use_bias=True, got use_bias=False",
     ),
     "one direction": (
         lambda: (drawn("gru"), fill(keras.layers.Bidirectional(keras.layers.GRU(4)))),
-        r"params must be Bidirectional as layer is, got GRUParams",
+        r"params must be a Bidirectional, since layer is one, got GRUParams",
     ),
     "two directions": (
         lambda: (jaxgru.Bidirectional(drawn("gru"), drawn("gru")), make("gru before")),

@@ -1,4 +1,4 @@
-"""flax.linen: weights read and written, against flax' own outputs; wrong input."""
+"""flax.linen: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def data():
 
 
 def make(name):
-    """(module that unrolls the cell, the cell's weights)"""
+    """Return (a module that unrolls the cell, the weights of the cell)."""
     rnn = linen.RNN(getattr(linen, name)(HIDDEN, param_dtype=jnp.float64))
     tree = rnn.init(jax.random.key(0), data())["params"]["cell"]
     rng = np.random.default_rng(0)
@@ -71,11 +71,11 @@ WRONG = {
     ),
     "a missing layer": (
         lambda: {k: v for k, v in gru().items() if k != "hn"},
-        r"'hn/kernel' must be there, of shape \[4, 4\]",
+        r"'hn/kernel' must be given, with shape \[4, 4\]",
     ),
     "a missing bias": (
         lambda: gru(hn={"kernel": gru()["hn"]["kernel"]}),
-        r"'hn/bias' must be there, of shape \[4\]",
+        r"'hn/bias' must be given, with shape \[4\]",
     ),
     "a transposed matrix": (
         lambda: gru(iz={"kernel": jnp.ones((4, 3)), "bias": jnp.ones(4)}),

@@ -1,4 +1,4 @@
-"""The pages of docs/migrate: programs before and after, on the same random weights."""
+"""The programs before and after in docs/migrate, on the same random weights."""
 
 import re
 
@@ -25,7 +25,7 @@ REAL = (np.arange(STEPS) < LENGTHS[:, None])[..., None]
 
 @pytest.fixture(autouse=True)
 def x32():
-    """As for users who switch nothing on."""
+    """64-bit types are off, as for users who switch nothing on."""
     with jax.enable_x64(False):
         yield
 
@@ -35,7 +35,7 @@ def random(*shape):
 
 
 def pairs(page):
-    """[(names before, names after), ...] of a page, and the conversions below each pair."""
+    """Return [(names before, names after), ...] of a page, and the conversions after each pair."""
     before, after, conversions = [], [], []
     for block in recipes.blocks(f"migrate/{page}.md"):
         names: dict = {}
@@ -50,14 +50,14 @@ def pairs(page):
 
 
 def converted(conversion, **names):
-    """The params that a line of the page makes of trained weights."""
+    """Run a line of the page, which makes params of trained weights."""
     names["jaxgru"] = jaxgru
     exec(compile(conversion, "conversion", "exec"), names)
     return names["params"]
 
 
 def check(theirs, ours, same=lambda carry: carry):
-    """Last states, and outputs at the real steps."""
+    """The last states, and the outputs at the real steps."""
     assert_close(same(ours[0]), theirs[0], TOL)
     assert_close(ours[1], jnp.where(REAL, jnp.asarray(theirs[1]), 0), TOL)
 
@@ -121,7 +121,7 @@ def test_torch():
     torch = peers.peer("torch")
     ((before, after),), (conversion,) = pairs("torch")
     xs, rnn = random(BATCH, STEPS, INPUT), before["rnn"]
-    params = converted(conversion, rnn=rnn)  # torch draws biases too
+    params = converted(conversion, rnn=rnn)  # torch also draws biases
     with torch.no_grad():
         last, ys = before["run"](rnn, torch.as_tensor(xs), torch.as_tensor(LENGTHS))
     found = after["run"](params, xs, LENGTHS)

@@ -1,4 +1,4 @@
-"""flax.nnx: weights read and written, against flax' own outputs; wrong input."""
+"""flax.nnx: weights that are read and written, against its own outputs, and wrong input."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def test_without_biases():
 
 
 def test_the_missing_bias():
-    """An nnx.GRUCell has no b_hn: zeros can be written, others are refused."""
+    """An nnx.GRUCell has no b_hn, so only zeros can be written."""
     params = draw("gru_after")
     message = r"^to_nnx: GRUParams.b_hn must be zero or None, .*, got other values\. jaxgru.interop"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Reading ONNX: its project's own node tests, onnxruntime, and every way to keep weights."""
+"""Reading ONNX: the node tests of its project, onnxruntime, and all ways to hold weights."""
 
 import re
 from unittest import mock
@@ -26,14 +26,14 @@ from onnx_models import (
     session,
 )
 
-# The ONNX project's own tests.
+# Tests of the ONNX project.
 
-#: Which of them do not apply, and what from_onnx says of them.
+#: The tests that do not apply, and the errors of from_onnx.
 NOT_APPLICABLE = {"test_lstm_with_peepholes": "P ('P0') of LSTM 'Y0' must be zero"}
 
 
 def project_tests():
-    """By name: the node, all its inputs, its outputs."""
+    """Return by name: the node, all its inputs, and its outputs."""
     found = {}
     for name in GATES:
         module = peers.peer(f"onnx.backend.test.case.node.{name.lower()}")
@@ -64,7 +64,7 @@ def project_model(name):
 
 
 def test_all_node_tests_are_found():
-    """Six of each operator: defaults, bias, lengths or peepholes, layout 1, both directions."""
+    """Each operator has six: defaults, bias, lengths or peepholes, layout 1, both directions."""
     assert len(PROJECT_TESTS) >= 18
     assert set(NOT_APPLICABLE) <= set(PROJECT_TESTS)
 
@@ -84,7 +84,7 @@ def test_node_tests_that_do_not_apply(name):
         from_onnx(project_model(name)[0])
 
 
-# Reading, against onnxruntime.
+# Reading compared with onnxruntime.
 
 NODES = [("GRU", {}), ("GRU", {"linear_before_reset": 1}), ("LSTM", {}), ("RNN", {})]
 DIRECTIONS = ("forward", "reverse", "bidirectional")
@@ -94,7 +94,7 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("op", "attributes"), NODES)
 def test_reads_what_onnxruntime_runs(op, attributes, direction, bias):
-    """Lengths and initial states held by the model come with it, and are not lost."""
+    """from_onnx returns lengths and initial states that the model holds."""
     node = draw_node(op, bias=bias, batch=3, direction=direction, **attributes)
     model, xs = model_of(node), random_xs(6, 3)
     found = from_onnx(model)
@@ -107,7 +107,7 @@ def test_reads_what_onnxruntime_runs(op, attributes, direction, bias):
 
 @pytest.mark.parametrize(("op", "attributes"), NODES)
 def test_lengths_and_states_that_are_fed(op, attributes):
-    """The node names what comes at run time; scan takes it in its place."""
+    """The node names its run-time inputs, which scan takes as arguments."""
     node = draw_node(op, batch=3, **attributes)
     xs = random_xs(6, 3)
     fed = {f"{r}0": a for r, a in node.arrays.items() if r not in ("W", "R", "B")}
@@ -126,7 +126,7 @@ def test_lengths_and_states_that_are_fed(op, attributes):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("op", "attributes"), NODES)
 def test_layout_orders_the_axes_only(op, attributes, direction):
-    """Which onnxruntime refuses to run with layout 1."""
+    """onnxruntime refuses to run these nodes with layout 1."""
     node = draw_node(op, batch=3, direction=direction, **attributes)
     states = {k: a.swapaxes(0, 1) for k, a in node.arrays.items() if k.startswith("initial")}
     other = node._replace(arrays=node.arrays | states, attributes=node.attributes | {"layout": 1})
@@ -182,5 +182,5 @@ def test_nodes_by_name():
     first, second = draw_node("GRU"), draw_node("LSTM", seed=1)
     model = model_of(first._replace(name="low"), second)
     assert_same(from_onnx(model, "low").params, from_onnx(model_of(first)).params)
-    for name in ("Y1", "Y_c1"):  # a node without a name goes by its outputs
+    for name in ("Y1", "Y_c1"):  # a node without a name has the names of its outputs
         assert_same(from_onnx(model, name).params, from_onnx(model_of(second)).params)

@@ -1,4 +1,4 @@
-"""Models that `from_onnx` refuses: it names the node and its part, what was expected, what came."""
+"""`from_onnx` refuses these models. The error names the node, its part, and what is wrong."""
 
 import re
 
@@ -12,7 +12,7 @@ from onnx_models import draw_node, held_elsewhere, helper, model_of, onnx
 
 
 def gru(drop=(), op="GRU", **arrays):
-    """A GRU node, some of its arrays replaced or dropped."""
+    """A GRU node with some of its arrays replaced or dropped."""
     node = draw_node(op)._replace(name="encoder")
     kept = {role: a for role, a in node.arrays.items() if role not in drop}
     return node._replace(arrays=kept | arrays)
@@ -43,12 +43,12 @@ def without_recurrence():
     return helper.make_model(helper.make_graph([node], "test", [], []))
 
 
-# What from_onnx is given, the exception, and what it says around "must be".
+# The source, the exception, and a part of its message around "must be".
 WRONG = {
     "two nodes and no name": (
         lambda: [model_of(gru(), draw_node("GRU"))],
         ValueError,
-        "node must be one of 'encoder', 'Y1', got None. A chain of layers is read one node",
+        "node must be one of 'encoder', 'Y1', got None. Each call reads one node",
     ),
     "no such node": (
         lambda: [model_of(gru()), "decoder"],
@@ -58,7 +58,7 @@ WRONG = {
     "a name that two nodes have": (
         lambda: [model_of(gru(), gru()), "encoder"],
         ValueError,
-        "the name of one node, got 'encoder', which 2 nodes have. These tell them apart: "
+        "the name of one node, got 'encoder', the name of 2 nodes. Their full names are "
         "'encoder#1', 'encoder#2'",
     ),
     "a node by its number": (
@@ -71,7 +71,7 @@ WRONG = {
             helper.make_model(helper.make_graph([helper.make_node("Add", "ab", "c")], "g", [], []))
         ],
         ValueError,
-        "source must be a model with a GRU, LSTM or RNN node, got nodes: Add",
+        "source must be a model with a GRU, LSTM or RNN node, got a model with the nodes Add",
     ),
     "no model": (
         lambda: [{}],
@@ -96,7 +96,7 @@ WRONG = {
     "no R": (
         lambda: [model_of(gru(drop=["R"]))],
         ValueError,
-        "R of GRU 'encoder' must be a constant, got nothing.",
+        "R of GRU 'encoder' must be a constant, got no value.",
     ),
     "W transposed": (
         lambda: [model_of(gru(W=zeros(1, INPUT, 3 * HIDDEN)))],
@@ -148,17 +148,17 @@ WRONG = {
     "weights of two dtypes": (
         lambda: [other_dtype("W", "float16")],
         TypeError,
-        "W ('W0') of GRU 'encoder' must be float32 as R is, got float16[1, 12, 3]",
+        "W ('W0') of GRU 'encoder' must be float32, the dtype of R, got float16[1, 12, 3]",
     ),
     "weights of integers": (
         lambda: [other_dtype("R", "int32")],
         TypeError,
-        "R ('R0') of GRU 'encoder' must be one of float16, bfloat16, float32, float64, got int32",
+        "the dtype of R ('R0') of GRU 'encoder' must be float16, bfloat16, float32 or float64",
     ),
     "external data and no path": (
         lambda: [external()],
         ValueError,
-        "W ('W0') of GRU 'encoder' must be in the model, got data in an external file. Give the p",
+        "W ('W0') of GRU 'encoder' must be in the model, got data in an external file. Pass the p",
     ),
     "activations": (
         lambda: [attribute(activations=["Sigmoid", "Relu"])],
@@ -214,12 +214,15 @@ def test_wrong_models(name):
 
 
 def test_float64_that_is_switched_off():
-    with jax.enable_x64(False), pytest.raises(ValueError, match=r"R .* must be a dtype that is sw"):
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match=r"R .* must be a dtype that JAX has e"),
+    ):
         from_onnx(other_dtype("R", "float64"))
 
 
 def test_a_file_cut_anywhere(tmp_path):
-    """Never half of the weights, never an error that does not name the file."""
+    """A damaged file never gives half of the weights, and its error names the file."""
     path = tmp_path / "half.onnx"
     to_onnx(draw("gru", dtype="float32"), path)
     whole = path.read_bytes()

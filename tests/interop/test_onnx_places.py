@@ -1,4 +1,4 @@
-"""Recurrent nodes in branches, loops and functions of an ONNX model: their names, their values."""
+"""Recurrent nodes in branches, loops and functions of an ONNX model: their names and values."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ from onnx_models import (
 def test_branches():
     model, nodes = with_branches()
     names = ["choice/then_branch/gru", "choice/else_branch/gru"]
-    assert onnx_nodes(model) == names[::-1]  # in the order of the file
+    assert onnx_nodes(model) == names[::-1]  # these are in the order of the file
     run, xs = session(model).run, random_xs(6, 2)
     for name, node, flag in zip(names, nodes, (True, False), strict=True):
         found = from_onnx(model, name)
@@ -43,7 +43,7 @@ def test_branches():
 
 
 def test_a_branch_in_a_branch():
-    """A name means the innermost value that has it, then those further out."""
+    """A name refers to the innermost value that has it, and otherwise to outer ones."""
     choice, outer, (low, high) = branches(outputs=["inner_Y"])
     choice.input[0] = "other"
     nodes = [
@@ -71,7 +71,7 @@ def test_a_branch_in_a_branch():
 
 
 def scanned():
-    """A Scan over a leading axis of X, of a GRU that goes on from sequence to sequence."""
+    """A Scan over a leading axis of X, with a GRU that continues from sequence to sequence."""
     node, arrays = named(1, "low")
     body = graph(
         [recurrent(node, ["xs", *arrays, "", "h"], ["Ys", "h_next"])],
@@ -103,7 +103,7 @@ def test_loops(make):
 
 
 def test_weights_that_a_loop_changes():
-    """The input of a body is no constant, whatever it starts from."""
+    """The input of a body is not a constant, even if it starts from one."""
     model, _ = looped()
     body = model.graph.node[0].attribute[0].g
     gru = body.node[0]
@@ -127,7 +127,7 @@ def test_an_inner_value_hides_an_outer_one():
 
 
 def test_names_that_are_shared():
-    """Two nodes of one name, two branches of one name, nodes without one."""
+    """There are two nodes with one name, two branches with one name, and nodes without names."""
     first, second = (branches("if", "gru", [f"Y{k}"])[0] for k in range(2))
     third = branches("", "", ["Y2"])[0]
     _, arrays = named(1, "low")
@@ -148,10 +148,8 @@ def test_names_that_are_shared():
     ]  # fmt: skip
     for name in names:
         from_onnx(model, name)
-    assert from_onnx(model, "Z0").inputs == {"X": "X"}  # by an output
-    with pytest.raises(
-        ValueError, match=r"'gru', which 4 nodes have\. These tell them apart: 'if/"
-    ):
+    assert from_onnx(model, "Z0").inputs == {"X": "X"}  # by the name of an output
+    with pytest.raises(ValueError, match=r"'gru', the name of 4 nodes\. Their full names are 'if/"):
         from_onnx(model, "gru")
 
 
@@ -162,10 +160,12 @@ def test_a_node_goes_by_its_own_name_where_no_other_has_it():
 
 
 def test_long_names_of_branches():
-    """Each of many nodes would have a name of a megabyte."""
+    """Each of many nodes would get a name of a megabyte."""
     inner = [helper.make_node("GRU", ["X"], ["Y"]) for _ in range(1000)]
     parent = helper.make_node("If", ["flag"], ["Y"], "if" * 2**19, then_branch=graph(inner, []))
-    with pytest.raises(ValueError, match=r"^onnx_nodes: source must be a model whose nodes have"):
+    with pytest.raises(
+        ValueError, match=r"^onnx_nodes: source must be a model with short names of nodes"
+    ):
         onnx_nodes(whole([parent], [], []))
 
 
@@ -217,15 +217,15 @@ def test_functions_without_end(name):
 
 
 def test_functions_of_another_version():
-    """Which are left as they are: their nodes are not passed over in silence."""
+    """Functions of another version are not inlined, and an error names their nodes."""
     model, _ = with_functions()
     model.functions[1].opset_import[0].version = 13
-    with pytest.raises(ValueError, match=r"can be inlined, got 'Layer' with another version of th"):
+    with pytest.raises(ValueError, match=r"can be inlined, got 'Layer' in another version of th"):
         onnx_nodes(model)
 
 
 def test_a_model_stays_as_it_is():
-    """Inlining works on a copy."""
+    """Inlining changes only a copy."""
     model = whole(calls("F60"), [], [], functions=ENDLESS["doubling"][-1:])
     before = onnx.ModelProto.FromString(model.SerializeToString())
     assert onnx_nodes(model) == []

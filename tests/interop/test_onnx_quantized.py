@@ -1,4 +1,4 @@
-"""onnxruntime's DynamicQuantizeLSTM: read as the LSTM that it approximates."""
+"""DynamicQuantizeLSTM of onnxruntime is read as the LSTM that it approximates."""
 
 import re
 
@@ -10,9 +10,9 @@ from jaxgru.interop import from_onnx, onnx_nodes
 from onnx_examples import draw_quantized, quantized
 from onnx_models import TOL, described, model_of, random_xs, run_node, session
 
-#: onnxruntime also rounds the inputs, of up to 3, and the states of each step to 8 bits: by up to
-#: 0.01, with a random sign, times weights of 0.6, in a gate whose slope is at most one. The largest
-#: difference seen is 0.0066.
+#: onnxruntime also rounds the inputs, which are up to 3, and the states of each step to 8 bits.
+#: Each error is up to 0.01 with a random sign, times weights of 0.6. The slope of a gate is at most
+#: one. The largest measured difference is 0.0066.
 ROUNDED = 2e-2
 
 
@@ -33,7 +33,7 @@ def test_reads_what_onnxruntime_approximates(kind, channels, direction):
 WRONG = {
     "no scale": (
         {"R_scale": None}, ValueError,
-        "R_scale of DynamicQuantizeLSTM 'lstm' must be a constant, got nothing",
+        "R_scale of DynamicQuantizeLSTM 'lstm' must be a constant, got no value",
     ),
     "weights that are no bytes": (
         {"W": np.zeros((1, INPUT, 4 * HIDDEN), "f4")}, TypeError,

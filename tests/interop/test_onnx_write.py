@@ -1,4 +1,4 @@
-"""Writing ONNX: onnxruntime equals `scan`, and what is read back is what was written."""
+"""Writing ONNX: onnxruntime computes what `scan` does, and reading restores what was written."""
 
 import dataclasses
 
@@ -20,8 +20,9 @@ def exported(params, folder, write=to_onnx, **options):
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     names = [node.name for node in model.graph.node]
+    # onnxruntime 1.20 gives two nodes without names the same name, and then refuses the model.
     assert all(names)
-    assert len(set(names)) == len(names)  # onnxruntime 1.20 refuses what it makes of others
+    assert len(set(names)) == len(names)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     assert inferred.graph.output == model.graph.output
     return path
@@ -49,7 +50,7 @@ def draw_carries(params, batch, seed=2):
 
 
 def scanned(params, xs, carry, length, reverse=False):
-    """As the model returns it: outputs, and the leaves of the carry."""
+    """Return what the model returns: the outputs, and the leaves of the carry."""
 
     def run(xs, carry, length):
         return jaxgru.scan(params, xs, carry, length=length, reverse=reverse)
@@ -59,7 +60,7 @@ def scanned(params, xs, carry, length, reverse=False):
 
 
 def native(kind, dtype="float32", bias=True, seed=0, hidden=HIDDEN):
-    """Params that are native nodes alone: a Bidirectional is one of two cells of one kind."""
+    """Params of native nodes only. A Bidirectional has two cells of one kind."""
     rng = np.random.default_rng(seed)
 
     def cell(kind, inputs):
@@ -79,7 +80,7 @@ NATIVE = [*WITH_NODE, *(f"{kind} x 2" for kind in WITH_NODE)]
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", [*LAYERS, *NATIVE])
 def test_onnxruntime_equals_scan(kind, reverse, tmp_path):
-    """At any batch and time, with and without lengths and carries, whatever is in the padding."""
+    """The results agree for any batch, time and padding, with and without lengths and carries."""
     params = native(kind) if kind in NATIVE else draw(kind, dtype="float32")
     plain = session(exported(params, tmp_path, reverse=reverse)).run
     run = session(exported(params, tmp_path, reverse=reverse, length=True, carry=True)).run
@@ -100,7 +101,7 @@ def test_onnxruntime_equals_scan(kind, reverse, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lstm", "bidirectional"])
 def test_one_input_more(kind, tmp_path):
-    """Lengths without carries, carries without lengths."""
+    """A model may have lengths without carries, or carries without lengths."""
     params = draw(kind, dtype="float32")
     xs, length = random_xs(6, 3), np.asarray([6, 0, 2], "int32")
     carry = draw_carries(params, 3)
@@ -124,7 +125,7 @@ STREAMED = {
 
 @pytest.mark.parametrize("kind", STREAMED)
 def test_steps_make_a_sequence(kind, tmp_path):
-    """The outputs of one call are the inputs of the next, in their order."""
+    """The outputs of one call are the inputs of the next, in the same order."""
     params = STREAMED[kind]
     made = session(exported(params, tmp_path, to_onnx_step))
     names = [value.name for value in made.get_inputs()]
@@ -165,7 +166,7 @@ def test_directions_that_need_a_node_each(pair, tmp_path):
 
 
 def test_nothing_before_the_first_step(tmp_path):
-    """T = 0, which returns the carry."""
+    """With T = 0 the model returns the carry."""
     params = draw("mixed", dtype="float32")
     carry = draw_carries(params, 2)
     none = jax.tree.map(jnp.zeros_like, carry)
@@ -177,7 +178,7 @@ def test_nothing_before_the_first_step(tmp_path):
 
 
 def test_half_precision(tmp_path):
-    """onnxruntime rounds at the end, scan every state: a few ulp, 5e-4 each."""
+    """onnxruntime rounds at the end, and scan every state. They differ by a few ulp of 5e-4."""
     params = native("gru_after x 2", "float16")
     xs = random_xs(6, 3).astype("float16")
     none = jax.tree.map(jnp.zeros_like, draw_carries(params, 3))
@@ -238,7 +239,9 @@ def test_round_trip_of_the_direction(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_dtypes_that_onnxruntime_does_not_run(dtype, tmp_path):
-    message = f"to_onnx: params must be of float32 or float16, which onnxruntime runs, got {dtype}"
+    message = (
+        f"to_onnx: params must be of float32 or float16, which onnxruntime can run, got {dtype}"
+    )
     with jax.enable_x64(True), pytest.raises(TypeError, match=message):
         to_onnx(native("gru", dtype), tmp_path / "model.onnx")
 
@@ -261,7 +264,7 @@ def test_what_cannot_be_written(arguments, kind, message, tmp_path):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OtherParams(jaxgru.ElmanParams):
-    """A cell that ONNX has no node for."""
+    """ONNX has no node for this cell."""
 
 
 def test_cells_without_a_node(monkeypatch, tmp_path):

@@ -44,11 +44,11 @@ def test_flax(kind, dtype):
 
 
 def test_train_state():
-    """With moments of all params, and of matrices alone: then other leaves are no arrays."""
+    """Moments exist for all params, or only for matrices. Then other leaves are no arrays."""
     params = {"rnn": draw("mixed", dtype="float32"), "head": jnp.ones((4, 2), "float32")}
     matrices = jax.tree.map(lambda a: a.ndim > 1, params)
     optimizer = optax.chain(optax.adam(1e-3), optax.masked(optax.trace(0.9), matrices))
-    with jax.numpy_dtype_promotion("standard"):  # optax' Adam needs it
+    with jax.numpy_dtype_promotion("standard"):  # the Adam of optax needs it
         state = TrainState.create(apply_fn=None, params=params, tx=optimizer)
         state = state.apply_gradients(grads=params)
     again = serialization.from_bytes(zeros(state), serialization.to_bytes(state))
@@ -61,7 +61,7 @@ def test_flax_refuses_another_form(bias):
     for params, other in ((before, after), (after, before)):
         for wrap in (lambda params: params, lambda params: {"rnn": jaxgru.Stack((params,))}):
             data = serialization.to_bytes(wrap(params))
-            with pytest.raises(ValueError, match="It was saved from other params"):
+            with pytest.raises(ValueError, match="It belongs to other params"):
                 serialization.from_bytes(wrap(other), data)
     with pytest.raises(ValueError, match="got float32"):
         serialization.from_state_dict(before, before.w_ih)
@@ -75,20 +75,20 @@ def test_nnx_modules_of_two_forms_have_no_name_in_common():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_safetensors(tmp_path, dtype):
-    """What `save` writes is a file of theirs, and what they write are dicts of ours."""
+    """safetensors reads the files of `save`, and `from_dict` reads what safetensors writes."""
     params = draw("mixed", dtype=dtype)
     jaxgru.save(tmp_path / "ours", params)
     weights = safetensors.load_file(tmp_path / "ours")
     assert bits(weights) == bits(jaxgru.to_dict(params))
     safetensors.save_file(weights, tmp_path / "theirs")
     assert bits(jaxgru.from_dict(safetensors.load_file(tmp_path / "theirs"))) == bits(params)
-    with pytest.raises(ValueError, match=r"go through jaxgru\.from_dict"):
+    with pytest.raises(ValueError, match=r"pass the arrays to jaxgru\.from_dict"):
         jaxgru.load(tmp_path / "theirs")
 
 
 def test_the_page(tmp_path):
     params = draw("stack", dtype="float32")
-    with jax.numpy_dtype_promotion("standard"):  # optax' Adam needs it
+    with jax.numpy_dtype_promotion("standard"):  # the Adam of optax needs it
         for block in recipes.blocks("recipes/saving.md"):
             names = {"folder": tmp_path, "params": params, "jaxgru": jaxgru}
             exec(compile(block, "saving.md", "exec"), names)

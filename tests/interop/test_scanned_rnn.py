@@ -1,4 +1,4 @@
-"""docs/migrate/scanned_rnn.md: the module in agents and its replacement compute the same."""
+"""docs/migrate/scanned_rnn.md: the module in agents and its replacement agree."""
 
 import re
 
@@ -24,7 +24,7 @@ STEPS, BATCH, OBS, ACTIONS = 9, 4, 5, 3
 
 @pytest.fixture(scope="module")
 def page():
-    """The names of the first two blocks, apart, and of the rest."""
+    """Run the page, and return the names of each of the first two blocks, and of the rest."""
     before, after, *rest = recipes.blocks("migrate/scanned_rnn.md")
     names = [{}, {}]
     exec(compile(before, "before", "exec"), names[0])
@@ -35,8 +35,10 @@ def page():
 
 @pytest.fixture(scope="module")
 def rollout():
-    """(carry, (obs, done)): goes on from an episode before, and others begin inside. Done is a
-    number, as environments say it.
+    """Draw (carry, (obs, done)).
+
+    The sequence continues an episode, and others begin inside. Done is a number, as environments
+    return it.
     """
     rng = np.random.default_rng(0)
     done = rng.random((STEPS, BATCH)) < 0.3
@@ -47,7 +49,7 @@ def rollout():
 
 
 def networks(page, rollout):
-    """[(network, variables), ...] of the page, with the same weights, none of them zero."""
+    """Return [(network, variables), ...] of the page, with the same weights and no zero weight."""
     before, after = (names["ActorCritic"](ACTIONS) for names in page)
     variables = before.init(jax.random.key(0), *rollout)
     variables = draw_like(jax.tree.map(lambda a: a.astype("float64"), variables))
@@ -55,7 +57,7 @@ def networks(page, rollout):
 
 
 def test_the_variables_are_those_of_init(page, rollout):
-    """Names and shapes of what is converted, and the carries of the page."""
+    """The names and shapes of converted weights, and the carries of the page."""
     narrow = jax.tree.map(lambda a: a.astype("float32"), rollout)
     for network, variables in networks(page, rollout):
         drawn = network.init(jax.random.key(0), *narrow)
@@ -76,17 +78,17 @@ def test_the_same_outputs_and_gradients(page, rollout):
         found.append((outputs, jax.grad(loss, (0, 1))(variables, rollout[0])))
     (theirs, gradients), (ours, others) = found
     assert_close(ours, theirs, peers.TOL)
-    # To convert is to reorder and to change signs, so it fits gradients too.
+    # The conversion reorders and changes signs, so it also converts gradients.
     assert_close(others, (page[1]["converted"](gradients[0]), gradients[1]), peers.GRAD_TOL)
     assert min(abs(g).max() for g in jax.tree.leaves(others)) > 1e-3
     network, variables = networks(page, rollout)[1]
     carry, (obs, done) = rollout
-    for other in ((carry, (obs, 0 * done)), (0 * carry, (obs, done))):  # so both count
+    for other in ((carry, (obs, 0 * done)), (0 * carry, (obs, done))):  # so both matter
         assert abs(network.apply(variables, *other)[1] - ours[1]).max() > 0.1
 
 
 def test_acting_is_learning(page, rollout):
-    """One step at a time as a rollout of length one, and by `step`."""
+    """Act one step at a time with a rollout of length one, and with `step`."""
     carry, (obs, done) = rollout
     network, variables = networks(page, rollout)[1]
     whole = network.apply(variables, carry, (obs, done))
@@ -106,7 +108,7 @@ def test_acting_is_learning(page, rollout):
 
 
 def test_training_goes_on_from_a_file(page, rollout):
-    """Two updates are one, saved by flax.serialization, restored, and another."""
+    """Two updates equal one update, a restart from flax.serialization, and another update."""
     network, variables = networks(page, rollout)[1]
     state = TrainState.create(apply_fn=network.apply, params=variables, tx=optax.adam(1e-2))
 

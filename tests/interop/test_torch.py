@@ -1,4 +1,4 @@
-"""torch: weights read and written, against torch's own outputs; wrong input."""
+"""PyTorch: weights that are read and written, against its own outputs, and wrong input."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def data():
 
 
 def run(module, xs):
-    """(outputs, final states) with lengths; zeros in the padding."""
+    """Return (outputs, final states) with lengths. The padding has zeros."""
     packed = torch.nn.utils.rnn.pack_padded_sequence(
         torch.from_numpy(xs), torch.from_numpy(LENGTHS), batch_first=True, enforce_sorted=False
     )
@@ -65,7 +65,7 @@ def test_both_ways(name, bias, layers, both):
 
     back = getattr(torch.nn, name)(INPUT, HIDDEN, dtype=torch.float64, **options)
     back.load_state_dict(to_torch(params), strict=True)
-    # The two biases of a gate come back as their sum.
+    # The two biases of a gate are restored as their sum.
     assert_close(run(back, data()), run(module, data()), TOL)
     assert_same(from_torch(back), params)
 
@@ -99,7 +99,9 @@ def test_a_file_of_torch(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(module.state_dict(), path)
     assert_same(from_torch(torch.load(path, weights_only=True)), from_torch(module))
-    with pytest.raises(TypeError, match=r"got str\. A file is read first: torch\.load\(path, weig"):
+    with pytest.raises(
+        TypeError, match=r"got str\. Read a file first, with torch\.load\(path, weig"
+    ):
         from_torch(str(path))
 
 
@@ -112,7 +114,7 @@ def test_a_part_of_a_model():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtypes(dtype):
-    """Kept both ways; the sum of two biases is rounded once."""
+    """16-bit weights keep their dtype both ways. The sum of two biases is rounded once."""
     module = make("GRU", dtype=getattr(torch, dtype))
     params = from_torch(module)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
@@ -124,7 +126,7 @@ def test_dtypes(dtype):
 
 
 def test_one_bias_of_several():
-    """Params with only some biases, which torch cannot have: the others are zero there."""
+    """PyTorch cannot have only some biases, so it gets zeros for the others."""
     params = draw("gru_after")
     bare = jaxgru.GRUParams(
         w_ih=params.w_ih, w_hh=params.w_hh, b=None, b_hn=params.b_hn, reset_after=True
@@ -149,15 +151,15 @@ WRONG = {
     ),
     "a whole model": (
         lambda: torch.nn.ModuleDict({"a": make("GRU"), "b": make("GRU")}).state_dict(),
-        r"There are some under prefix='a\.' and 'b\.'",
+        r"Pass prefix='a\.' or 'b\.'",
     ),
     "a missing key": (
         lambda: without(state(), "bias_hh_l0"),
-        r"'bias_hh_l0' must be there, of shape \[12\], got 'weight_ih_l0', 'weight_hh_l0'",
+        r"'bias_hh_l0' must be given, with shape \[12\], got only 'weight_ih_l0', 'weight_hh_l0'",
     ),
     "a missing matrix": (
         lambda: without(state(), "weight_hh_l0"),
-        r"'weight_hh_l0' must be there, of shape \[gates \* H, H\]",
+        r"'weight_hh_l0' must be given, with shape \[gates \* H, H\]",
     ),
     "a missing layer": (
         lambda: without(
@@ -188,7 +190,7 @@ WRONG = {
     ),
     "integers": (
         lambda: state() | {"bias_hh_l0": np.ones(12, int)},
-        r"'bias_hh_l0' must be one of float16, bfloat16, float32, float64, got int64",
+        r"the dtype of 'bias_hh_l0' must be float16, bfloat16, float32 or float64, got int64",
     ),
 }
 
@@ -208,7 +210,7 @@ def test_no_mapping():
 def test_float64_needs_to_be_switched_on():
     with (
         jax.enable_x64(False),
-        pytest.raises(ValueError, match=r"'weight_hh_l0' must be a dtype that is switched on"),
+        pytest.raises(ValueError, match=r"the dtype of 'weight_hh_l0' must be a dtype that JAX"),
     ):
         from_torch(state())
 
@@ -244,5 +246,7 @@ def test_params_without_a_counterpart(params, message):
 
 
 def test_layers_are_no_cell():
-    with pytest.raises(TypeError, match=r"^to_torch: params must be one cell with cell=True"):
+    with pytest.raises(
+        TypeError, match=r"^to_torch: params must be the params of one cell, with cell=True"
+    ):
         to_torch(jaxgru.Stack((draw("elman", 3, 4), draw("elman", 4, 4))), cell=True)

@@ -1,7 +1,7 @@
-"""Faults of the machine that a run must survive: nothing saved is lost, nothing wrong is loaded.
+"""Faults of the machine that a run must survive without losing saved data or loading wrong data.
 
-`docs/reference/robustness.md` has the table. To see what each test tried, run
-`python -m pytest -n 0 -rP tests/robustness/test_faults.py -m "slow or not slow"`.
+`docs/reference/robustness.md` has the table. To see what each test tried, run `python -m pytest -n
+0 -rP tests/robustness/test_faults.py -m "slow or not slow"`.
 """
 
 import gc
@@ -27,7 +27,7 @@ from runs import FLAGS, ROOT, assert_same_run
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
-# Orbax does, where a checkpoint is damaged; they are collected here, not in some other test.
+# Orbax leaves files of a damaged checkpoint open. The garbage collector closes them here.
 leaves_files_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SMALL = ("--length", "8", "--hidden-size", "4", "--batch-size", "4", "--updates", "4",
@@ -52,7 +52,7 @@ def same_state(a, b):
 
 
 def damages(path, places):
-    """(name, what it does to the file): at every place a byte changed, and the file cut there."""
+    """Return (name, damage to the file): a changed byte at every place, and a file cut there."""
     whole = path.read_bytes()
     size = len(whole)
     for place in sorted({min(size - 1, size * k // places) for k in range(places + 1)} - {-1}):
@@ -67,7 +67,7 @@ def damages(path, places):
 
 
 def damage_all(tmp_path, places):
-    """Every file of the newest of two checkpoints, damaged in every way, and what comes of each."""
+    """Damage every file of the newer of two checkpoints in every way, and collect the results."""
     saved = tmp_path / "saved"
     checkpoints = Checkpoints(saved / "checkpoints")
     for number in (1, 2):
@@ -92,14 +92,14 @@ def damage_all(tmp_path, places):
             number = found.facts["number"]
             assert found.facts == facts_of(number), (name, kind)
             assert same_state(found.state, state_of(number)), (name, kind)
-            if number == 1:  # the damaged one is named and kept
+            if number == 1:  # the message names the damaged checkpoint, which is kept
                 assert len(said) == 1
                 assert said[0].startswith("Checkpoint 2 is damaged")
                 assert (out / "damaged_checkpoint_2").is_dir()
             else:
                 assert not said
             before = saved / "checkpoints" / "1"
-            for path in before.rglob("*"):  # nothing else is touched
+            for path in before.rglob("*"):  # nothing else changes
                 if path.is_file():
                     twin = out / "checkpoints" / "1" / path.relative_to(before)
                     assert twin.read_bytes() == path.read_bytes()
@@ -130,7 +130,7 @@ def test_a_checkpoint_damaged_at_nine_places_of_every_file(tmp_path):
 
 @leaves_files_open
 def test_facts_that_were_changed_are_not_believed(tmp_path):
-    """They are JSON: a digit changed is JSON still."""
+    """The files are JSON. They remain JSON if a digit changes."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state_of(1), facts_of(1))
     checkpoints.save(2, state_of(2), facts_of(2))
@@ -192,7 +192,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path, capsys):
         finally:
             first.send_signal(signal.SIGKILL)
     assert (tmp_path / "metrics.jsonl").read_bytes() == record
-    assert adding_main(["--resume", "--out", str(tmp_path)]) == 1  # the lock went with the process
+    assert adding_main(["--resume", "--out", str(tmp_path)]) == 1  # the lock ended with the process
     assert len(metrics.read_run(tmp_path / "metrics.jsonl").results) == 1
 
 
@@ -244,13 +244,13 @@ full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full"
 @full
 @pytest.mark.parametrize("name", ["metrics.new", "answers.png"])
 def test_no_space_left(name, tmp_path, capsys):
-    """Before there is a record, and when all but a picture has been written."""
+    """The disk is full before there is a record, or after everything but a picture is written."""
     out = tmp_path / "run"
     if name == "metrics.new":
         out.mkdir()
         (out / name).symlink_to("/dev/full")
         error = cannot_write(capsys, out, *SMALL)
-        assert "No space left on device. What was saved before is whole; make room, then " in error
+        assert "No space left on device. What was saved before is intact; make room, then " in error
         (out / name).unlink()
         assert adding_main([*SMALL, "--out", str(out)]) == 1
     else:
@@ -295,7 +295,7 @@ def test_a_line_that_cannot_be_written(tmp_path):
     ],
 )
 def test_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch, error):
-    """Orbax and tensorstore wrap what the system says in errors of their own."""
+    """Orbax and tensorstore wrap the errors of the system in their own."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state_of(1), facts_of(1))
 
@@ -333,7 +333,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 def limited(size, after, *flags):
-    """A process in which, after so many checkpoints, no file grows beyond so many bytes."""
+    """A process in which files cannot grow beyond a limit, after a number of checkpoints."""
     command = [sys.executable, "-c", LIMITED, str(size), str(after), *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -348,14 +348,14 @@ def whole(optax_promotes, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 4])
 def test_files_that_cannot_grow(whole, tmp_path, after):
-    """The limit acts as a full disk does: errors of the system in the middle of writing."""
+    """The limit acts like a full disk: the system raises errors in the middle of writing."""
     out = tmp_path / "run"
     ended = limited(50_000, after, *FLAGS, "--out", str(out))
     assert ended.returncode == 4, ended.stderr
     (line,) = ended.stderr.splitlines()
     assert line == (
         f"error: cannot write {out / 'checkpoints' / str(after + 1)}: File too large. "
-        "What was saved before is whole; make room, then go on: "
+        "What was saved before is intact; make room, then continue: "
         f"python -m experiments.copy_task --out {out} --resume"
     )
     kept = sorted(int(path.name) for path in (out / "checkpoints").iterdir())
@@ -383,7 +383,7 @@ def test_folders_that_cannot_be_made(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    """The time of day may be set back or forward: neither the record nor what is kept minds."""
+    """If the clock is set back or forward, neither the record nor the kept checkpoints change."""
     flags = ("--updates", "10")
     assert adding_main([*SMALL, *flags, "--out", str(tmp_path / "steady")]) == 1
     now, calls = time.time, Counter()
@@ -395,7 +395,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", jumping)
     monkeypatch.setattr(time, "time_ns", lambda: int(jumping() * 1e9))
     assert adding_main([*SMALL, *flags, "--out", str(tmp_path / "jumping")]) == 1
-    assert calls["time"] > 0  # of orbax, which writes it into its metadata
+    assert calls["time"] > 0  # Orbax writes the time into its metadata
     runs = [metrics.read_run(tmp_path / name / "metrics.jsonl") for name in ("steady", "jumping")]
     seconds = [line["seconds"] for line in runs[1].evals[0]]
     assert seconds == sorted(seconds)

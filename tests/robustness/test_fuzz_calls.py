@@ -1,7 +1,7 @@
-"""Calls with anything for an argument: the right answer, or an error that names the argument.
+"""Calls with any argument give the right answer, or an error that names the argument.
 
-Never another exception, never a silent broadcast. Valid calls draw from few shapes, since each new
-one compiles; wrong ones raise before anything is traced.
+They never raise another exception, and never broadcast silently. Valid calls use few shapes, since
+each new one compiles. Wrong calls raise before anything is traced.
 """
 
 import re
@@ -35,13 +35,13 @@ INTEGERS = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
 
 
 class Odd:
-    """Looks like an array until one looks closer."""
+    """An object that only looks like an array."""
 
     shape, dtype = 3, "float32"
 
 
 class Foreign:
-    """As a tensor of another library: its dtype is none of NumPy's."""
+    """A tensor of another library, whose dtype is not one of NumPy."""
 
     shape, dtype = (STEPS, INPUT), object()
 
@@ -50,7 +50,7 @@ def zeros(dtype, shape):
     return np.zeros(shape, jax.dtypes.float0 if dtype == "float0" else np.dtype(dtype))
 
 
-# Those that would be right, of the wrong dtype, too.
+# These include right shapes in a wrong dtype.
 right_shapes = st.sampled_from([(), (INPUT,), (HIDDEN,), (STEPS,), (STEPS, INPUT)])
 shapes = right_shapes | st.lists(st.integers(0, 7), max_size=4).map(tuple)
 arrays = st.builds(zeros, st.sampled_from((*NUMPY, "float0")), shapes)
@@ -72,7 +72,7 @@ anything = st.one_of(arrays, numbers, others, st.lists(arrays | numbers, max_siz
 
 
 def names_the_argument(caller, names, call, *, right):
-    """`right` judges a result; what is raised must be ours and name one of the arguments."""
+    """Check a call: `right` judges its result, and an error must be ours and name an argument."""
     try:
         result = call()
     except (TypeError, ValueError) as error:
@@ -140,7 +140,7 @@ def test_an_argument_of_scan(name, value):
         )
         assert_close(result, expected, VALUE_TOL["float32"])
 
-    # reset_carry alone is refused for the lack of reset
+    # reset_carry needs reset
     names = [name, "reset"] if name == "reset_carry" else [name]
     names_the_argument(
         "scan", names, lambda: jaxgru.scan(params_of(), XS["float32"], **{name: value}), right=right
@@ -163,7 +163,7 @@ def test_inputs_of_scan(value, kind):
 @given(value=anything, kind=st.sampled_from(KINDS))
 @settings(max_examples=30)
 def test_params_of_scan(value, kind):
-    """Anything for params, and for each leaf of them."""
+    """Draw anything for params, and for each leaf of params."""
 
     def never(result):
         pytest.fail(f"{value!r} was taken for params")
@@ -205,7 +205,7 @@ def test_an_argument_of_newton_scan(name, value):
         and not isinstance(value, bool)
         and name in ("tol", "damping")
     ):
-        value = value if not 0 < value < 1 else 0.5  # each value is a program of its own
+        value = value if not 0 < value < 1 else 0.5  # each value compiles its own program
 
     def right(result):
         assert NEWTON[name](value), f"{value!r} was taken for {name}"
@@ -215,7 +215,7 @@ def test_an_argument_of_newton_scan(name, value):
 
     call = lambda: jaxgru.newton_scan(params, xs, **{name: value})  # noqa: E731
     if name == "max_iterations" and _whole(value, range(3, 2**31 - 1)):
-        return  # as valid as any other, and a program of its own
+        return  # it is valid, but compiles its own program
     names_the_argument("newton_scan", [name], call, right=right)
 
 
@@ -260,7 +260,7 @@ INITS = {"gru_init": (*INIT, "reset_after"), "lstm_init": INIT, "min_gru_init": 
 def test_an_argument_of_init(function, name, value):
     size = name in ("input_size", "hidden_size")
     if size and _whole(value, range(8, 2**31)):
-        return  # right, but each is a program of its own, and the largest fit into no memory
+        return  # they are valid, but each compiles its own program, and large ones exceed memory
     arguments = {"key": KEY, "input_size": INPUT, "hidden_size": HIDDEN} | {name: value}
 
     def right(params):
@@ -315,7 +315,7 @@ def test_a_length_of_each_kind_of_integer(dtype):
 @pytest.mark.parametrize("where", ["inputs", "a weight"])
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_what_is_not_finite_is_not_called_converged(kind, where, bad):
-    """newton_scan falls back and then answers as scan does, NaN for NaN."""
+    """newton_scan falls back, and then returns what scan returns, including NaN."""
     params, xs = params_of(kind), jnp.asarray(XS["float32"])
     if where == "inputs":
         xs = xs.at[2, 1].set(bad)

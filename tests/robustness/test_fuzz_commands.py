@@ -1,6 +1,7 @@
-"""Command lines of anything: one of the exit codes in `--help`, an error in one line, no traceback.
+"""Random command lines end with an exit code in `--help` and one line of error, without a
+traceback.
 
-What is wrong stops before anything is written; what is right trains as little as can be.
+A wrong one stops before anything is written. A valid one trains as little as possible.
 """
 
 import shutil
@@ -31,7 +32,7 @@ text = odd | st.text(max_size=5) | st.floats().map(str)
 
 @st.composite
 def wrong_flags(draw):
-    """A flag with a value that it does not take, or one that there is not."""
+    """Draw a flag with a value that it does not accept, or an unknown flag."""
     kind = draw(st.sampled_from(["number", "name", "unknown"]))
     if kind == "name":
         return (f"--{draw(st.sampled_from(NAMES))}", draw(odd.filter(bool)))
@@ -49,10 +50,10 @@ def wrong_flags(draw):
 
 
 def run(main, flags, capsys):
-    """(exit code, what was written to standard error)."""
+    """Return (exit code, standard error)."""
     try:
         code = main(flags)
-    except SystemExit as stopped:  # of tyro, which draws a box around what it has to say
+    except SystemExit as stopped:  # tyro draws a box around its messages
         code = stopped.code
         return code, None, capsys.readouterr().err
     captured = capsys.readouterr()
@@ -83,7 +84,7 @@ def test_wrong_flags_write_nothing(task, flags, tmp_path, capsys):
 @given(name=st.sampled_from((*NUMBERS, *NAMES)), value=text)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_of_any_flag(task, name, value, tmp_path, capsys):
-    """Most are wrong; what is not is run, unless it would take long."""
+    """Most command lines are wrong. Valid ones run, unless they would take long."""
     bare = name.replace("-", "_")
     if bare in LEAST and value.strip().lstrip("+").replace("_", "").isdecimal() and len(value) > 1:
         return  # a large network, or many updates

@@ -1,4 +1,4 @@
-"""ONNX files, damaged: each is read or refused in words, and nothing dies or hangs over it."""
+"""Damaged ONNX files: each is read or refused with a message, and nothing crashes or hangs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from onnx_examples import (
 from onnx_models import described, draw_node, helper, model_of, onnx, whole
 from runs import ROOT
 
-#: A file takes milliseconds; one with 1000 operators in each of three weights, the most, a second.
+#: A file takes milliseconds. One with 1000 operators for each of 3 weights takes a second.
 SECONDS = 10
 HUGE = (-(2**63), -1, 0, 2**31, 2**40, 2**62)
 OPS = ("GRU", "LSTM", "RNN", "Cast", "Concat", "Constant", "DequantizeLinear", "Identity",
@@ -32,7 +32,7 @@ OPS = ("GRU", "LSTM", "RNN", "Cast", "Concat", "Constant", "DequantizeLinear", "
 
 
 def operators():
-    """A GRU behind every operator that is computed."""
+    """A GRU whose weights come from every operator that is computed."""
     node, make = draw_node("GRU"), Making()
     w, r, b = (node.arrays[role] for role in "WRB")
     w = make.value("Split", np.concatenate([w, w]), num_outputs=2, outputs=2)
@@ -43,7 +43,7 @@ def operators():
 
 
 def examples(folder):
-    """Models by name; the weights of one are in a file."""
+    """Models by name. One has its weights in a file."""
     path = folder / "beside.onnx"
     plain = model_of(draw_node("GRU", direction="bidirectional", batch=2))
     onnx.save(plain, path, save_as_external_data=True, location="data", size_threshold=0)
@@ -59,7 +59,7 @@ def examples(folder):
     }
 
 
-# Damage to bytes.
+# Damaged bytes.
 
 
 def with_bits_changed(content, rng):
@@ -78,11 +78,11 @@ def cut_out(content, rng):
     return content[:low] + content[high:]
 
 
-# Damage to what they mean.
+# Damaged contents.
 
 
 def parts(model):
-    """Graphs and functions, those in each other included."""
+    """Return graphs and functions, including nested ones."""
     found = [model.graph, *model.functions]
     for part in found:
         for node in part.node:
@@ -106,7 +106,7 @@ def change_node(model, rng):
         del node.input[rng.integers(len(node.input)) :]
     elif what == 4 and node.output:
         node.output[rng.integers(len(node.output))] = pick(names, rng)
-    elif what == 5 and node.input and node.output:  # a ring
+    elif what == 5 and node.input and node.output:  # the nodes form a ring
         other = pick(graph.node, rng)
         if other.input and other.output:
             node.input[-1], other.input[-1] = other.output[0], node.output[0]
@@ -171,16 +171,16 @@ def change_model(model, rng):
     elif what == 1:
         del model.opset_import[:]
         model.opset_import.add(domain="test", version=1)
-    elif what == 2 and model.functions:  # it calls itself, or another
+    elif what == 2 and model.functions:  # it calls itself or another function
         model.functions[0].node[-1].op_type = pick(["Layer", "Whole"], rng)
         model.functions[0].node[-1].domain = "test"
-    elif what == 3 and len(parts(model)) < 4:  # nearly as deep as can be decoded
+    elif what == 3 and len(parts(model)) < 4:  # almost as deep as the decoder allows
         for _ in range(rng.integers(1, 25)):
             inner = onnx.GraphProto()
             inner.CopyFrom(model.graph)
             del model.graph.node[:]
             model.graph.node.append(helper.make_node("If", ["x"], ["Y"], then_branch=inner))
-    else:  # twice as large, and again
+    else:  # the size doubles again and again
         names = [node.output[0] for node in model.graph.node if node.output]
         for _ in range(40):
             model.graph.node.append(helper.make_node("Concat", names[-1:] * 2, ["W"], axis=0))
@@ -200,7 +200,7 @@ MEANING = (change_node, change_node, change_attribute, change_tensor, change_ten
 
 
 def damaged(model, rng):
-    """The bytes of a model with one to three things wrong."""
+    """The bytes of a model with one to three faults."""
     if rng.integers(3) == 0:
         return pick(BYTES, rng)(model.SerializeToString(), rng)
     changed = onnx.ModelProto()
@@ -211,9 +211,9 @@ def damaged(model, rng):
 
 
 def read_all(folder):
-    """What came of each file, by name; everything else that the child says is a fault."""
+    """Return the result of each file by name. Any other output of the child process is a fault."""
     command = [sys.executable, str(ROOT / "tests/read_onnx_files.py"), str(folder)]
-    # The allocator reserves 64 MiB of addresses for each thread: not memory that files take.
+    # The allocator reserves 64 MiB of addresses for each thread, which is no memory of the files.
     env = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
     lines = [json.loads(line) for line in child.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""Weights of other libraries, damaged: what is read is exact, or an error says what is wrong."""
+"""Damaged weights of other libraries are read exactly, or an error says what is wrong."""
 
 import re
 
@@ -57,7 +57,7 @@ def spots(tree, path=()):
 
 
 def damaged(tree, path, wrong, rng):
-    """A copy in which one array is not as it should be."""
+    """Copy the weights, and damage one array."""
     if len(path) > 1:
         return tree | {path[0]: damaged(tree[path[0]], path[1:], wrong, rng)}
     (name,) = path
@@ -84,7 +84,7 @@ def damaged(tree, path, wrong, rng):
 
 
 def ours(library, read, source):
-    """What is read; None where it is refused in the words of this library."""
+    """Return what is read, or None if this library refuses it with its own error."""
     problem = None
     try:
         return read(source)
@@ -108,8 +108,8 @@ def test_mappings_with_one_thing_wrong(library, data):
     if params is None:
         assert wrong != "NaN"
         return
-    # Nothing but NaN can be taken: kept as it is, where it was. (Without one of the axes that say
-    # how large the network is, another size of it is as good.)
+    # Only NaN can be accepted, and it stays where it was. (If an axis that determines the size of
+    # the network is missing, another size is valid too.)
     jaxgru.initial_carry(params)
     if wrong == "NaN":
         marked = [np.isnan(leaf).sum() for leaf in jax.tree.leaves(params)]
@@ -147,7 +147,7 @@ def test_onnx_cut_anywhere():
 
 
 def test_onnx_with_a_bit_changed():
-    """A changed weight cannot be told from another weight: params of the shapes of the model."""
+    """A changed weight looks like any other, so it gives params with the shapes of the model."""
     whole = onnx_bytes()
     rng = np.random.default_rng(0)
     kept = 0

@@ -1,4 +1,4 @@
-"""Loading never executes code: nothing is unpickled, whatever file or mapping is read."""
+"""Loading never executes code, since no file or mapping is unpickled."""
 
 import ast
 import subprocess
@@ -10,12 +10,12 @@ from runs import ROOT
 
 FORBIDDEN = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 FOLDERS = ("jaxgru", "experiments", "benchmarks")
-#: It runs the examples of a page of this repository, to time them.
+#: This file runs the examples of a page of this repository to time them.
 EXAMPLES = "benchmarks/own.py"
 
 
 def complaints(code):
-    """What in some code could execute what it reads."""
+    """Find what could execute its input in some code."""
     found = []
     for node in ast.walk(ast.parse(code)):
         names = []
