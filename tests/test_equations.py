@@ -339,7 +339,10 @@ def test_static_fields_and_missing_biases():
         weights=lambda params: jaxgru.Weights(params.w_ih[:, None], (), params.b),
         initial_carry=lambda params: jnp.zeros_like(params.w_ih[0]),
         sizes=lambda params: params.w_ih.shape,
-        forms={"slow": {"rate": 0.1, "shape": "relu"}, "fast": {"rate": 0.5, "shape": "tanh"}},
+        forms={
+            "slow_rate": {"rate": 0.1, "shape": "relu"},
+            "fast_rate": {"rate": 0.5, "shape": "tanh"},
+        },
     )
     xs = jnp.ones((1, 3), "float32")
     for rate, shape in ((0.1, "relu"), (0.5, "tanh")):
@@ -530,6 +533,6 @@ def test_wrong_params():
     """Their own errors come before those of weights."""
     params = own_gru.NamedParams(jnp.ones((3, 3, 4)), None, "text")
     with pytest.raises(
-        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of one of "
+        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of dtype "
     ):
         jaxgru.scan(params, jnp.ones((2, 3)))
