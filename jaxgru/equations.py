@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import Literal
 
 from jaxgru import checks
@@ -262,7 +263,7 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
             expected = "no array of params: parts and products stand for them"
             fix = "A cell that uses its params otherwise is registered without weights."
             raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
-    if any(isinstance(value, jax.core.Tracer) for value in closed.consts):
+    if any(isinstance(value, Tracer) for value in closed.consts):
         expected, got = "no array but its arguments, with weights", "a traced value from outside"
         fix = "Keep it in params, or register the cell outside of transformed functions."
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
