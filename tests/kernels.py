@@ -52,8 +52,8 @@ def draw_params(kind: str, dtype: str) -> Any:
 
 
 def problem(kind: str, dtype: str, marked: bool, steps: int = 6, batch: int = 5) -> tuple[Any, Any]:
-KINDS = ("gru_after", "lstm", "gru", "elman", "own")
-INPUT, HIDDEN = 3, 10  # not a multiple of what a kernel needs
+    """Return (primals, cotangents). marked adds resets, and steps that are not real."""
+    params = draw_params(kind, dtype)
     rng = np.random.default_rng(0)
 
     def normal(*shape):

@@ -568,7 +568,7 @@ def test_wrong_params():
     """Their own errors come before those of weights."""
     params = own_gru.NamedParams(jnp.ones((3, 3, 4)), None, "text")
     with pytest.raises(
-        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of one of "
+        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of dtype "
     ):
         jaxgru.scan(params, jnp.ones((2, 3)))
 
