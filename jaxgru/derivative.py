@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxgru.cell import Blocks, Carry, Cell, Products, accumulator, matmul, split, total
 from jaxgru.jaxprs import called, operations
-from jaxgru.mesh import alike
+from jaxgru.mesh import alike, vary
 
 
 class Coefficients(NamedTuple):
@@ -205,11 +205,22 @@ class _Values:
             if name not in self._makers:
                 raise ValueError("a derivative needs more of a step than its carry and gates")
             maker = self._makers[name]
-            arguments = alike(list(map(self.at, maker.arguments)))
-            params = maker.primitive.get_bind_params(maker.params)
-            found = maker.primitive.bind(*arguments, **params)
-            self.know(maker.results, found if maker.primitive.multiple_results else [found])
+            self.know(maker.results, _run(maker, list(map(self.at, maker.arguments))))
         return self._known[name]
+
+
+def _run(equation: _Equation, arguments: list[Any]) -> list[Any]:
+    """The results of an equation."""
+    primitive = equation.primitive
+    if primitive.name == "pvary":  # the argument may vary already, by `alike`
+        return [vary(argument, equation.params["axes"]) for argument in arguments]
+    if called(equation) is None:
+        arguments = alike(arguments)
+    else:  # the function that is called makes its numbers vary itself
+        arrays = iter(alike([a for a in arguments if jnp.ndim(a)]))
+        arguments = [next(arrays) if jnp.ndim(a) else a for a in arguments]
+    found = primitive.bind(*arguments, **primitive.get_bind_params(equation.params))
+    return found if primitive.multiple_results else [found]
 
 
 class _Name:
@@ -305,6 +316,7 @@ _CHEAP = {
     "copy", "div", "eq", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lt", "max", "min",
     "mul", "ne", "neg", "not", "one_minus_square", "or", "round", "select_n", "sign", "square",
     "sub", "xor",
+    "pvary", "reshard",  # they change where an array lies, on a mesh
 }  # fmt: skip
 
 

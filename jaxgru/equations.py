@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
+from jax.extend.core import Literal
 
 from jaxgru import checks
 from jaxgru.cell import Blocks, Carry, Cell, Family, Params, accumulator, flat
 from jaxgru.derivative import derived_from_step
-from jaxgru.jaxprs import operations
+from jaxgru.jaxprs import called, operations
 from jaxgru.loop import checked
 
 #: Operations that keep the shape of an array and let its entries affect each other.
 MIXING = {
-    "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "fft", "gather", "rev",
-    "scatter", "sort",
+    "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "fft", "gather",
+    "pure_callback", "rev", "scatter", "sort",
 }  # fmt: skip
 
 
@@ -78,7 +80,7 @@ def family(
         counts = tuple(w.shape[1] for w in found.w_hh)
         output = _check_step(name, step, params, carry, gates, counts)
         inner = derived_from_step(
-            _Step(step, structure),
+            _Step(step, structure, types),
             gates,
             counts,
             sizes=lambda weights: (weights.w_ih.shape[0], weights.w_ih.shape[-1]),
@@ -113,11 +115,13 @@ class _Step(NamedTuple):
 
     step: Callable[..., tuple[Carry, Array]]
     structure: Any
-    """Of params, whose arrays the step does not use."""
+    """Of params."""
+    types: tuple[Any, ...]
+    """Of the arrays of params, whose values the step does not use."""
 
     def __call__(self, products: Any, carry: Carry, parts: tuple[Array, ...]) -> Carry:
         like = jax.tree.leaves(carry)[0].dtype
-        params = self.structure.unflatten([object()] * self.structure.num_leaves)
+        params = self.structure.unflatten(self.types)
         wide = jax.tree.map(lambda a: a.astype(accumulator(like)), carry)
 
         def narrowed(product: Any) -> Any:
@@ -162,7 +166,7 @@ def _check_array(
     fits = isinstance(value, jax.ShapeDtypeStruct) and len(value.shape) == len(shape)
     fits = fits and value.dtype == dtype
     if not fits or not all(
-        isinstance(a, str) or a == b for a, b in zip(shape, value.shape, strict=True)
+        b > 0 if isinstance(a, str) else a == b for a, b in zip(shape, value.shape, strict=True)
     ):
         got = checks.describe(value)
         raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got)
@@ -170,6 +174,9 @@ def _check_array(
 
 def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(carry)
+    if not leaves:
+        caller, expected = f"initial_carry of {name}", "a tree with an array in it, with weights"
+        raise checks.error(ValueError, caller, "what it returns", expected, f"{carry}")
     for path, leaf in leaves:
         if leaf.shape != (size,) or leaf.dtype != dtype:
             where = "what it returns" + jax.tree_util.keystr(path)
@@ -187,14 +194,9 @@ def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
 def _check_step(
     name: str, step: Any, params: Any, carry: Carry, gates: int, counts: tuple[int, ...]
 ) -> int:
-    """Check a step on two units. It returns the place of its output among the leaves of carry."""
+    """Check a step. It returns the place of its output among the leaves of carry."""
     caller = f"step of {name}"
-    two = jax.ShapeDtypeStruct((2,), accumulator(jax.tree.leaves(params)[0].dtype))
-    like = (
-        jax.tree.map(lambda _: two, carry),
-        (two,) * gates,
-        tuple((two,) * count for count in counts),
-    )
+    (size,), dtype = jax.tree.leaves(carry)[0].shape, accumulator(jax.tree.leaves(params)[0].dtype)
     places: list[int] = []
 
     def units(params: Any, carry: Carry, parts: Any, results: Any) -> tuple[Carry, list[Any]]:
@@ -213,35 +215,88 @@ def _check_step(
             expected = f"called once each, in the order of w_hh, of which there are {len(counts)}"
             got = f"products[{k}] in call {len(operands) + 1}"
             raise checks.error(ValueError, caller, "products", expected, got)
-        if checks.shape_of(operand) != two.shape or operand.dtype != two.dtype:
-            what, expected = f"the operand of products[{k}]", f"{checks.describe(two)}, as carries"
+        like = jax.typeof(jax.tree.leaves(results)[0])
+        if checks.shape_of(operand) != like.shape or operand.dtype != like.dtype:
+            what, expected = f"the operand of products[{k}]", f"{checks.describe(like)}, as carries"
             raise checks.error(ValueError, caller, what, expected, checks.describe(operand))
         operands.append(operand)
         return results[k]
 
-    closed = jax.make_jaxpr(units)(params, *like)
+    def like(*shape: int) -> Any:
+        one = jax.ShapeDtypeStruct(shape, dtype)
+        results = tuple((one,) * count for count in counts)
+        return jax.tree.map(lambda _: one, carry), (one,) * gates, results
+
+    def tangents(*arguments: Any) -> Any:
+        return jax.jvp(partial(units, params), arguments, arguments)
+
+    closed = jax.make_jaxpr(units)(params, *like(size))
     if not places:
         fix = "Add it to the carry, or register the cell without weights."
         expected = "one of the arrays of the next carry, with weights"
         raise checks.error(ValueError, caller, "its output", expected, "another array", fix)
-    used = {id(var) for equation in closed.jaxpr.eqns for var in equation.invars}
+    _check_uses(caller, params, closed)
+    _check_apart(caller, closed.jaxpr)
+    _check_apart(caller, jax.make_jaxpr(tangents)(*like(size)).jaxpr)
+    expected = "the same for all shapes [..., H] of its arguments, with weights"
+    fix = "They may use neither shapes nor places of units."
+    try:
+        other = jax.make_jaxpr(units)(params, *like(size + 2, size + 1))
+    except Exception as error:
+        got = f"a {type(error).__name__} at the shape [{size + 2}, {size + 1}]"
+        raise checks.error(ValueError, caller, "its equations", expected, got, fix) from error
+    if _read(closed.jaxpr) != _read(other.jaxpr):
+        got = f"others at the shape [{size + 2}, {size + 1}] than at [{size}]"
+        raise checks.error(ValueError, caller, "its equations", expected, got, fix)
+    return places[0]
+
+
+def _check_uses(caller: str, params: Any, closed: Any) -> None:
+    """Check that a traced step is pure, and uses no arrays but its arguments."""
+    jaxpr = closed.jaxpr
+    used = {id(var) for equation in jaxpr.eqns for var in equation.invars}
+    used |= set(map(id, jaxpr.outvars))
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, _), var in zip(leaves, closed.jaxpr.invars[: len(leaves)], strict=True):
+    for (path, _), var in zip(leaves, jaxpr.invars[: len(leaves)], strict=True):
         if id(var) in used:
             got = "params" + jax.tree_util.keystr(path)
             expected = "no array of params: parts and products stand for them"
             fix = "A cell that uses its params otherwise is registered without weights."
             raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
+    if any(isinstance(value, Tracer) for value in closed.consts):
+        expected, got = "no array but its arguments, with weights", "a traced value from outside"
+        fix = "Keep it in params, or register the cell outside of transformed functions."
+        raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(np.ndim(value) for value in closed.consts):
         expected, got = "no array but its arguments, with weights", "an array from outside"
         fix = "It may use numbers."
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
-    mixing = next(filter(_mixes, operations(closed.jaxpr)), None)
+    if closed.effects:
+        got = f"the effects {', '.join(map(str, closed.effects))}"
+        fix = "To print from a step, register the cell without weights."
+        raise checks.error(ValueError, caller, "its equations", "pure, with weights", got, fix)
+
+
+def _check_apart(caller: str, jaxpr: Any) -> None:
+    """Check that no operation lets units affect each other."""
+    mixing = next(filter(_mixes, operations(jaxpr)), None)
     if mixing is not None:
         expected, got = "those of each unit by itself, with weights", f"{mixing.primitive.name}"
         fix = "A cell with loops, conditions or sums over units is registered without weights."
         raise checks.error(ValueError, caller, "its equations", expected, got, fix)
-    return places[0]
+
+
+def _read(jaxpr: Any) -> list[Any]:
+    """The operations and the numbers in a jaxpr, which do not depend on the shapes of arrays."""
+    found: list[Any] = []
+    for equation in jaxpr.eqns:
+        numbers = [str(atom.val) for atom in equation.invars if isinstance(atom, Literal)]
+        plain = (bool, int, float, str)
+        options = {k: v for k, v in equation.params.items() if isinstance(v, plain)}
+        found.append((equation.primitive.name, numbers, options))
+        inner = called(equation)
+        found += [] if inner is None else _read(inner.jaxpr)
+    return found
 
 
 def _mixes(equation: Any) -> bool:
@@ -249,5 +304,6 @@ def _mixes(equation: Any) -> bool:
     of = {var.aval.shape for var in equation.invars if var.aval.shape}
     to = {var.aval.shape for var in equation.outvars}
     apart = to <= {()} if not of else of == to
+    apart = apart or (not of and equation.primitive.name == "broadcast_in_dim")
     programs = any("jaxpr" in key or key == "branches" for key in equation.params)
     return not apart or programs or equation.primitive.name in MIXING

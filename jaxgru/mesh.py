@@ -1,5 +1,6 @@
 """The mesh axes that the arrays of one call have in common."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,11 +18,13 @@ def alike(tree: Any) -> Any:
     every = frozenset().union(*map(varying, leaves))
     if not every:
         return tree
-    missing = [tuple(sorted(every - varying(leaf))) for leaf in leaves]
-    pairs = zip(leaves, missing, strict=True)
-    return structure.unflatten(
-        [lax.pcast(leaf, axes, to="varying") if axes else leaf for leaf, axes in pairs]
-    )
+    return structure.unflatten([vary(leaf, every) for leaf in leaves])
+
+
+def vary(leaf: Any, axes: Iterable[Any]) -> Any:
+    """Make an array vary over these mesh axes too."""
+    missing = tuple(sorted(frozenset(axes) - varying(leaf)))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def varying(leaf: Any) -> frozenset[Any]:

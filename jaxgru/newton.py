@@ -208,6 +208,8 @@ def _run_cell(method, reverse, params, xs, carry, marks, reset_carry, guess):
     cell, dynamics = cell_of(params), dynamics_of(params)
     if isinstance(cell, StepCell):
         xs = own.inputs("newton_scan", params, xs)
+    elif cell.formed is not None:
+        xs = sequence.filled(marks, xs, reverse)
     turn = partial(jax.tree.map, (lambda a: jnp.flip(a, 0)) if reverse else (lambda a: a))
     fresh, keep = turn((sequence.entered(marks, reverse), marks.valid))
     restart = None if reset_carry is None else pack(reset_carry)

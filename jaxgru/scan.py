@@ -168,6 +168,8 @@ def _run_cell(options, params, xs, carry, marks, reset_carry):
         how = (options.reverse, options.checkpoint)
         return own.run(params, xs, carry, marks, reset_carry, *how)
     fresh = sequence.entered(marks, options.reverse)
+    if cell.formed is not None:
+        xs = sequence.filled(marks, xs, options.reverse)
     cell = cell._replace(compute_dtype=options.compute_dtype)
     how = (cell, options.reverse, options.checkpoint)
     carry, hs = recurrence(*how, params, xs, carry, reset_carry, fresh, marks.valid)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxgru import checks, layers
 from jaxgru.cell import Carry, Params
@@ -87,6 +87,25 @@ def entered(marks: Marks, reverse: bool) -> Array | None:
         # A segment that starts at t + 1 ends at t, where this direction enters it.
         fresh = jnp.concatenate([fresh[1:], jnp.zeros_like(fresh[:1])])
     return fresh
+
+
+def filled(marks: Marks, values: Array, reverse: bool) -> Array:
+    """Set values to those of the next real step in this direction where a step is not real.
+
+    A step of a user may have no derivative at zero. At a hole the carry passes through, so with the
+    next real input the step is the next real one. After the last real step, the last input is
+    repeated. If no step is real, all values are 0.5. The gradient of these copies is not needed.
+    """
+    if marks.valid is None:
+        return values
+    steps = marks.valid.shape[0]
+    times = jnp.arange(steps, dtype=jnp.int32)
+    after = jnp.where(marks.valid, times, -1 if reverse else steps)
+    after = lax.cummax(after) if reverse else lax.cummin(after, reverse=True)
+    last = jnp.argmax(marks.valid) if reverse else steps - 1 - jnp.argmax(marks.valid[::-1])
+    at = jnp.where((after < 0) | (after == steps), last.astype(jnp.int32), after)
+    near = jnp.where(jnp.any(marks.valid), lax.stop_gradient(values)[at], 0.5)
+    return jnp.where(marks.valid[:, None], values, near)
 
 
 def mask(marks: Marks, values: Array) -> Array:

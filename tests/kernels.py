@@ -1,5 +1,6 @@
 """Problems for the kernels, whose results the tests compare with those of the loop."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,13 +12,48 @@ from cases import draw
 from jaxgru.backends import CPU, loop
 from jaxgru.cell import cell_of
 
-KINDS = ("gru_after", "lstm", "gru", "elman")
+KINDS = ("gru_after", "lstm", "gru", "elman", "own")
 INPUT, HIDDEN = 3, 10  # not a multiple of what a kernel needs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfKernelsParams:
+    """Of a cell with two products, ReLUs and choices."""
+
+    w_ih: Any
+    w_hh: Any
+
+
+def step(params: Any, carry: Any, parts: Any, products: Any) -> Any:
+    del params
+    (h, c), (x,) = carry, parts
+    a, b = products[0](h)
+    (n,) = products[1](jax.nn.relu(x + a))
+    c = 0.5 * jnp.where(n > 0, 1.0, 0.5) * c + 0.1 * jax.nn.relu(b)
+    h = jax.nn.sigmoid(n) * jnp.tanh(c) + 0.1 * h
+    return (h, c), h
+
+
+jaxgru.register(
+    OfKernelsParams,
+    step=step,
+    weights=lambda p: jaxgru.Weights(p.w_ih, (p.w_hh[:, :2], p.w_hh[:, 2:])),
+    initial_carry=lambda p: (jnp.zeros_like(p.w_hh[0, 0]),) * 2,
+    sizes=lambda p: (p.w_ih.shape[0], p.w_hh.shape[0]),
+    forms={"of_kernels": {}},
+)
+
+
+def draw_params(kind: str, dtype: str) -> Any:
+    if kind != "own":
+        return draw(kind, INPUT, HIDDEN, dtype)
+    like = draw("own_gru", INPUT, HIDDEN, dtype)
+    return OfKernelsParams(w_ih=like.w_ih[:, :1], w_hh=0.5 * like.w_hh)
 
 
 def problem(kind: str, dtype: str, marked: bool, steps: int = 6, batch: int = 5) -> tuple[Any, Any]:
     """Return (primals, cotangents). marked adds resets, and steps that are not real."""
-    params = draw(kind, INPUT, HIDDEN, dtype)
+    params = draw_params(kind, dtype)
     rng = np.random.default_rng(0)
 
     def normal(*shape):

@@ -7,6 +7,7 @@ and outside the time loop, and the operations of one of eight devices over those
 """
 
 import contextlib
+import dataclasses
 import json
 from functools import partial
 from typing import Any, NamedTuple
@@ -88,8 +89,41 @@ def looked_at(params, xs):
     return norms, memory, spectrum.exponents, diagnostics.state_jacobians(params, xs)
 
 
+@dataclasses.dataclass(frozen=True)
+class BentParams:
+    """Of a cell whose equations contain numbers, and functions with derivatives of their own."""
+
+    w_ih: Any
+    w_hh: Any
+
+
+def bent_step(params, carry, parts, products):
+    del params
+    (h, _), (x,) = carry, parts
+    a, b = products[0](h)
+    (n,) = products[1](jax.nn.relu(x + a))
+    h = 0.5 * jnp.where(n > 0, 1.0, 0.5) * h + jax.nn.softplus(n + b)
+    return (h, jnp.full_like(h, 0.1)), h
+
+
+jaxgru.register(
+    BentParams,
+    step=bent_step,
+    weights=lambda p: jaxgru.Weights(p.w_ih, (p.w_hh[:, :2], p.w_hh[:, 2:])),
+    initial_carry=lambda p: (jnp.zeros_like(p.w_hh[0, 0]),) * 2,
+    sizes=lambda p: (p.w_ih.shape[0], p.w_hh.shape[0]),
+    forms={"bent": {}},
+)
+
+
+def bent():
+    like = draw("own_gru", INPUT, HIDDEN, "float64")
+    return BentParams(like.w_ih[:, :1], 0.2 * like.w_hh)
+
+
 def checks():
     kinds = {kind: draw(kind, INPUT, HIDDEN, "float64") for kind in (*BUILT_IN, *LAYERS, "own_gru")}
+    kinds["bent"] = bent()
     keys = jax.random.split(jax.random.key(1), 5)
     xs = jax.random.normal(keys[0], (BATCH, STEPS, INPUT))
     lengths = jax.random.randint(keys[1], (BATCH,), 1, STEPS + 1)
@@ -355,6 +389,9 @@ def main():
         ways = (MANUAL_SET,) if "backward" in changes else (AUTOMATIC, EXPLICIT, MANUAL_SET)
         with planned(**changes):
             add(plain._replace(name=name, ways=ways))
+    saved = next(check for check in checks() if check.name == "bent, marked")
+    with planned(recomputed=1):
+        add(saved._replace(name="bent, gates saved"))
     found |= {"types": of_types(), "layouts": of_layouts(), "errors": of_errors()}
     with jax.enable_x64(False):
         found |= {"recipes": of_recipes(), "kernels": of_kernels()}

@@ -416,7 +416,7 @@ def reads(params, h, parts, products):
 
 
 def closes_over(params, h, parts, products):
-    h = parts[0] + products[0](h)[0] * np.ones(2, h.dtype)
+    h = parts[0] + products[0](h)[0] * np.ones(4, h.dtype)
     return h, h
 
 
@@ -466,6 +466,31 @@ MIXED = {
     "remat2": jax.checkpoint(jnp.sin),
     "custom_vjp_call": own_rule,
 }
+
+
+@jax.custom_jvp
+def norm_in_the_rule(x):
+    return jnp.tanh(x)
+
+
+norm_in_the_rule.defjvp(lambda x, dx: (jnp.tanh(x[0]), dx[0] / jnp.sum(dx[0])))
+
+
+def printed(x):
+    jax.debug.print("{}", x)
+    return x
+
+
+#: Functions that depend on the shapes or on the places of units.
+BY_SHAPE = {
+    "size": lambda x: x / x.size,
+    "units": lambda x: x / x.shape[-1],
+    "axes": lambda x: x if x.ndim == 1 else jnp.tanh(x),
+    "transposed": lambda x: x.T,
+    "an array of H": lambda x: x * jax.jit(lambda: np.ones(4, "float32"))(),
+}
+
+
 TWO = lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,) * 2)  # noqa: E731
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "project too": ({"project": lambda params, xs: xs}, "register: project must be None with"),
@@ -495,7 +520,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
                       "order of w_hh, of which there are 1, got products[0] in call 2"),
     "product never": ({"step": never}, "products must be called once each, 1 in all, got 0 calls"),
     "second product first": ({"step": swapped, "weights": TWO}, "got products[1] in call 1"),
-    "operand": ({"step": of_scalar}, "the operand of products[0] must be float32[2], as carries, "
+    "operand": ({"step": of_scalar}, "the operand of products[0] must be float32[4], as carries, "
                 "got float32[]"),
     "reads params": ({"step": reads}, "what it uses must be no array of params: parts and products "
                      "stand for them, got params.wrong_of_a_test.w_hh"),
@@ -504,6 +529,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
                         "weights, got reduce_sum"),
     **{f"{name} over units": ({"step": through(over)}, f"with weights, got {name}")
        for name, over in MIXED.items()},
+    "rule": ({"step": through(norm_in_the_rule)}, "with weights, got reduce_sum"),
+    "callback": ({"step": through(lambda x: jax.pure_callback(np.sin, x, x))}, "got pure_callback"),
+    "places": ({"step": through(lambda x: x * jnp.arange(4.0, dtype="float32"))}, "got iota"),
+    "prints": ({"step": through(printed)}, "its equations must be pure, with weights, got the "
+               "effects Debug"),
+    **{f"by {name}": ({"step": through(over)}, "its equations must be the same for all shapes")
+       for name, over in BY_SHAPE.items()},
+    "no part": ({"weights": lambda params: jaxgru.Weights(params.w_ih[:, :0], (params.w_hh,))},
+                "w_ih must be float32[3, G, 4], got float32[3, 0, 4]"),
+    "no result": ({"weights": replaced(w_hh=(jnp.ones((4, 0, 4), "float32"),))},
+                  "w_hh[0] must be float32[4, g_0, 4], got float32[4, 0, 4]"),
+    "no carry": ({"initial_carry": lambda params: ()}, "what it returns must be a tree with an "
+                 "array in it, with weights, got ()"),
     "output": ({"step": other_output}, "its output must be one of the arrays of the next carry"),
     "carry": ({"step": other_carry}, "step of Wrong: the next carry must be"),
     "no pair": ({"step": no_pair}, "step of Wrong: what step returns must be a tuple (carry, y)"),
@@ -536,3 +574,115 @@ def test_wrong_params():
         TypeError, match=r"scan: NamedParams.named_gru.b must be an array of dtype "
     ):
         jaxgru.scan(params, jnp.ones((2, 3)))
+
+
+def test_wrong_values_from_outside():
+    """A gradient with respect to a number that a step closes over would be zero."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Outside:
+        w_ih: Any
+        w_hh: Any
+
+    def loss(rate):
+        register(Outside, step=through(lambda x: rate * x))
+        params = Outside(jnp.ones((3, 1, 4), "float32"), jnp.ones((4, 1, 4), "float32"))
+        return jnp.sum(jaxgru.scan(params, jnp.ones((2, 3), "float32"))[1])
+
+    with pytest.raises(ValueError, match="got a traced value from outside"):
+        jax.grad(loss)(jnp.float32(0.1))
+
+
+def test_wrong_params_in_the_carry():
+    @dataclasses.dataclass(frozen=True)
+    class Kept:
+        w_ih: Any
+        w_hh: Any
+        b: Any
+
+    def step(params, carry, parts, products):
+        h = parts[0] + products[0](carry[0])[0]
+        return (h, params.b), h
+
+    register(Kept, step=step, initial_carry=lambda params: (params.b, params.b))
+    arrays = (jnp.ones(shape, "float32") for shape in ((3, 1, 4), (4, 1, 4), (4,)))
+    with pytest.raises(ValueError, match="what it uses must be no array of params"):
+        jaxgru.scan(Kept(*arrays), jnp.ones((2, 3), "float32"))
+
+
+def both_ways(step, weights):
+    """The same cell registered with weights and without."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Named:
+        w_ih: Any
+        w_hh: Any
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        w_ih: Any
+        w_hh: Any
+
+    def plain_step(params, h, x):
+        found = weights(params)
+        parts = tuple(jnp.einsum("i,igh->gh", x, found.w_ih))
+        product = lambda operand: tuple(jnp.einsum("i,igh->gh", operand, found.w_hh[0]))  # noqa: E731
+        return step(params, h, parts, (product,))
+
+    register(Named, step=step, weights=weights)
+    register(Plain, step=plain_step, weights=None)
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=shape)) for shape in ((INPUT, 1, 4), (4, 1, 4))]
+    return Named(*arrays), Plain(*arrays)
+
+
+@pytest.mark.parametrize("reverse", [slow(False), True])
+def test_padding_where_a_derivative_is_infinite(reverse):
+    """The root has no derivative at zero, where all states and the padded inputs would be."""
+
+    def step(params, h, parts, products):
+        h = jnp.sqrt(jnp.abs(parts[0] + products[0](h)[0])) + 0.1 * jnp.log(jnp.abs(parts[0]))
+        return h, h
+
+    made = both_ways(step, lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,)))
+    xs = draw_xs()
+
+    def loss(params, xs, real, length):
+        return weigh(jaxgru.scan(params, xs, mask=real, length=length, reverse=reverse))
+
+    for real in ([0, 0, 1, 0, 1, 1], [1, 1, 0, 0, 0, 1], [0] * STEPS):
+        arguments = jnp.where(jnp.asarray(real)[:, None] > 0, xs, jnp.nan), jnp.asarray(real) > 0, 5
+        grads = (jax.jit(jax.grad(loss, (0, 1)))(params, *arguments) for params in made)
+        one, other = map(jax.tree.leaves, grads)
+        assert_close(one, other, GRADS)
+
+
+def test_a_step_reads_shapes_and_dtypes_of_params():
+    def step(params, h, parts, products):
+        rate = jnp.asarray(1 / params.w_hh.shape[0], params.w_hh.dtype)
+        h = rate * jnp.tanh(parts[0] + products[0](h)[0])
+        return h, h
+
+    made = both_ways(step, lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,)))
+    one, other = (jaxgru.scan(params, draw_xs()) for params in made)
+    assert_close(one, other, VALUES)
+
+
+def test_a_carry_of_constants():
+    @dataclasses.dataclass(frozen=True)
+    class Constant:
+        w_ih: Any
+
+    def step(params, carry, parts, products):
+        h = jnp.where(parts[0] > 0, 1.0, 0.5) * carry[0] + parts[0]
+        return (h, jnp.zeros_like(h)), h
+
+    register(
+        Constant,
+        step=step,
+        weights=lambda params: jaxgru.Weights(params.w_ih, ()),
+        initial_carry=lambda params: (jnp.ones_like(params.w_ih[0, 0]),) * 2,
+        sizes=lambda params: (params.w_ih.shape[0], params.w_ih.shape[-1]),
+    )
+    h, last = jaxgru.scan(Constant(jnp.ones((1, 1, 2))), jnp.asarray([[1.0], [-2.0]]))[0]
+    assert_close((h, last), (jnp.full(2, -1.0), jnp.zeros(2)), VALUES)

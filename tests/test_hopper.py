@@ -24,7 +24,7 @@ TOL = {"float32": 5e-3, "bfloat16": 3e-2}
 @pytest.mark.parametrize("dtype", TOL)
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", only(("gru_after", "lstm"), KINDS))
+@pytest.mark.parametrize("kind", only(("gru_after", "lstm", "own"), KINDS))
 def test_equals_the_loop(kind, reverse, marked, dtype):
     primals, cts = problem(kind, dtype, marked)
     assert_equals_the_loop(by_kernel(reverse, primals, cts), reverse, primals, cts, TOL[dtype])

@@ -84,7 +84,7 @@ STEPS, LENGTHS = 6, [0, 1, 4, 6]
 
 
 @pytest.mark.parametrize("reverse", only([False], [False, True]))
-@pytest.mark.parametrize("kind", only(["gru_after"], KINDS))
+@pytest.mark.parametrize("kind", only(["gru_after"], [kind for kind in KINDS if kind != "own"]))
 def test_equals_the_oracle_whatever_is_in_the_padding(kind, reverse, x64):
     """Values against NumPy, and gradients against the loop, both in float64."""
     rng = np.random.default_rng(1)
