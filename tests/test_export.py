@@ -83,7 +83,7 @@ def assert_same_numbers(run, params, sizes=((3, 7), (1, 1))):
 @pytest.mark.parametrize(
     ("run", "kind"),
     [
-        (run, kind) if (run, kind) in ((of_batch, "lstm"), (gradient, "mixed")) else slow(run, kind)
+        (run, kind) if (run, kind) in ((of_batch, "mixed"), (gradient, "lstm")) else slow(run, kind)
         for run in (of_batch, gradient)
         for kind in KINDS
     ],

@@ -8,7 +8,6 @@ from jax.flatten_util import ravel_pytree
 import jaxgru
 import plain
 from cases import (
-    BUILT_IN,
     CELLS,
     GRAD_TOL,
     assert_close,
@@ -16,6 +15,7 @@ from cases import (
     draw_carry,
     draw_like,
     draw_xs,
+    only,
     slow,
     weigh,
 )
@@ -50,7 +50,7 @@ def both(kind, transform, **options):
     return out
 
 
-@pytest.mark.parametrize("kind", [*map(slow, ("gru", "own_gru")), *BUILT_IN[1:]])
+@pytest.mark.parametrize("kind", only(("lstm", "min_gru"), CELLS))
 def test_hessian(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v)))), TOL)
 
