@@ -19,6 +19,7 @@ from cases import (
     assert_close,
     draw,
     draw_carry,
+    only,
     slow,
     weigh,
 )
@@ -40,9 +41,10 @@ def draw_x(inputs=INPUT):
     return jnp.asarray(np.random.default_rng(5).standard_normal(inputs))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("hidden", "bias"), [(HIDDEN, True), (1, False), slow(1, True), slow(HIDDEN, False)]
+)
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("hidden", [1, HIDDEN])
 def test_step_is_the_equations(kind, hidden, bias):
     params = draw(kind, hidden=hidden, bias=bias)
     carry, x = draw_carry(params), draw_x()
@@ -102,7 +104,9 @@ def test_step_dispatches_on_the_params(kind):
     assert_close(out, oracle.step(params, carry, x), TOL)
 
 
-@pytest.mark.parametrize("kind", [*STREAMABLE, slow("own_stack")])
+@pytest.mark.parametrize(
+    "kind", only(("gru", "lstm", "min_gru", "own_gru", "stack"), (*STREAMABLE, "own_stack"))
+)
 def test_step_is_a_scan_over_one_step(kind):
     """With every option, in values and gradients, also traced."""
     params = draw(kind)

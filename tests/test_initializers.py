@@ -227,7 +227,7 @@ def test_biases(kind, preset):
         np.testing.assert_array_equal(after.b_hn, np.zeros(HIDDEN))
 
 
-@pytest.mark.parametrize("preset", ["torch", "haiku"])
+@pytest.mark.parametrize("preset", ["torch", slow("haiku")])
 @pytest.mark.parametrize("kind", INITS)
 def test_bias_off(kind, preset):
     params = draw(kind, preset, bias=False)

@@ -138,7 +138,7 @@ def recipe():
 def test_the_recipe_is_the_equations():
     """Against the oracle, layer by layer, with the norm in NumPy."""
     names, params, xs, carry = recipe()
-    carries, hidden = names["deep"](params, xs, carry, length=4)
+    carries, hidden = jax.jit(names["deep"])(params, xs, carry, length=4)
     below = np.asarray(xs)
     for k, layer in enumerate(params["stack"].layers):
         size = np.sqrt(np.mean(below**2, axis=-1, keepdims=True) + 1e-6)

@@ -408,9 +408,8 @@ def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
     for k, length in enumerate(ends):
         ((value, (last, ys)), (dw, dxs, dcarry)) = at(clean, k)
         # `weigh` draws the weights row after row, so those of the real steps are the same.
-        real = jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True)(
-            w, xs[:length], carry, length
-        )
+        slope = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))
+        real = slope(w, xs[:length], carry, length)
         alone = (value, (last, ys[:length])), (dw, dxs[:length], dcarry)
         assert_close(alone, real, GRAD_TOL["float64"])
         assert_same(
@@ -515,7 +514,11 @@ def keys_of(key, steps):
 @pytest.mark.parametrize(
     ("reverse", "cut"),
     # In reverse a border may be no reset: that is where the piece before it would be entered anew.
-    [*((False, cut) for cut in (0, 1, 4, STEPS)), *((True, cut) for cut in (0, 2, STEPS))],
+    [
+        *((False, cut) for cut in (0, 4, STEPS)),
+        (True, 2),
+        *(slow(*case) for case in ((False, 1), (True, 0), (True, STEPS))),
+    ],
 )
 def test_pieces_equal_the_whole(reverse, cut):
     step, xs = nested(jnp, jnp.asarray(WEIGHTS)), nested_inputs()
@@ -528,8 +531,15 @@ def test_pieces_equal_the_whole(reverse, cut):
     assert_close((carry, join(*(ys[bounds] for bounds in pieces))), expected, TOL)
 
 
-@pytest.mark.parametrize("seed", [jax.random.key, jax.random.PRNGKey], ids=["typed", "words"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("seed", "reverse"),
+    [
+        (jax.random.key, True),
+        (jax.random.PRNGKey, False),
+        slow(jax.random.key, False),
+        slow(jax.random.PRNGKey, True),
+    ],
+)
 def test_the_key_of_a_step_is_that_of_its_number(seed, reverse):
     """Whatever the direction and the length, so padding a sequence changes no draw."""
     key = seed(7)
@@ -711,7 +721,7 @@ def test_one_step_for_two_transformations():
         slope = jax.grad(lambda c: jaxgru.loop(step, c, xs)[0])(jnp.zeros(()))
         return one + jnp.sum(many) + slope
 
-    check_grads(jax.jit(loss), (jnp.asarray(0.3),), order=2, atol=1e-6, rtol=1e-6)
+    check_grads(jax.jit(loss), (jnp.asarray(0.3),), order=1, atol=1e-6, rtol=1e-6)
 
 
 def test_checkpoint_keeps_the_carry_every_so_many_steps():

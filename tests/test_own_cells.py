@@ -214,14 +214,15 @@ def test_params_that_do_not_fit_together(kind):
 def test_init(kind):
     """Orthogonal blocks, each drawn on its own, in the dtype that was asked for."""
     init, inputs, hidden = OWN[kind][0], 5, 8
-    params = init(jax.random.key(0), inputs, hidden, dtype="float64")
+    draw = jax.jit(init, static_argnums=(1, 2), static_argnames="dtype")
+    params = draw(jax.random.key(0), inputs, hidden, dtype="float64")
     blocks = np.asarray(params.w_hh).reshape(hidden, -1, hidden).swapaxes(0, 1)
     for block in blocks:
         # Ten float64 ulp of a sum of eight products.
         np.testing.assert_allclose(block @ block.T, np.eye(hidden), rtol=0, atol=2e-15)
     assert len({block.tobytes() for block in blocks}) == len(blocks)
     # LeCun normal: variance 1 / I. Of n entries, five standard errors.
-    many = np.asarray(init(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
+    many = np.asarray(draw(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
     np.testing.assert_allclose(np.std(many) * np.sqrt(50), 1, atol=5 / np.sqrt(2 * many.size))
     assert not np.any(params.b)
     for bias in (True, False):
