@@ -1,6 +1,7 @@
 """The presets draw what the libraries draw: bounds, spread, kurtosis, orthogonality."""
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxgru
-from cases import assert_same, slow
+from cases import assert_same, only, slow
 from jaxgru.orthonormal import gram_schmidt, orthogonal
 
 INITS = {"gru": jaxgru.gru_init, "lstm": jaxgru.lstm_init, "elman": jaxgru.elman_init}
@@ -100,8 +101,14 @@ def assert_centred(x):
     assert abs(np.mean(x)) < 5 * np.std(x) / np.sqrt(x.size)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("kind", INITS)
+def each_preset(presets=PRESETS):
+    """(kind, preset) of every pair, of which the short run takes those of a cell and some more."""
+    more = {("lstm", "flax"), ("lstm", "haiku"), ("elman", "keras")}
+    pairs = itertools.product(INITS, presets)
+    return [pair if pair[0] == "gru" or pair in more else slow(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(("kind", "preset"), each_preset())
 def test_shapes_and_centre(kind, preset):
     params = draw(kind, preset)
     gates = () if kind == "elman" else (GATES[kind],)
@@ -112,8 +119,7 @@ def test_shapes_and_centre(kind, preset):
         assert_centred(block)
 
 
-@pytest.mark.parametrize("preset", ["orthogonal", "flax"])
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize(("kind", "preset"), each_preset(["orthogonal", "flax"]))
 def test_orthogonal_and_flax(kind, preset):
     """flax.linen: LeCun normal input kernels, an orthogonal recurrent kernel per gate."""
     params = draw(kind, preset)
@@ -123,8 +129,10 @@ def test_orthogonal_and_flax(kind, preset):
         assert_orthogonal(block)
 
 
-@pytest.mark.parametrize("preset", ["orthogonal", "flax"])
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [("gru", "orthogonal"), ("lstm", "flax"), slow("gru", "flax"), slow("lstm", "orthogonal")],
+)
 def test_gate_blocks_are_drawn_apart(kind, preset):
     """No two gates share their weights."""
     params = draw(kind, preset)
@@ -136,7 +144,7 @@ def test_gate_blocks_are_drawn_apart(kind, preset):
                 assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
 
 
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", only(["gru"], INITS))
 def test_torch(kind):
     """Everything U(-1/sqrt(H), 1/sqrt(H)), two biases: their sum is triangular where both act."""
     params = draw(kind, "torch")
@@ -175,7 +183,7 @@ def test_torch_biases_of_lstm_and_elman(kind):
         assert_triangular(b if kind == "elman" else b[:, k], bound)
 
 
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", only(("gru", "elman"), INITS))
 def test_keras(kind):
     """Glorot uniform over the packed kernel; the packed recurrent kernel has orthonormal rows."""
     params = draw(kind, "keras")
@@ -212,8 +220,7 @@ def test_haiku_elman():
     assert_uncorrected(np.asarray(params.w_hh, np.float64), HIDDEN)
 
 
-@pytest.mark.parametrize("preset", ["orthogonal", "keras", "flax", "haiku"])
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize(("kind", "preset"), each_preset(["orthogonal", "keras", "flax", "haiku"]))
 def test_biases(kind, preset):
     """Zero, but for the forget gate of the LSTM: 1 in keras and haiku and here, 0 in flax."""
     expected = np.zeros((GATES[kind], HIDDEN))
@@ -228,7 +235,7 @@ def test_biases(kind, preset):
 
 
 @pytest.mark.parametrize("preset", ["torch", slow("haiku")])
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", only(["gru"], INITS))
 def test_bias_off(kind, preset):
     params = draw(kind, preset, bias=False)
     assert params.b is None
@@ -282,15 +289,14 @@ def test_chrono_of_the_shortest_range():
     np.testing.assert_array_equal(draw("gru", "haiku", chrono=2).b, 0)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize(("kind", "preset"), each_preset())
 def test_the_key_decides(kind, preset):
     assert_same(compiled(kind, preset)(jax.random.key(0)), draw(kind, preset))
     other = draw(kind, preset, seed=1)
     assert jnp.max(jnp.abs(draw(kind, preset).w_hh - other.w_hh)) > 1e-2
 
 
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", only(["gru"], INITS))
 def test_orthogonal_is_the_default(kind):
     default = jax.jit(functools.partial(INITS[kind], input_size=INPUT, hidden_size=HIDDEN))
     assert_same(default(jax.random.key(0)), draw(kind, "orthogonal"))

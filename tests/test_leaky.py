@@ -56,7 +56,7 @@ def test_alpha_of_another_size_is_named():
 def test_noise(options):
     """The recipe of docs/recipes/own_steps.md: the draws are JAX's, the equations are NumPy's."""
     noisy, params = (
-        recipes.run("recipes/own_steps.md")["noisy"],
+        jax.jit(recipes.names_of("recipes/own_steps.md")["noisy"]),
         of("relu", ALPHAS.astype("float64")),
     )
     xs, key, sigma = draw_xs(), jax.random.key(5), 0.3

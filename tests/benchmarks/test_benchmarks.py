@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import by_hand, newton, own, peers, report, suites, timing
 from benchmarks.timing import Row, Times, interleave
-from cases import GRAD_TOL, VALUE_TOL, assert_close
+from cases import GRAD_TOL, VALUE_TOL, assert_close, slow
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_turns_are_taken_in_a_drawn_order(monkeypatch):
 
 
 @pytest.mark.usefixtures("lenient")  # it is written as anybody would
-@pytest.mark.parametrize("inputs", [3, 20])  # projected in the loop, and before it
+@pytest.mark.parametrize("inputs", [3, slow(20)])  # projected in the loop, and before it
 def test_the_gru_by_hand_is_the_gru(inputs):
     problem = peers.problem("gru_after", 4, 18, inputs, 5)
     params = jax.tree.map(lambda w: w + 0.1, problem.params)  # no zero biases
@@ -56,7 +56,7 @@ def operations(run, *args):
 
 
 @pytest.mark.usefixtures("lenient")
-@pytest.mark.parametrize("sizes", [(5, 9, 3, 7), (1, 9, 3, 7)])
+@pytest.mark.parametrize("sizes", [(5, 9, 3, 7), slow((1, 9, 3, 7))])
 def test_a_cell_of_your_own_costs_what_lax_scan_costs(sizes):
     """It is the same program, so what is timed differs by noise alone."""
     problem = peers.problem("gru_before", *sizes)
