@@ -103,6 +103,7 @@ def test_open_sizes_of_wide_inputs(kind, run, inputs):
     assert_same_numbers(run, params, sizes=((3, 7), (2, 300)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [3, slow(40)])
 @pytest.mark.parametrize("kind", only(("gru",), CELLS))
 @pytest.mark.parametrize("run", [slow(of_batch), gradient])

@@ -50,11 +50,12 @@ def both(kind, transform, **options):
     return out
 
 
-@pytest.mark.parametrize("kind", only(("lstm", "min_gru"), CELLS))
+@pytest.mark.parametrize("kind", only(["lstm"], CELLS))
 def test_hessian(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v)))), TOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru_after", slow("own_gru"), slow("bidirectional")])
 def test_hessian_backwards(kind):
     assert_close(*both(kind, lambda f: jax.hessian(lambda v: weigh(f(v))), reverse=True), TOL)
@@ -92,6 +93,7 @@ def test_hessian_vector_products(kind):
     assert_close(actual[0], actual[2], TOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["elman", slow("gru"), slow("own_gru")])
 def test_third_derivative(kind):
     """Along one line, with every derivative taken forward, then every one in reverse."""
@@ -116,6 +118,7 @@ def test_third_derivative(kind):
     assert_close(actual, expected, TOL * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", slow("own_gru")])
 def test_hessian_with_checkpoint(kind):
     hessians = []

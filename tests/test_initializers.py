@@ -324,8 +324,9 @@ def test_narrow_dtypes_draw_the_same_numbers(preset, dtype):
     np.testing.assert_allclose(narrow.b.astype(jnp.float32), wide.b, rtol=0, atol=ulp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cores", "optimized"), [(2, False), *(slow(cores, True) for cores in (1, 2, 3, 4, 8))]
+    ("cores", "optimized"), [(2, False), *((cores, True) for cores in (1, 2, 3, 4, 8))]
 )
 def test_populations_are_drawn_without_a_deadlock(cores, optimized):
     """XLA's pool has as many threads as NPROC says. With two, a pair of batched decompositions
@@ -345,6 +346,13 @@ def test_populations_are_drawn_without_a_deadlock(cores, optimized):
     assert done.stdout == "drawn\n"
 
 
+def test_a_draw_calls_no_library():
+    """As LAPACK's decompositions are, whose threads wait for each other in a batch."""
+    init = functools.partial(jaxgru.gru_init, input_size=3, hidden_size=4)
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert "custom_call" not in jax.jit(jax.vmap(init)).lower(keys).as_text()
+
+
 @pytest.mark.parametrize("preset", ["orthogonal", slow("keras")])
 def test_a_population_has_the_draws_of_its_members(preset):
     """In nested batches too."""
@@ -360,7 +368,7 @@ def test_a_population_has_the_draws_of_its_members(preset):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1), slow((5, 5)), (31, 70), (70, 31), slow((33, 33)), (96, 96)]
+    "shape", [*map(slow, [(1, 1), (5, 5), (31, 70), (33, 33)]), (70, 31), (96, 96)]
 )
 def test_orthogonal_matrices_are_those_of_jax(shape):
     """`jax.nn.initializers.orthogonal` decomposes the same normal draws with LAPACK."""

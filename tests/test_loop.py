@@ -284,6 +284,7 @@ def test_check_grads(reverse):
     check_grads(run, args, order=1, modes=("fwd", "rev"), atol=1e-7, rtol=1e-7, eps=1e-5)
 
 
+@pytest.mark.slow
 def test_hessian_equals_that_of_scan():
     params, xs = draw("gru", 2, 2), draw_xs(4, 2)
     vector, unravel = ravel_pytree((params, xs, draw_carry(params)))

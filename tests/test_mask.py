@@ -52,10 +52,8 @@ flags = st.lists(st.booleans(), min_size=STEPS, max_size=STEPS).map(lambda f: np
 
 @functools.cache
 def few(kinds):
-    """(kind, reverse) of every pair, of which the short run takes a cell and all compositions."""
-    short = {("gru_after", False), ("mixed", True)}
-    pairs = itertools.product(kinds, (False, True))
-    return [pair if pair in short else slow(*pair) for pair in pairs]
+    """(kind, reverse) of every pair, of which the short run takes one with all compositions."""
+    return each_way(kinds, {("mixed", True)})
 
 
 @functools.cache
@@ -280,6 +278,7 @@ def test_gradients(kind, reverse):
         assert_close(actual, expected, GRAD_TOL["float64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("gru", "own_gru", "bidirectional"))])
 @pytest.mark.parametrize("transform", [jax.hessian, slow(jax.jacfwd), slow(jax.jacrev)])
 def test_other_derivatives(kind, transform):

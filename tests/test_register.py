@@ -117,7 +117,8 @@ def test_batches_of_data_and_of_params(kind):
     assert_close(jax.tree.map(lambda a: a[1], found), one, VALUES)
 
 
-@pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TYPES)
 def test_derivatives(kind):
     params = own(draw("gru"), kind)
     run = jax.jit(lambda *arguments: jaxgru.scan(*arguments, length=4))

@@ -66,7 +66,8 @@ def test_the_sizes_are_on_both_sides():
 
 CELLS = {"gru": False, "gru_after": True, "lstm": False, "elman": True}
 #: Which cell goes through each of the sizes in the short run: the ways are chosen for all alike.
-CHOSEN = ("gru", "lstm", "gru_after", "elman", "elman", "gru_after", "lstm")
+#: Two of the sizes are combinations of the ways of others.
+CHOSEN = ("gru", "lstm", "gru_after", None, "elman", "gru_after", None)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,11 @@ def test_values_and_gradients(kind, name):
 ON_GPU = {"few units": (26, 3, 3, 5), "gates saved": (26, 3, 20, 66)}
 
 
-@pytest.mark.parametrize("sizes", ON_GPU.values(), ids=ON_GPU)
+@pytest.mark.parametrize("name", only(["gates saved"], ON_GPU))
 @pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
-def test_as_on_a_gpu(kind, sizes):
+def test_as_on_a_gpu(kind, name):
     with planned("cuda", rows=39, forward=0, backward=0):
-        check(kind, CELLS[kind], sizes)
+        check(kind, CELLS[kind], ON_GPU[name])
 
 
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])

@@ -50,7 +50,7 @@ def output_rows(params):
     return slice(0, sizes[0])
 
 
-@pytest.mark.parametrize("kind", only(("lstm", "stack"), STREAMABLE))
+@pytest.mark.parametrize("kind", only(["lstm"], STREAMABLE))
 def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
     """lambda_t = dL/dh_t directly + J_{t+1}^T lambda_{t+1}, in NumPy."""
     params, xs = draw(kind), draw_xs()
@@ -102,7 +102,7 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", only([*OUTPUTS][:2], OUTPUTS))
+@pytest.mark.parametrize("name", only([*OUTPUTS][:1], OUTPUTS))
 def test_gradient_norms_of_registered_cells(name):
     draw_params, *equations = OUTPUTS[name]
     params, xs = draw_params(), draw_xs()

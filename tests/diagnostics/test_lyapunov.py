@@ -162,6 +162,7 @@ def test_two_batches_in_one_program():
         assert_close(found[1].exponents[k], lyapunov_spectrum(other, xs).exponents, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_chaotic():
     """Random weights of gain 3: neighbours part (Sompolinsky, Crisanti & Sommers 1988)."""
     params = jaxgru.elman_init(jax.random.key(0), 1, 64, dtype=jnp.float64)
