@@ -113,6 +113,7 @@ def test_open_sizes_of_wide_cells(kind, run, inputs):
     assert_same_numbers(run, params, sizes=((2, 3),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [slow(False), True])
 def test_checkpoints_of_an_open_length(reverse):
     """The last segment is filled up with steps that change nothing."""

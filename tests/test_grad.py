@@ -85,8 +85,7 @@ def test_equals_plain_scan_with_checkpoint(kind, reverse, checkpoint):
 @pytest.mark.parametrize(
     ("kind", "bias"),
     [
-        *(slow(kind, True) for kind in KINDS if kind != "mixed"),
-        ("mixed", True),
+        *(slow(kind, True) for kind in KINDS),
         ("lstm", False),
         *(slow(kind, False) for kind in ("gru_after", "min_gru", "own_gru")),
     ],

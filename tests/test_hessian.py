@@ -70,6 +70,7 @@ def test_jacobians(kind):
     assert_close(forward[0], backward[0], TOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", *map(slow, CELLS[1:])])
 def test_hessian_vector_products(kind):
     """Forward over reverse, reverse over forward and reverse over reverse: one number."""

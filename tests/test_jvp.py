@@ -100,6 +100,7 @@ def test_one_weight_at_a_time(kind, reverse):
         check_one(args, value, into, reverse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", only(["mixed"], KINDS))
 def test_forward_and_reverse_agree(kind):
     """<w, J v> = <J' w, v>, with J' from reverse mode and the weights w of `weigh`."""

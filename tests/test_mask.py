@@ -296,6 +296,7 @@ def test_other_derivatives(kind, transform):
     assert_close(derivative(jaxgru.scan), derivative(plain.scan), GRAD_TOL["float64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "reverse"), few(KINDS))
 def test_a_batch_each_with_its_mask(kind, reverse):
     params = draw(kind)

@@ -93,6 +93,7 @@ def test_no_options(kind):
     assert_close((last, ys), oracle.scan(params, xs), TOL)
 
 
+@pytest.mark.slow
 @settings(max_examples=3)
 @given(
     kind=st.sampled_from(KINDS),
@@ -580,6 +581,7 @@ def test_the_minimal_gru_takes_one_step():
         assert_close((last, ys), oracle.scan(params, xs), TOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jacobian", "reverse"), [slow(*WAYS[0]), WAYS[1]])
 @pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("lstm", "bidirectional"))])
 def test_a_guess_saves_iterations(kind, jacobian, reverse):
@@ -613,6 +615,7 @@ def test_states_are_the_carries_of_every_step():
     assert_close(info.states.c, np.stack([c for _, c in carries]), TOL)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_square_of_the_width_only_where_jacobians_are_dense():
     """The compiler's account of temporary memory, per step, in states."""
 

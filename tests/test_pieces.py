@@ -62,6 +62,7 @@ def test_the_second_piece_may_be_all_padding(kind):
     assert_close(last, jaxgru.scan(params, xs, length=4)[0], TOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", only(["stack"], ("gru", "lstm", "own_gru", "stack")))
 def test_gradients_flow_through_the_carry(kind):
     params, xs = draw(kind), draw_xs()

@@ -166,6 +166,7 @@ def test_step_and_initial_carry_batch_too(kind):
     assert_close(actual, expected, TOL)
 
 
+@pytest.mark.slow
 def test_init_batches_over_keys():
     """A population is drawn by `vmap` of init: same numbers as one by one."""
     keys = jax.random.split(jax.random.key(0), BATCH)

@@ -122,6 +122,7 @@ def test_a_lost_direction_is_not_nan():
     assert np.all(found.exponents[1:] < -30)  # minus infinity, or rounding
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_sequence():
     params = draw("gru", dtype="float32")
 

@@ -58,6 +58,7 @@ def test_stopped_at_six_random_moments(whole, tmp_path):
     print(f"random moments: {len(sent)} tried, 0 lost: {' '.join(sent)}")
 
 
+@pytest.mark.slow
 def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
     """The header is there or not, never in part."""
     out = tmp_path / "run"

@@ -101,6 +101,7 @@ def test_a_seed_decides_the_run(finished, tmp_path):
         assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "dtype"),
     [
