@@ -1,5 +1,6 @@
 """Run the code blocks of a page under docs/ as they are printed there."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,12 @@ def run(page, **names):
     for block in blocks(page):
         exec(compile(block, page, "exec"), names)
     return names
+
+
+@functools.cache
+def names_of(page):
+    """As `run`, once in a process: not when tests are collected, and not for every test."""
+    return run(page)
 
 
 def blocks(page):

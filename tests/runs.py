@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 # Two replicas pass through a curriculum at different speeds.
 FLAGS = ("--length", "12", "--cell", "elman", "--chrono", "0", "--hidden-size", "16",
-         "--batch-size", "8", "--first-symbols", "9", "--pass-symbols", "0.1", "--pass-nats",
+         "--batch-size", "8", "--first-symbols", "10", "--pass-symbols", "0.1", "--pass-nats",
          "23.6", "--seeds", "0", "1", "--updates", "100", "--eval-every", "5",
          "--test-examples", "20", "--save-every", "0")  # fmt: skip
 

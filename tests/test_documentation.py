@@ -12,6 +12,7 @@ import pytest
 import jaxgru
 import peers
 import recipes
+from cases import slow
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +68,7 @@ def test_the_index_has_every_function():
 
 
 @pytest.mark.usefixtures("optax_promotes")
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("page", ["README.md", slow("docs/index.md")])
 def test_the_first_example(page):
     (block,) = recipes.blocks(ROOT / page)
     names: dict = {}

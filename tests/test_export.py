@@ -83,7 +83,7 @@ def assert_same_numbers(run, params, sizes=((3, 7), (1, 1))):
 @pytest.mark.parametrize(
     ("run", "kind"),
     [
-        (run, kind) if (run, kind) in ((of_batch, "lstm"), (gradient, "mixed")) else slow(run, kind)
+        (run, kind) if (run, kind) in ((of_batch, "mixed"), (gradient, "lstm")) else slow(run, kind)
         for run in (of_batch, gradient)
         for kind in KINDS
     ],
@@ -104,6 +104,7 @@ def test_open_sizes_of_wide_inputs(kind, run, inputs):
     assert_same_numbers(run, params, sizes=((3, 7), (2, 300)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [3, slow(40)])
 @pytest.mark.parametrize("kind", only(("gru",), CELLS))
 @pytest.mark.parametrize("run", [slow(of_batch), gradient])
@@ -113,6 +114,7 @@ def test_open_sizes_of_wide_cells(kind, run, inputs):
     assert_same_numbers(run, params, sizes=((2, 3),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [slow(False), True])
 def test_checkpoints_of_an_open_length(reverse):
     """The last segment is padded with steps that change nothing."""

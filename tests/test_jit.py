@@ -110,7 +110,7 @@ def test_params_may_be_rebuilt_between_calls():
     assert len(traces) == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", only(("lstm", "own_mixed"), KINDS))
 def test_jit_changes_no_value(kind):
     params, xs = draw(kind), draw_xs()
     assert_close(jax.jit(jaxgru.scan)(params, xs), jaxgru.scan(params, xs), TOL)
@@ -158,7 +158,7 @@ def test_lax_scan_over_pieces():
     assert_close((last, ys.reshape(12, -1)), jaxgru.scan(params, xs, carry), TOL)
 
 
-@pytest.mark.parametrize("kind", only(("lstm", "mixed"), (*CELLS, "mixed")))
+@pytest.mark.parametrize("kind", only(["lstm"], (*CELLS, "mixed")))
 def test_jax_checkpoint_around(kind):
     params, xs = draw(kind), draw_xs()
 

@@ -10,7 +10,17 @@ import pytest
 import jaxgru
 import oracle
 import recipes
-from cases import HIDDEN, STEPS, VALUE_TOL, assert_close, assert_same, draw, draw_carry, draw_xs
+from cases import (
+    HIDDEN,
+    STEPS,
+    VALUE_TOL,
+    assert_close,
+    assert_same,
+    draw,
+    draw_carry,
+    draw_xs,
+    slow,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 TOL = VALUE_TOL["float64"]
@@ -52,11 +62,11 @@ def test_alpha_of_another_size_is_named():
         jaxgru.scan(of("relu", jnp.ones(3)), draw_xs())
 
 
-@pytest.mark.parametrize("options", [{}, {"length": 4}])
+@pytest.mark.parametrize("options", [slow({}), {"length": 4}])
 def test_noise(options):
     """The recipe of docs/recipes/own_steps.md, with draws of JAX and equations in NumPy."""
     noisy, params = (
-        recipes.run("recipes/own_steps.md")["noisy"],
+        jax.jit(recipes.names_of("recipes/own_steps.md")["noisy"]),
         of("relu", ALPHAS.astype("float64")),
     )
     xs, key, sigma = draw_xs(), jax.random.key(5), 0.3

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxgru
@@ -17,9 +18,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 STEPS, STRETCH = 14, 4  # the last stretch is shorter
 RESETS = (0, 4, 9)  # these are at the start, on a border and within a stretch
 
-truncated_gradient = jax.jit(
-    recipes.run("recipes/long_sequences.md")["truncated_gradient"], static_argnums=(0, 4)
-)
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def truncated_gradient(*args, **options):
+    return recipe()(*args, **options)
+
+
+def recipe():
+    return recipes.names_of("recipes/long_sequences.md")["truncated_gradient"]
 
 
 def square(hs, targets, real):
@@ -38,27 +44,31 @@ def whole(params, xs, targets, carry, length, reset):
     return square(hs, targets, jnp.arange(xs.shape[0]) < length), last
 
 
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def slope(params, *rest):
+    """Of the whole: ((value, last carry), gradient)."""
+    return whole(params, *rest)
+
+
 def by_stretches(params, xs, targets, carry, length, reset, stretch):
     """Sum over stretches the gradient with a constant carry. Python cuts the stretches.
 
     The constant carries come from the run up to the border, and not from the stretch before.
     """
-    total = jax.tree.map(jnp.zeros_like, params)
+    total = jax.tree.map(np.zeros_like, params)
     for start in range(0, length, stretch):
         stop = min(start + stretch, length)
-        held = whole(params, xs[:start], targets[:start], carry, start, reset[:start])[1]
+        held = slope(params, xs[:start], targets[:start], carry, start, reset[:start])[0][1]
         part = (xs[start:stop], targets[start:stop], held, stop - start, reset[start:stop])
-        gradient = jax.grad(lambda params, part=part: whole(params, *part)[0])(params)
-        total = jax.tree.map(jnp.add, total, gradient)
+        total = jax.tree.map(np.add, total, slope(params, *part)[1])
     return total
 
 
 @pytest.mark.parametrize(("kind", "stretch"), [("gru", STEPS + 3), ("lstm", STEPS)])
 def test_one_stretch_is_the_exact_gradient(kind, stretch):
     params, xs, targets, carry, reset = problem(kind)
-    (value, last), gradient = jax.value_and_grad(whole, has_aux=True)(
-        params, xs, targets, carry, STEPS, reset
-    )
+    (value, last), gradient = slope(params, xs, targets, carry, STEPS, reset)
     found = truncated_gradient(
         square, params, xs, targets, stretch, carry, length=STEPS, reset=reset
     )
@@ -69,7 +79,7 @@ def test_stretches_run_forward_as_the_whole_and_cut_the_gradient():
     """Lengths end in a stretch, on a border, at the end or at 0. Resets are anywhere."""
     params, xs, targets, carry, reset = problem()
     for length in (STEPS, 6, 8, 0):
-        value, last = whole(params, xs, targets, carry, length, reset)
+        value, last = slope(params, xs, targets, carry, length, reset)[0]
         found = truncated_gradient(
             square, params, xs, targets, STRETCH, carry, length=length, reset=reset
         )
@@ -134,13 +144,11 @@ def test_memory_grows_as_the_square_root():
 
 
 def test_memory_of_the_recipe_does_not_grow():
-    recipe = recipes.run("recipes/long_sequences.md")["truncated_gradient"]
-
     def gradient(params, xs):
         zeros = jnp.zeros((xs.shape[0], 1), "float32")
         carry = jaxgru.initial_carry(params)
         reset = jnp.zeros(xs.shape[0], bool)
-        return recipe(square, params, xs, zeros, 64, carry, length=xs.shape[0], reset=reset)[1]
+        return recipe()(square, params, xs, zeros, 64, carry, length=xs.shape[0], reset=reset)[1]
 
     # Targets, resets and inputs take at most 16 bytes for each step. A state takes 128.
     short, long = (temporary(gradient, steps) for steps in (2**10, 2**13))

@@ -27,6 +27,7 @@ from cases import (
     draw,
     draw_carry,
     draw_xs,
+    only,
     slow,
     weigh,
 )
@@ -237,18 +238,16 @@ OPTIONS = {
     "a checkpoint": ("checkpoint",),
     "all of it": ("length", "reset", "reset_carry", "checkpoint"),
 }
+SHORT = (("gru", "nothing", True), ("gru", "reset", False), ("lstm", "all of it", True))
 
 
 @pytest.mark.parametrize(
     ("kind", "names", "reverse"),
     [
-        *(  # the short run has each in one direction
-            ("gru", names, reverse) if (number + reverse) % 2 else slow("gru", names, reverse)
-            for number, names in enumerate(OPTIONS)
-            for reverse in (False, True)
-        ),
-        ("lstm", "all of it", True),
-        slow("lstm", "all of it", False),
+        (kind, names, reverse) if (kind, names, reverse) in SHORT else slow(kind, names, reverse)
+        for kind, possible in (("gru", OPTIONS), ("lstm", ["all of it"]))
+        for names in possible
+        for reverse in (False, True)
     ],
 )
 def test_a_cell_equals_scan(kind, names, reverse):
@@ -287,6 +286,7 @@ def test_check_grads(reverse):
     check_grads(run, args, order=1, modes=("fwd", "rev"), atol=1e-7, rtol=1e-7, eps=1e-5)
 
 
+@pytest.mark.slow
 def test_hessian_equals_that_of_scan():
     params, xs = draw("gru", 2, 2), draw_xs(4, 2)
     vector, unravel = ravel_pytree((params, xs, draw_carry(params)))
@@ -382,7 +382,7 @@ PARTIAL = {f.__name__: f for f in (normalize, logarithm, countdown)}
 
 @pytest.mark.parametrize("batched", [slow(False), True])
 @pytest.mark.parametrize("reverse", [False, slow(True)])
-@pytest.mark.parametrize("name", PARTIAL)
+@pytest.mark.parametrize("name", only(("normalize", "countdown"), PARTIAL))
 def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
     """Values and all gradients are bit-equal to those of the real steps alone, for any padding.
 
@@ -413,9 +413,8 @@ def test_a_step_that_is_not_defined_in_the_padding(name, reverse, batched):
     for k, length in enumerate(ends):
         ((value, (last, ys)), (dw, dxs, dcarry)) = at(clean, k)
         # `weigh` draws the weights row after row, so those of the real steps are the same.
-        real = jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True)(
-            w, xs[:length], carry, length
-        )
+        slope = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))
+        real = slope(w, xs[:length], carry, length)
         alone = (value, (last, ys[:length])), (dw, dxs[:length], dcarry)
         assert_close(alone, real, GRAD_TOL["float64"])
         assert_same(
@@ -519,7 +518,11 @@ def keys_of(key, steps):
 @pytest.mark.parametrize(
     ("reverse", "cut"),
     # In reverse a reset on a border would start the piece before it again.
-    [*((False, cut) for cut in (0, 1, 4, STEPS)), *((True, cut) for cut in (0, 2, STEPS))],
+    [
+        *((False, cut) for cut in (0, 4, STEPS)),
+        (True, 2),
+        *(slow(*case) for case in ((False, 1), (True, 0), (True, STEPS))),
+    ],
 )
 def test_pieces_equal_the_whole(reverse, cut):
     step, xs = nested(jnp, jnp.asarray(WEIGHTS)), nested_inputs()
@@ -532,8 +535,15 @@ def test_pieces_equal_the_whole(reverse, cut):
     assert_close((carry, join(*(ys[bounds] for bounds in pieces))), expected, TOL)
 
 
-@pytest.mark.parametrize("seed", [jax.random.key, jax.random.PRNGKey], ids=["typed", "words"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("seed", "reverse"),
+    [
+        (jax.random.key, True),
+        (jax.random.PRNGKey, False),
+        slow(jax.random.key, False),
+        slow(jax.random.PRNGKey, True),
+    ],
+)
 def test_the_key_of_a_step_is_that_of_its_number(seed, reverse):
     """The draws do not depend on direction and length, so padding changes none of them."""
     key = seed(7)
@@ -715,7 +725,7 @@ def test_one_step_for_two_transformations():
         slope = jax.grad(lambda c: jaxgru.loop(step, c, xs)[0])(jnp.zeros(()))
         return one + jnp.sum(many) + slope
 
-    check_grads(jax.jit(loss), (jnp.asarray(0.3),), order=2, atol=1e-6, rtol=1e-6)
+    check_grads(jax.jit(loss), (jnp.asarray(0.3),), order=1, atol=1e-6, rtol=1e-6)
 
 
 def test_checkpoint_keeps_the_carry_every_so_many_steps():

@@ -16,9 +16,9 @@ import oracle
 import plain
 from cases import (
     CELLS,
+    FEW,
     GRAD_TOL,
     KINDS,
-    SHORT,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -46,18 +46,17 @@ MASKS = {
 MASKS = {name: np.array(mask, bool) for name, mask in MASKS.items()}
 HOLES = MASKS["several"]
 #: tests/test_register.py compares masks for "own_gru" in the short run.
-MOST = SHORT - {("own_gru", True)}
+MOST = FEW - {("own_gru", True)}
 flags = st.lists(st.booleans(), min_size=STEPS, max_size=STEPS).map(lambda f: np.array(f, bool))
 
 
 @functools.cache
 def few(kinds):
-    """Return all pairs (kind, reverse). The short run has one cell and all compositions."""
-    short = {("gru_after", False), ("mixed", True)}
-    pairs = itertools.product(kinds, (False, True))
-    return [pair if pair in short else slow(*pair) for pair in pairs]
+    """Return all pairs (kind, reverse). The short run has one with all compositions."""
+    return each_way(kinds, {("mixed", True)})
 
 
+@functools.cache
 def compiled(kind, reverse):
     return jax.jit(lambda p, xs, c, mask: jaxgru.scan(p, xs, c, mask=mask, reverse=reverse))
 
@@ -82,7 +81,7 @@ def marked(run, kind, reverse, checkpoint=None):
 
 
 def fill(xs, mask, filling):
-    return jnp.where(mask[:, None], xs, filling)
+    return np.where(mask[:, None], xs, filling)
 
 
 def at(*steps):
@@ -94,11 +93,12 @@ def test_equals_the_sequence_without_the_holes(kind, reverse):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
     for mask in MASKS.values():
-        last, ys = compiled(kind, reverse)(params, xs, carry, mask)
-        expected_last, expected = oracle.scan(params, xs[mask], carry, reverse=reverse)
+        last, ys = jax.device_get(compiled(kind, reverse)(params, xs, carry, mask))
+        real = np.asarray(xs)[mask]
+        expected_last, expected = oracle.scan(params, real, carry, reverse=reverse)
         assert_close(last, expected_last, TOL)
         assert_close(ys[mask], expected, TOL)
-        assert_same(ys[~mask], jnp.zeros_like(ys[~mask]))
+        assert_same(ys[~mask], np.zeros_like(ys[~mask]))
 
 
 @pytest.mark.parametrize(("kind", "reverse"), few(KINDS))
@@ -120,18 +120,18 @@ def test_nan_and_inf_in_a_hole_change_nothing(kind, reverse):
     for mask in (HOLES, MASKS["left padding"], MASKS["one step"]):
         expected = value(params, fill(xs, mask, 0.0), carry, mask)
         expected_grads = slope(params, fill(xs, mask, 0.0), carry, mask)
-        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(expected_grads))
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected_grads))
         for filling in (jnp.nan, -jnp.inf, 1e300):
             dirty = fill(xs, mask, filling)
             assert_same(value(params, dirty, carry, mask), expected)
             grads = slope(params, dirty, carry, mask)
             assert_same(grads, expected_grads)
-            dxs = grads[1][1]
-            assert_same(dxs[~mask], jnp.zeros_like(dxs[~mask]))
-            assert jnp.all(jnp.any(dxs[mask] != 0, axis=1))
+            dxs = np.asarray(grads[1][1])
+            assert_same(dxs[~mask], np.zeros_like(dxs[~mask]))
+            assert np.all(np.any(dxs[mask] != 0, axis=1))
 
 
-@pytest.mark.parametrize("kind", only(("gru", "lstm"), CELLS))
+@pytest.mark.parametrize("kind", only(["lstm"], CELLS))
 def test_nan_in_a_hole_in_forward_mode(kind):
     params, xs = draw(kind), draw_xs()
 
@@ -224,7 +224,7 @@ def test_any_mask_resets_and_length(kind, reverse, mask, reset, length):
     assert_close(actual, expected, TOL)
 
 
-@pytest.mark.parametrize("kind", only(("lstm", "stack"), (*CELLS, "stack")))
+@pytest.mark.parametrize("kind", only(["stack"], (*CELLS, "stack")))
 def test_pieces_that_end_and_begin_with_holes(kind):
     """If a piece ends at a missing first step of an episode, the reset still counts."""
     params, xs = draw(kind), draw_xs()
@@ -249,9 +249,9 @@ def test_segments_that_meet_at_a_hole_share_no_gradient(kind, reverse):
 
     slope = jax.jit(jax.grad(output))
     for t, other in ((0, slice(2, None)), (1, slice(2, None)), (3, slice(3)), (5, slice(3))):
-        grad = slope(xs, t)
-        assert_same(grad[other], jnp.zeros_like(grad[other]))
-        assert jnp.any(grad[t] != 0)
+        grad = np.asarray(slope(xs, t))
+        assert_same(grad[other], np.zeros_like(grad[other]))
+        assert np.any(grad[t] != 0)
 
 
 CHECKPOINTS = {("gru", False): 4, ("gru_after", True): 4, ("lstm", False): 1}
@@ -278,6 +278,7 @@ def test_gradients(kind, reverse):
         assert_close(actual, expected, GRAD_TOL["float64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru_after", *map(slow, ("gru", "own_gru", "bidirectional"))])
 @pytest.mark.parametrize("transform", [jax.hessian, slow(jax.jacfwd), slow(jax.jacrev)])
 def test_other_derivatives(kind, transform):
@@ -295,6 +296,7 @@ def test_other_derivatives(kind, transform):
     assert_close(derivative(jaxgru.scan), derivative(plain.scan), GRAD_TOL["float64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "reverse"), few(KINDS))
 def test_a_batch_each_with_its_mask(kind, reverse):
     params = draw(kind)

@@ -26,13 +26,15 @@ def test_f_weighs_the_new_content():
 
 def test_chrono():
     """f weighs the new content, so a memory of u steps means f = 1 / (1 + u) and b_f = -log(u)."""
-    params = jaxgru.mgu_init(jax.random.key(0), 3, 64, chrono=100, dtype="float64")
+    names = ("chrono", "dtype")
+    init = jax.jit(jaxgru.mgu_init, static_argnums=(1, 2), static_argnames=names)
+    params = init(jax.random.key(0), 3, 64, chrono=100, dtype="float64")
     assert not np.any(params.b[1])
     memory = np.exp(-np.asarray(params.b[0]))
     assert memory.min() >= 1
     assert memory.max() <= 99
     assert memory.std() > 10
-    plain = jaxgru.mgu_init(jax.random.key(0), 3, 64, dtype="float64")
+    plain = init(jax.random.key(0), 3, 64, dtype="float64")
     assert jnp.array_equal(params.w_hh, plain.w_hh)
 
 

@@ -74,7 +74,9 @@ def test_a_shut_gate_forgets_no_digit():
 
 
 def test_init():
-    params = jaxgru.min_gru_init(jax.random.key(0), 50, 64, chrono=100, dtype="float64")
+    names = ("bias", "init", "chrono", "dtype")
+    init = jax.jit(jaxgru.min_gru_init, static_argnums=(1, 2), static_argnames=names)
+    params = init(jax.random.key(0), 50, 64, chrono=100, dtype="float64")
     assert params.w_ih.shape == (50, 2, 64)
     # LeCun normal means variance 1 / I. There are 3200 entries, and the bound is 5 standard errors.
     spread = np.std(np.asarray(params.w_ih), axis=(0, 2)) * np.sqrt(50)
@@ -84,8 +86,8 @@ def test_init():
     assert memory.min() >= 1
     assert memory.max() <= 99
     assert memory.std() > 10
-    assert jaxgru.min_gru_init(jax.random.key(0), 3, 4, bias=False).b is None
-    torch = jaxgru.min_gru_init(jax.random.key(0), 3, 4, init="torch")
+    assert init(jax.random.key(0), 3, 4, bias=False).b is None
+    torch = init(jax.random.key(0), 3, 4, init="torch")
     assert np.all(np.abs(np.asarray(torch.b)) <= 0.5)
     assert np.all(np.asarray(torch.b) != 0)
 

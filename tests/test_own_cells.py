@@ -86,7 +86,7 @@ def test_scan_is_the_equations(kind, name, options, reverse):
     assert_close(found, expected, VALUES)
 
 
-@pytest.mark.parametrize("kind", only(SHORT, OWN))
+@pytest.mark.parametrize("kind", only(["leaky_rate_softplus"], OWN))
 def test_derivatives(kind):
     """Derivatives in both modes, for params, inputs and carry. Those of the padding are zero."""
     params, length = draw(kind), 4
@@ -216,18 +216,19 @@ def test_params_that_do_not_fit_together(kind):
         step(params, draw_carry(params)[:2], xs[0])
 
 
-@pytest.mark.parametrize("kind", only(SHORT, OWN))
+@pytest.mark.parametrize("kind", only(["mgu"], OWN))
 def test_init(kind):
     """Orthogonal blocks are drawn separately, in the requested dtype."""
     init, inputs, hidden = OWN[kind][0], 5, 8
-    params = init(jax.random.key(0), inputs, hidden, dtype="float64")
+    draw = jax.jit(init, static_argnums=(1, 2), static_argnames="dtype")
+    params = draw(jax.random.key(0), inputs, hidden, dtype="float64")
     blocks = np.asarray(params.w_hh).reshape(hidden, -1, hidden).swapaxes(0, 1)
     for block in blocks:
         # The bound is ten float64 ulp, for a sum of eight products.
         np.testing.assert_allclose(block @ block.T, np.eye(hidden), rtol=0, atol=2e-15)
     assert len({block.tobytes() for block in blocks}) == len(blocks)
     # LeCun normal means variance 1 / I. The bound is five standard errors of n entries.
-    many = np.asarray(init(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
+    many = np.asarray(draw(jax.random.key(1), 50, hidden, dtype="float64").w_ih)
     np.testing.assert_allclose(np.std(many) * np.sqrt(50), 1, atol=5 / np.sqrt(2 * many.size))
     assert not np.any(params.b)
     for bias in (True, False):

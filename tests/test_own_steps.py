@@ -1,5 +1,7 @@
 """The examples of docs/recipes/own_steps.md against the same equations in float64 NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from oracle import sigmoid
 pytestmark = pytest.mark.usefixtures("x64")
 
 TOL = VALUE_TOL["float64"]
-page = recipes.run("recipes/own_steps.md")
+page = functools.partial(recipes.names_of, "recipes/own_steps.md")
 
 
 def normal(rng, *shape):
@@ -30,8 +32,8 @@ def pick(key, logits):
 
 
 def test_the_rate_network():
-    params = page["dale"]
-    assert page["outputs"].shape == (20, 4)
+    params = page()["dale"]
+    assert page()["outputs"].shape == (20, 4)
     xs = np.random.default_rng(2).standard_normal((STEPS, 3)).astype("float32")
     w_in, w_rec, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(params))
     sign = np.where(np.arange(10) < 8, 1, -1)[:, None]
@@ -72,7 +74,7 @@ def test_the_decoder():
     params, h = decoder_params(), jnp.asarray(normal(np.random.default_rng(1), HIDDEN))
     for seed in range(3):
         key = jax.random.key(seed)
-        tokens, logits = page["sample"](params, h, jnp.int32(2), 20, key)
+        tokens, logits = page()["sample"](params, h, jnp.int32(2), 20, key)
         assert tokens.dtype == jnp.int32
         expected, expected_logits = numpy_sample(params, h, 2, 20, key)
         assert tokens.tolist() == expected.tolist()
@@ -83,9 +85,9 @@ def test_the_decoder():
 def test_many_decoders():
     params, keys = decoder_params(), jax.random.split(jax.random.key(5), 3)
     hs, tokens = jnp.asarray(normal(np.random.default_rng(1), 3, HIDDEN)), jnp.arange(3)
-    many = jax.vmap(page["sample"], (None, 0, 0, None, 0))(params, hs, tokens, 10, keys)
+    many = jax.vmap(page()["sample"], (None, 0, 0, None, 0))(params, hs, tokens, 10, keys)
     for k in range(3):
-        alone = page["sample"](params, hs[k], tokens[k], 10, keys[k])
+        alone = page()["sample"](params, hs[k], tokens[k], 10, keys[k])
         assert many[0][k].tolist() == alone[0].tolist()
         assert_close(many[1][k], alone[1], TOL)
 
@@ -179,10 +181,15 @@ def numpy_observe(params, carry, tokens, actions, reset, key, length):
     return {"deter": deter, "stoch": stoch}, jax.tree.map(lambda *s: np.stack(s), *states)
 
 
+@functools.cache
+def observe():
+    return jax.jit(page()["observe"])
+
+
 @pytest.mark.parametrize("length", [1, 4, STEPS])
 def test_the_world_model(length):
     params, data, key = rssm_params(), rssm_data(length), jax.random.key(3)
-    actual = jax.jit(page["observe"])(params, *data, key, length)
+    actual = observe()(params, *data, key, length)
     as_numpy = jax.tree.map(np.asarray, (params, *data))
     assert_close(actual, numpy_observe(*as_numpy, key, length), TOL)
 
@@ -193,7 +200,7 @@ def test_gradients_of_the_world_model_do_not_see_the_padding():
     @jax.jit
     def slope(data, length):
         def loss(params):
-            return weigh(page["observe"](params, *data, key, length))
+            return weigh(page()["observe"](params, *data, key, length))
 
         return jax.grad(loss)(params)
 
@@ -210,12 +217,12 @@ def test_a_batch_of_world_models():
     data = carry, tokens, actions, reset
     other = carry, tokens[::-1], actions, reset[::-1]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), data, other)
-    many = jax.vmap(page["observe"], (None, 0, 0, 0, 0, 0))(params, *batch, keys)
+    many = jax.jit(jax.vmap(page()["observe"], (None, 0, 0, 0, 0, 0)))(params, *batch, keys)
     for k, alone in enumerate((data, other)):
-        expected = page["observe"](params, *alone, keys[k])
+        expected = observe()(params, *alone, keys[k], STEPS)
         assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], many), expected, TOL)
 
 
 def test_the_first_example():
-    assert page["carry"] == 5
-    assert page["ys"].tolist() == [0, 1, 2, 3, 4]
+    assert page()["carry"] == 5
+    assert page()["ys"].tolist() == [0, 1, 2, 3, 4]

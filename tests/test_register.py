@@ -68,7 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
 @pytest.mark.parametrize("reverse", [slow(False), True])
-@pytest.mark.parametrize("options", only(["plain", "all"], OPTIONS))
+@pytest.mark.parametrize("options", only(["all"], OPTIONS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
     """Values and gradients for all arguments do not depend on the steps that are not real."""
@@ -117,14 +117,15 @@ def test_batches_of_data_and_of_params(kind):
     assert_close(jax.tree.map(lambda a: a[1], found), one, VALUES)
 
 
-@pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TYPES)
 def test_derivatives(kind):
     params = own(draw("gru"), kind)
-    run = lambda *arguments: jaxgru.scan(*arguments, length=4)  # noqa: E731
+    run = jax.jit(lambda *arguments: jaxgru.scan(*arguments, length=4))
     check_grads(run, (params, draw_xs(), draw_carry(params)), order=2, modes=("fwd", "rev"))
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", only([ProjectedParams], TYPES))
 def test_diagnostics(kind):
     built_in, xs = draw("gru"), draw_xs()
     params = own(built_in, kind)

@@ -369,7 +369,7 @@ def checkpointer():
         yield opened
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float64")])
 def test_orbax(tmp_path, checkpointer, dtype):
     params = draw_everything(dtype)
     state = {"params": params, "optimizer": optax.adam(1e-3).init(params)}

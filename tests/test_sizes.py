@@ -65,8 +65,9 @@ def test_the_sizes_are_on_both_sides():
 
 
 CELLS = {"gru": False, "gru_after": True, "lstm": False, "elman": True}
-#: The cell for each of the sizes in the short run. The choice of methods does not depend on it.
-CHOSEN = ("gru", "lstm", "gru_after", "elman", "elman", "gru_after", "lstm")
+#: The cell for each of the sizes in the short run. The choice of methods does not depend on it. Two
+#: of the sizes combine the methods of others.
+CHOSEN = ("gru", "lstm", "gru_after", None, "elman", "gru_after", None)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +87,11 @@ def test_values_and_gradients(kind, name):
 ON_GPU = {"few units": (26, 3, 3, 5), "gates saved": (26, 3, 20, 66)}
 
 
-@pytest.mark.parametrize("sizes", ON_GPU.values(), ids=ON_GPU)
+@pytest.mark.parametrize("name", only(["gates saved"], ON_GPU))
 @pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
-def test_as_on_a_gpu(kind, sizes):
+def test_as_on_a_gpu(kind, name):
     with planned("cuda", rows=39, forward=0, backward=0):
-        check(kind, CELLS[kind], sizes)
+        check(kind, CELLS[kind], ON_GPU[name])
 
 
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])
@@ -100,11 +101,12 @@ def test_time_in_one_stretch(kind, hidden):
 
 def check(kind, reverse, sizes):
     steps, batch, inputs, hidden = sizes
-    params = jax.tree.map(lambda w: w / hidden**0.5, draw(kind, inputs, hidden))
+    params = jax.tree.map(lambda w: np.asarray(w) / hidden**0.5, draw(kind, inputs, hidden))
     rng = np.random.default_rng(4)
-    xs = jnp.asarray(rng.standard_normal((batch, steps, inputs)))
-    lengths = jnp.asarray(rng.integers(0, steps + 1, batch)).at[0].set(steps)
-    resets = jnp.asarray(rng.random((batch, steps)) < 0.2)
+    xs = rng.standard_normal((batch, steps, inputs))
+    lengths = rng.integers(0, steps + 1, batch)
+    lengths[0] = steps
+    resets = rng.random((batch, steps)) < 0.2
     starts = draw_carry(params)
 
     def run(scan, params, xs, carry):
@@ -125,5 +127,5 @@ def check(kind, reverse, sizes):
     (actual, grads), (expected, expected_grads) = both(jaxgru.scan), both(plain.scan)
     assert_close(actual, expected, VALUE_TOL["float64"])
     for grad, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        scale = jnp.maximum(1, jnp.max(jnp.abs(other)))  # these are sums over a batch of any size
-        assert_close(grad / scale, other / scale, GRAD_TOL["float64"])
+        scale = max(1, np.max(np.abs(other)))  # sums over a batch of any size
+        assert_close(grad, other, scale * GRAD_TOL["float64"])

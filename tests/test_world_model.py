@@ -1,5 +1,7 @@
 """The core of DreamerV3 from docs/recipes/own_steps.md, at its real size."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from cases import assert_close
 
 torch = peers.peer("torch")
 pytestmark = pytest.mark.usefixtures("x64")
-page = recipes.run("recipes/own_steps.md")
+page = functools.partial(recipes.names_of, "recipes/own_steps.md")
 
 BATCH, STEPS, BLOCKS, DETER = 16, 64, 8, 512
 WIDTH, STOCH, TOKENS, ACTIONS = 64, (32, 4), 24, 6
@@ -59,7 +61,7 @@ def draw_data(dtype):
 
 
 KEYS = jax.random.split(jax.random.key(3), BATCH)
-observe = jax.vmap(page["observe"], (None, 0, 0, 0, 0, 0))
+observe = jax.vmap(page()["observe"], (None, 0, 0, 0, 0, 0))
 
 
 # --- The transcription to PyTorch, block by block, with derivatives of PyTorch.
@@ -165,7 +167,7 @@ def test_a_rollout_and_its_learner_agree():
     def act(carry, tokens, begins, key):
         carry = jax.tree.map(lambda part: jnp.where(begins, 0, part), carry)
         action = jnp.where(begins, 0, jnp.tanh(carry["deter"] @ policy))
-        return *page["world_step"](params, carry, (tokens, action), key), action
+        return *page()["world_step"](params, carry, (tokens, action), key), action
 
     start, acted = carry, []
     for t in range(STEPS):

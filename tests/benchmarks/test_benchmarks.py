@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import by_hand, newton, own, peers, report, suites, timing
 from benchmarks.timing import Row, Times, interleave
-from cases import GRAD_TOL, VALUE_TOL, assert_close
+from cases import GRAD_TOL, VALUE_TOL, assert_close, slow
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_turns_are_taken_in_a_drawn_order(monkeypatch):
 
 
 @pytest.mark.usefixtures("lenient")  # the peer is written in the usual way
-@pytest.mark.parametrize("inputs", [3, 20])  # the inputs are projected in the loop, or before it
+@pytest.mark.parametrize("inputs", [3, slow(20)])  # projected in the loop, or before it
 def test_the_gru_by_hand_is_the_gru(inputs):
     problem = peers.problem("gru_after", 4, 18, inputs, 5)
     params = jax.tree.map(lambda w: w + 0.1, problem.params)  # no bias is zero
@@ -57,7 +57,7 @@ def operations(run, *args):
 
 
 @pytest.mark.usefixtures("lenient")
-@pytest.mark.parametrize("sizes", [(5, 9, 3, 7), (1, 9, 3, 7)])
+@pytest.mark.parametrize("sizes", [(5, 9, 3, 7), slow((1, 9, 3, 7))])
 def test_a_cell_of_your_own_costs_what_lax_scan_costs(sizes):
     """The two programs are equal, so their times differ only by noise."""
     problem = peers.problem("gru_before", *sizes)

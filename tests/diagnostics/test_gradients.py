@@ -50,7 +50,7 @@ def output_rows(params):
     return slice(0, sizes[0])
 
 
-@pytest.mark.parametrize("kind", only(("gru_after", "lstm", "stack"), STREAMABLE))
+@pytest.mark.parametrize("kind", only(["lstm"], STREAMABLE))
 def test_gradient_norms_are_those_of_the_backward_recurrence(kind):
     """Backpropagation in NumPy: lambda_t = (direct dL/dh_t) + J_{t+1}^T lambda_{t+1}."""
     params, xs = draw(kind), draw_xs()
@@ -102,7 +102,7 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", only([*OUTPUTS][:2], OUTPUTS))
+@pytest.mark.parametrize("name", only([*OUTPUTS][:1], OUTPUTS))
 def test_gradient_norms_of_registered_cells(name):
     draw_params, *equations = OUTPUTS[name]
     params, xs = draw_params(), draw_xs()
@@ -134,7 +134,7 @@ def test_gradient_norms_of_a_step_that_is_wrapped(wrap):
     assert_close(found, gradient_norms(jnp.sum, params, xs), TOL)
 
 
-@pytest.mark.parametrize("kind", only(("gru", "lstm", "stack"), STREAMABLE))
+@pytest.mark.parametrize("kind", only(["stack"], STREAMABLE))
 def test_at_the_start_it_is_the_gradient_of_scan(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
@@ -144,7 +144,7 @@ def test_at_the_start_it_is_the_gradient_of_scan(kind):
     assert_close(found[0], expected, GRAD_TOL["float64"])
 
 
-@pytest.mark.parametrize("kind", only(("min_gru", "lstm", "elman", "stack"), STREAMABLE))
+@pytest.mark.parametrize("kind", only(("min_gru", "stack"), STREAMABLE))
 def test_memory_gradient_is_that_of_the_product(kind):
     params, xs = draw(kind), draw_xs()
     carry = draw_carry(params)
@@ -206,7 +206,7 @@ def test_what_is_forgotten_at_once_is_minus_infinity():
     assert np.all(np.isneginf(found.log_singular_values[1:]))
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["lstm", slow("gru")])
 def test_vmap_and_jit(kind):
     params = draw(kind)
     batch = jnp.stack([draw_xs(seed=seed) for seed in range(3)])

@@ -77,7 +77,7 @@ def test_the_closed_form_is_that_of_autodiff(kind, hidden, bias):
     terms = gru_jacobian_terms(params, xs, h)
     assert_close(terms.leak + terms.candidate + terms.reset + terms.update, found, TOL)
     before = jnp.concatenate([h[None], jaxgru.scan(params, xs, h)[1][:-1]])
-    by_autodiff = jax.vmap(jax.jacrev(jaxgru.gru_step, 1), in_axes=(None, 0, 0))
+    by_autodiff = jax.jit(jax.vmap(jax.jacrev(jaxgru.gru_step, 1), in_axes=(None, 0, 0)))
     assert_close(found, by_autodiff(params, before, xs), TOL)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgru
-from cases import CELLS, STREAMABLE, assert_close, draw, draw_carry, draw_xs, only
+from cases import CELLS, STREAMABLE, assert_close, draw, draw_carry, draw_xs, only, slow
 from jaxgru.diagnostics import lyapunov_spectrum, state_jacobians
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,7 +23,7 @@ def linear():
     return dataclasses.replace(draw("elman"), w_hh=jnp.asarray(w_hh), b=None)
 
 
-@pytest.mark.parametrize(("k", "every"), [(None, 1), (None, 5), (2, 1), (1, 7)])
+@pytest.mark.parametrize(("k", "every"), [(None, 1), slow(None, 5), slow(2, 1), (1, 7)])
 def test_a_linear_map_has_the_logarithms_of_its_eigenvalues(k, every):
     xs = jnp.zeros((1000, 3))
     found = lyapunov_spectrum(linear(), xs, k=k, warm_up=300, every=every)
@@ -50,7 +50,7 @@ def test_contracting_weights_have_negative_exponents():
     assert np.all(np.diff(found.exponents) < 0)
 
 
-@pytest.mark.parametrize("kind", only(("gru", "lstm", "min_gru", "stack"), STREAMABLE))
+@pytest.mark.parametrize("kind", only(("lstm", "stack"), STREAMABLE))
 def test_all_together_are_the_mean_log_determinant(kind):
     """The frame does not matter, since a determinant is the product of the diagonal of R."""
     params, xs = draw(kind), draw_xs(50)
@@ -61,7 +61,7 @@ def test_all_together_are_the_mean_log_determinant(kind):
     assert_close(found.exponents.sum(), expected, 1e-9)  # the smallest exponents are about -10
 
 
-@pytest.mark.parametrize("kind", only(("gru", "elman"), (*CELLS[:4], "stack")))
+@pytest.mark.parametrize("kind", only(["gru"], (*CELLS[:4], "stack")))
 def test_they_are_the_log_singular_values_of_the_product(kind):
     """The estimate depends on the frame at the start only by a known factor.
 
@@ -126,6 +126,7 @@ def test_a_lost_direction_is_not_nan():
     assert np.all(found.exponents[1:] < -30)  # it is minus infinity or rounding
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_sequence():
     params = draw("gru", dtype="float32")
 
@@ -166,6 +167,7 @@ def test_two_batches_in_one_program():
         assert_close(found[1].exponents[k], lyapunov_spectrum(other, xs).exponents, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_chaotic():
     """With random weights of gain 3, neighbours separate (Sompolinsky, Crisanti & Sommers 1988)."""
     params = jaxgru.elman_init(jax.random.key(0), 1, 64, dtype=jnp.float64)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases import slow
 from experiments.adding_task import task
 
 LAYOUTS = tuple(task.LAYOUTS)
@@ -29,7 +30,7 @@ def marked_steps(xs):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("length", [2, 3, 101])
+@pytest.mark.parametrize("length", [2, slow(3), 101])
 def test_examples_are_as_defined(layout, length):
     xs, targets = draw(layout, length, 500)
     assert xs.shape == (500, length, 2)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases import slow
 from experiments.copy_task import task
 from experiments.copy_task.settings import CopySettings
 
-LENGTHS = (1, 2, 23)
+measure = jax.jit(task.measure)
+LENGTHS = (1, slow(2), 23)
 
 
 @cache
@@ -109,7 +111,7 @@ def test_the_baseline_is_the_loss_of_guessing_at_the_right_time(layout):
     guess = np.where((np.arange(classes) >= 1) & (np.arange(classes) <= 8), 0.0, -100.0)
     for x, target, weight in zip(xs, targets, weights, strict=True):
         logits = np.where(target[:, None] > 0, guess, sure).astype(np.float32)
-        measures = task.measure(jnp.asarray(logits), task.Example(x, target, weight))
+        measures = measure(logits, task.Example(x, target, weight))
         assert float(measures["loss"]) == pytest.approx(task.baseline(layout, length), rel=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import jaxgru
+from cases import only, slow
 from experiments.common.gates import draw_gates, renewal
 
 INITS = {
@@ -20,9 +21,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize("name", INITS)
+@pytest.mark.parametrize("name", only(("gru", "lstm"), INITS))
 def test_it_is_the_gate_of_the_step(name):
-    params = INITS[name](jax.random.key(0), 3, 5, init="torch")
+    init = jax.jit(lambda key: INITS[name](key, 3, 5, init="torch"))
+    params = init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
     _, hs = jaxgru.scan(params, xs)
     hs = np.concatenate([np.zeros((1, 5)), hs], dtype=np.float64)
@@ -36,7 +38,7 @@ def test_it_is_the_gate_of_the_step(name):
 
 
 def test_of_a_stack_it_is_the_top_layer():
-    stack = jaxgru.stack_init(jax.random.key(0), 3, 5, 2)
+    stack = jax.jit(lambda key: jaxgru.stack_init(key, 3, 5, 2))(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (7, 3), jnp.float32)
     below, top = stack.layers
     np.testing.assert_array_equal(renewal(stack, xs), renewal(top, jaxgru.scan(below, xs)[1]))
@@ -51,9 +53,9 @@ def test_of_a_minimal_gru_it_does_not_see_the_state():
     np.testing.assert_allclose(renewal(params, xs), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [4, 500])
+@pytest.mark.parametrize("steps", [slow(4), 500])
 def test_the_picture_sorts_units_by_their_mean(steps):
-    params = jaxgru.gru_init(jax.random.key(0), 3, 5, chrono=50)
+    params = jax.jit(lambda key: jaxgru.gru_init(key, 3, 5, chrono=50))(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (2, steps, 3), jnp.float32)
     figure = Figure()
     assert draw_gates(figure, params, xs, "title")

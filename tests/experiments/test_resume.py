@@ -14,6 +14,7 @@ import pytest
 
 from cases import slow
 from experiments.common.checkpoints import Checkpoints
+from experiments.common.metrics import read_run
 from experiments.copy_task.__main__ import main
 from runs import FLAGS, assert_same_run, start, without_pictures
 
@@ -67,6 +68,7 @@ def test_stopped_at_six_random_moments(whole, tmp_path):
     print(f"random moments: {len(sent)} tried, 0 lost: {' '.join(sent)}")
 
 
+@pytest.mark.slow
 def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
     """The header exists completely or not at all."""
     out = tmp_path / "run"
@@ -82,6 +84,22 @@ def test_killed_before_there_was_anything_to_save(whole, tmp_path, capsys):
     assert_same_run(whole, out)
 
 
+def test_a_curriculum_grows_each_replica_by_itself(whole, tmp_path, capsys):
+    alone = [*FLAGS[: FLAGS.index("--seeds")], *FLAGS[FLAGS.index("--updates") :], "--seeds", "1"]
+    assert main([*alone, "--out", str(tmp_path / "alone")]) == 1
+    assert "curriculum  2 stages" in capsys.readouterr().out
+    together = read_run(whole / "metrics.jsonl").evals
+    (by_itself,) = read_run(tmp_path / "alone" / "metrics.jsonl").evals
+    lengths = [[line["length"] for line in replica] for replica in together]
+    assert lengths[0] != lengths[1]
+    assert 12 in lengths[1]
+    assert [line["length"] for line in by_itself] == lengths[1]
+    for a, b in zip(together[1], by_itself, strict=True):
+        if a["update"] <= 20:  # later, training makes roundings of another order of sums grow
+            assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert ("test_loss" in a) == (a["length"] == 12 or a["update"] == 100)
+
+
 def torn(whole, out):
     """A copy of the run, whose record ends in the middle of a line."""
     shutil.copytree(whole, out)
@@ -90,6 +108,7 @@ def torn(whole, out):
     return out
 
 
+@pytest.mark.slow
 @leaves_files_open
 def test_lines_that_no_checkpoint_holds_are_written_again(whole, tmp_path):
     """A copy as a kill leaves it: with torn lines in the record, and half a checkpoint."""

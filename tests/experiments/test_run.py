@@ -91,6 +91,7 @@ def test_a_run_says_what_it_does(finished):
     assert "\r" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_seed_decides_the_run(finished, tmp_path):
     run(tmp_path, "--seeds", "0", "3")
@@ -100,6 +101,7 @@ def test_a_seed_decides_the_run(finished, tmp_path):
         assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "dtype"),
     [
@@ -139,38 +141,6 @@ def test_what_is_solved_stops_and_when_a_mark_was_first_reached(tmp_path, capsys
     printed = capsys.readouterr().out
     assert "solved, test loss" in printed
     assert f"; test loss < 0.01 at {first}" in printed
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_curriculum_grows_each_replica_by_itself(tmp_path, capsys):
-    flags = ["--length", "30", "--hidden-size", "16", "--first-symbols", "10"]
-    flags += [
-        "--pass-nats",
-        "23.6",
-        "--updates",
-        "60",
-        "--eval-every",
-        "10",
-        "--cell",
-        "elman",
-        "--chrono",
-        "0",
-    ]
-    flags += ["--batch-size", "8", "--test-examples", "20"]
-    both, alone = tmp_path / "both", tmp_path / "alone"
-    assert copy_main([*flags, "--seeds", "0", "2", "--out", str(both)]) == 1
-    assert copy_main([*flags, "--seeds", "2", "--out", str(alone)]) == 1
-    assert "curriculum  2 stages" in capsys.readouterr().out
-    together = metrics.read_run(both / "metrics.jsonl").evals
-    by_itself = metrics.read_run(alone / "metrics.jsonl").evals[0]
-    lengths = [[line["length"] for line in replica] for replica in together]
-    assert lengths[0] != lengths[1]
-    assert 30 in lengths[1]
-    assert [line["length"] for line in by_itself] == lengths[1]
-    for a, b in zip(together[1], by_itself, strict=True):
-        if a["update"] <= 20:  # later, training amplifies the rounding of sums in another order
-            assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-        assert ("test_loss" in a) == (a["length"] == 30 or a["update"] == 60)
 
 
 def test_a_used_folder_is_refused(finished, capsys):
@@ -255,6 +225,7 @@ def test_the_flags_fit_a_screen(command, capsys, monkeypatch):
     assert len(flags.splitlines()) <= 56
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_preset_sets_the_defaults_and_flags_change_them(tmp_path, capsys):
     flags = ("--preset", "lem-2000", "--length", "4", "--hidden-size", "5", "--updates", "1")

@@ -125,7 +125,7 @@ def test_every_network_can_be_trained(cell, dtype, layers):
     assert happened.means["loss"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "elman", "min-gru"])
+@pytest.mark.parametrize("cell", ["gru", *map(slow, ("lstm", "elman", "min-gru"))])
 def test_thresholds_are_spread_over_the_symbols(cell):
     settings = dataclasses.replace(SETTINGS, cell=cell, layout="tcn", slope=2, hidden_size=50)
     task = make_task(settings)

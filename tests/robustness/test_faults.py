@@ -114,6 +114,7 @@ def report(name, told):
     print(f"{name}: {total} tried, 0 lost:", "; ".join(f"{k}: {n}" for k, n in told.items()))
 
 
+@pytest.mark.slow
 @leaves_files_open
 def test_a_checkpoint_damaged_at_both_ends_of_every_file(tmp_path):
     told = damage_all(tmp_path, 1)
