@@ -101,7 +101,9 @@ def family(
 
     def member(params: Params) -> Cell:
         leaves, structure = jax.tree.flatten(params)
-        return made(structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves))
+        return made(
+            structure, tuple(jax.ShapeDtypeStruct(a.shape, checks.dtype_of(a)) for a in leaves)
+        )
 
     def check_all(caller: str, params: Params) -> None:
         check(caller, params)
