@@ -1,8 +1,7 @@
 """The interface between cells and the loops over time.
 
-The file of a cell registers one `Cell` for its params, or registers only its step by
-`jaxgru.register`. `scan`, `newton_scan`, `step` and the derivative are written once, against this
-interface.
+The file of a cell registers one `Cell` for its params, or passes its step to `jaxgru.register`.
+`scan`, `newton_scan`, `step` and the derivative are written once, against this interface.
 """
 
 from collections.abc import Callable
@@ -84,7 +83,7 @@ class Cell(NamedTuple):
 
 
 class StepCell(NamedTuple):
-    """A cell that `jaxgru.register` has made, defined by its step alone."""
+    """A cell that `jaxgru.register` has made without weights. Its step alone defines it."""
 
     step: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
     """(params, carry, the part of the result of `project` for x) -> (next carry, output)."""

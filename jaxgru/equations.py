@@ -1,4 +1,4 @@
-"""Cells of your own that name their weights, and so get the loop and the derivative of the library.
+"""Cells of your own that name their weights. They run in the loop of the built-in cells.
 
 The step gets the projected inputs, and the products with the recurrent weights as functions. What
 it computes between them acts on each unit by itself, so `jaxgru.derivative` derives its derivative.
@@ -31,10 +31,11 @@ MIXING = {
 class Weights(NamedTuple):
     """The weights of a cell of your own, as `register` takes them from its params.
 
-        parts       = x W_g + b_g,          g = 1 .. G
-        products[k] = operand U_k,g,        g = 1 .. g_k,    plus b_hn for g = g_0 and k = 0
+        parts                = x W_g + b_g,       g = 1 .. G
+        products[k](operand) = operand U_k,g,     g = 1 .. g_k
 
-    The arrays have the dtype of params, and may be any differentiable function of them.
+    The last result of the first product also contains b_hn. The arrays have the dtype of params,
+    and may be any differentiable function of them.
 
     Args:
         w_ih: `[I, G, H]`, of the inputs.
@@ -146,7 +147,7 @@ def _check_weights(name: str, weights: Any, sizes: tuple[int, int], dtype: Any) 
     if not isinstance(weights.w_hh, tuple) or len(weights.w_hh) > 2:
         w_hh = weights.w_hh
         got = f"{len(w_hh)} arrays" if isinstance(w_hh, tuple) else checks.describe(w_hh)
-        fix = "A cell with more products is registered without weights."
+        fix = "Leave out weights= for a cell with more products."
         raise checks.error(TypeError, caller, "w_hh", "a tuple of at most two arrays", got, fix)
     inputs, size = sizes
     _check_array(caller, "w_ih", weights.w_ih, (inputs, "G", size), dtype)
@@ -177,17 +178,17 @@ def _check_array(
 def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(carry)
     if not leaves:
-        caller, expected = f"initial_carry of {name}", "a tree with an array in it, with weights"
+        caller, expected = f"initial_carry of {name}", "a tree that contains an array"
         raise checks.error(ValueError, caller, "what it returns", expected, f"{carry}")
     for path, leaf in leaves:
         if leaf.shape != (size,) or leaf.dtype != dtype:
             where = "what it returns" + jax.tree_util.keystr(path)
-            fix = "A cell with another carry is registered without weights."
+            fix = "Leave out weights= for a cell with another carry."
             raise checks.error(
                 ValueError,
                 f"initial_carry of {name}",
                 where,
-                f"{dtype}[{size}], with weights",
+                f"{dtype}[{size}] for a cell with weights",
                 checks.describe(leaf),
                 fix,
             )
@@ -207,19 +208,19 @@ def _check_step(
         result = step(params, carry, parts, products)
         after, _ = checked(caller, result, carry)
         if len(operands) < len(counts):
-            expected, got = f"called once each, {len(counts)} in all", f"{len(operands)} calls"
+            expected, got = f"called once each ({len(counts)} in all)", f"{len(operands)} calls"
             raise checks.error(ValueError, caller, "products", expected, got)
         places.extend(k for k, a in enumerate(jax.tree.leaves(result[0])) if a is result[1])
         return after, operands
 
     def product(k: int, operands: list[Any], results: Any, operand: Any) -> Any:
         if k != len(operands):
-            expected = f"called once each, in the order of w_hh, of which there are {len(counts)}"
+            expected = f"called once each, in the order of w_hh ({len(counts)} in all)"
             got = f"products[{k}] in call {len(operands) + 1}"
             raise checks.error(ValueError, caller, "products", expected, got)
         like = jax.typeof(jax.tree.leaves(results)[0])
         if checks.shape_of(operand) != like.shape or operand.dtype != like.dtype:
-            what, expected = f"the operand of products[{k}]", f"{checks.describe(like)}, as carries"
+            what, expected = f"the operand of products[{k}]", f"{checks.describe(like)}, as a carry"
             raise checks.error(ValueError, caller, what, expected, checks.describe(operand))
         operands.append(operand)
         return results[k]
@@ -234,14 +235,14 @@ def _check_step(
 
     closed = jax.make_jaxpr(units)(params, *like(size))
     if not places:
-        fix = "Add it to the carry, or register the cell without weights."
-        expected = "one of the arrays of the next carry, with weights"
+        fix = "Add it to the carry, or leave out weights=."
+        expected = "one of the arrays of the next carry for a cell with weights"
         raise checks.error(ValueError, caller, "its output", expected, "another array", fix)
     _check_uses(caller, params, closed)
     _check_apart(caller, closed.jaxpr)
     _check_apart(caller, jax.make_jaxpr(tangents)(*like(size)).jaxpr)
-    expected = "the same for all shapes [..., H] of its arguments, with weights"
-    fix = "They may use neither shapes nor places of units."
+    expected = "the same for all shapes [..., H] of its arguments for a cell with weights"
+    fix = "They may use neither the shapes of arrays nor the indices of units."
     try:
         other = jax.make_jaxpr(units)(params, *like(size + 2, size + 1))
     except Exception as error:
@@ -262,29 +263,33 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
     for (path, _), var in zip(leaves, jaxpr.invars[: len(leaves)], strict=True):
         if id(var) in used:
             got = "params" + jax.tree_util.keystr(path)
-            expected = "no array of params: parts and products stand for them"
-            fix = "A cell that uses its params otherwise is registered without weights."
+            expected = "no array of params, since parts and products replace them"
+            fix = "Leave out weights= for a cell that uses its params in another way."
             raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(isinstance(value, Tracer) for value in closed.consts):
-        expected, got = "no array but its arguments, with weights", "a traced value from outside"
+        expected = "no array but its arguments for a cell with weights"
+        got = "a traced value from outside"
         fix = "Keep it in params, or register the cell outside of transformed functions."
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(np.ndim(value) for value in closed.consts):
-        expected, got = "no array but its arguments, with weights", "an array from outside"
-        fix = "It may use numbers."
+        expected = "no array but its arguments for a cell with weights"
+        got = "an array from outside"
+        fix = "It may use Python numbers."
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if closed.effects:
         got = f"the effects {', '.join(map(str, closed.effects))}"
-        fix = "To print from a step, register the cell without weights."
-        raise checks.error(ValueError, caller, "its equations", "pure, with weights", got, fix)
+        fix = "To print from a step, leave out weights=."
+        expected = "pure for a cell with weights"
+        raise checks.error(ValueError, caller, "its equations", expected, got, fix)
 
 
 def _check_apart(caller: str, jaxpr: Any) -> None:
     """Check that no operation lets units affect each other."""
     mixing = next(filter(_mixes, operations(jaxpr)), None)
     if mixing is not None:
-        expected, got = "those of each unit by itself, with weights", f"{mixing.primitive.name}"
-        fix = "A cell with loops, conditions or sums over units is registered without weights."
+        expected = "operations on each unit by itself for a cell with weights"
+        got = f"{mixing.primitive.name}"
+        fix = "Leave out weights= for a cell with loops, conditions or sums over units."
         raise checks.error(ValueError, caller, "its equations", expected, got, fix)
 
 

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def node(node_type: type[T]) -> type[T]:
-    """Make exportable a registered pytree type whose static fields JSON can hold."""
+    """Make a registered pytree type exportable. JSON must be able to hold its static fields."""
     jax.export.register_pytree_node_serialization(
         node_type,
         serialized_name=_name(node_type),

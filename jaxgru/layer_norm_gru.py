@@ -115,9 +115,9 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
         r, z = LN(x W_rz) + LN(h U_rz)                  separate=True: norms of 2 H values
         r  = sigmoid(r)
         z  = sigmoid(z)
-        n  = tanh(LN(x W_n) + r * LN(h U_n))            and of H values
+        n  = tanh(LN(x W_n) + r * LN(h U_n))            norms of H values
 
-        h' = (1 - z) * h + z * n                        both
+        h' = (1 - z) * h + z * n                        both forms
 
         LN(a) = gain * (a - mean(a)) / sqrt(var(a) + eps) + b
 
@@ -127,10 +127,10 @@ def layer_norm_gru_step(params: LayerNormGRUParams, h: Array, x: Array) -> Array
 
     `separate=False` is the cell in the program of DreamerV2, with the gates in another order. That
     program also has a bias before the norm. If one of your inputs is always 1, its row of w_ih is
-    such a bias. `separate=True` is the cell in the paper of Ba et al. The paper has no eps. It
-    starts with gains of zero and biases of one, as it names them. The program of its authors starts
-    with gains of one and biases of zero, as `layer_norm_gru_init` does. In that program z weighs
-    the old state, and there are biases before the norms of the inputs.
+    such a bias. `separate=True` is the cell in the paper of Ba et al. The paper has no eps. In its
+    notation, gains start at zero and biases at one. The program of its authors starts with gains of
+    one and biases of zero, as `layer_norm_gru_init` does. In that program z weighs the old state,
+    and there are biases before the norms of the inputs.
 
     Args:
         params: LayerNormGRUParams.

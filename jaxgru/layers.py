@@ -20,7 +20,7 @@ class Bidirectional:
     """Two networks over the same inputs, one from each end, with concatenated outputs.
 
     The carry is the tuple (forward carry, backward carry). With `reverse=True` the two networks
-    change ends. A Bidirectional cannot be streamed, since its outputs depend on later inputs.
+    swap directions. A Bidirectional cannot be streamed, since its outputs depend on later inputs.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru
@@ -78,7 +78,7 @@ def stack_init(
         **cell_options: further arguments of `cell`: bias, init, dtype, chrono, reset_after, ...
 
     Returns:
-        A Stack, also for one layer.
+        A Stack, even if it has only one layer.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -151,7 +151,7 @@ def initial_carry(params: Params, batch: tuple[int, ...] = ()) -> Carry:
     registered. With batch, every array has these axes in front.
 
     Args:
-        params: of any type that `scan` takes.
+        params: params of any type that `scan` takes.
         batch: sizes of leading axes, for `jax.vmap` to map over.
 
     Raises:
@@ -223,7 +223,7 @@ def check_weights_named(caller: str, params: Params, what: str) -> None:
         check_weights_named(caller, params.backward, what)
     elif isinstance(cell_of(params), StepCell):
         expected = f"of cells that name their weights{what}"
-        fix = "A cell of your own names them if it is registered with weights."
+        fix = "A cell of your own names them if you pass weights= to jaxgru.register."
         raise checks.error(TypeError, caller, "params", expected, type(params).__name__, fix)
 
 

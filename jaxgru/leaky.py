@@ -1,4 +1,4 @@
-"""The leaky rate network of neuroscience: a network in continuous time, in Euler steps."""
+"""The leaky rate network of neuroscience: continuous time, discretized by the Euler method."""
 
 import dataclasses
 from collections.abc import Callable

@@ -27,7 +27,7 @@ def recur(jacobian: Array, sources: Array, reverse: bool = False) -> Array:
 
 
 def recur_in_order(jacobian: Array, sources: Array, reverse: bool = False) -> Array:
-    """Solve the same recurrence one step after the other. Only a solution too large overflows."""
+    """Solve it one step after the other, which overflows only if the solution is too large."""
 
     def step(e, inputs):
         j, s = inputs

@@ -37,10 +37,10 @@ def loop(
     direction. `jax.vmap` runs a batch.
 
     The step also runs in the padding and at holes. There it gets the input and the key of the first
-    real step, and the carry before that step, and its results are dropped. So its derivatives there
-    are finite if those of the first real step are. If no step is real, the step gets `carry` and
-    inputs of 0.5, or 0 for integers. A step that has no derivative at these values must handle this
-    case itself.
+    real step, and the carry before that step, and its results are dropped. So its derivatives in
+    the padding are finite if those of the first real step are. If no step is real, the step gets
+    `carry` and inputs of 0.5, or 0 for integers. A step that has no derivative at these values must
+    handle this case itself.
 
     Args:
         step: a pure function (carry, x) -> (carry, y) of one time step. The carry keeps its
@@ -49,18 +49,18 @@ def loop(
         xs: any tree of arrays `[T, ...]`, with at least one leaf. For a step without inputs, pass
             `jnp.arange(T)`: each step then gets its number. Keys of your own are inputs like any
             other.
-        length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
-            steps after them, the padding, every leaf of ys is zero or False. The returned carry is
-            the one after the last real step. The contents of the padding, NaN included, affect
-            neither values nor gradients. A traced length outside [0, T] is clipped.
+        length: how many of the T steps are real. It is an integer scalar, and may be traced. The
+            steps after them are the padding, where every leaf of ys is zero or False. The returned
+            carry is the one after the last real step. The contents of the padding, NaN included,
+            affect neither values nor gradients. A traced length outside [0, T] is clipped.
         mask: bool `[T]`. False at t makes a hole of step t: the loop runs as if the sequence had no
             such step. With length, a step is real if the mask is True there and the step is not in
             the padding.
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
             either direction. A reset at a hole still starts its segment. Flags at and after
             length are ignored.
-        reset_carry: where segments start, a tree like carry. None stands for zeros and False. With
-            reset it must be given if carry holds random keys.
+        reset_carry: a tree like carry, from which segments start. None stands for zeros and False.
+            With reset it must be given if carry holds random keys.
         reverse: whether to run from the last real step to the first. The ys stay in the order of
             xs.
         key: a `jax.random.key`, from which every step gets a key of its own.

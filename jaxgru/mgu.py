@@ -1,4 +1,4 @@
-"""The minimal gated unit (Zhou et al. 2016), a GRU whose one gate resets and updates."""
+"""The minimal gated unit (Zhou et al. 2016), a GRU with one gate, which resets and updates."""
 
 import dataclasses
 from typing import Any

@@ -1,12 +1,13 @@
 """Newton's method for a whole trajectory at once: it is parallel in time, where `scan` is not.
 
 The trajectory h_1 .. h_T is the root of h_t - F(h_{t-1}, x_t). One Newton step solves a linear
-recurrence,
+recurrence:
 
-    e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t,
+    e_t = J_t e_{t-1} + F(h_{t-1}, x_t) - h_t,    h_t <- h_t + e_t
 
-which takes an associative scan O(log T) dependent operations. The derivative solves one more such
-recurrence, with the J_t of the solution. It does not differentiate through the iterations.
+An associative scan solves it in O(log T) dependent operations. The derivative takes the solution of
+one more such recurrence, with the J_t of the solution. It does not differentiate through the
+iterations.
 """
 
 from functools import partial
@@ -54,8 +55,8 @@ def newton_scan(
     error. It solves the layers of a Stack one after the other. It keeps the states within the
     bounds that the cell sets, and replaces states that are not finite by F(h_{t-1}, x_t). So after
     k steps at least the first k states are right. A MinGRU is linear in its state, so one step is
-    exact. For a cell made by `register` no bounds are known, and J_t comes from D forward
-    derivatives of its step, where D is the size of the carry.
+    exact. For a cell made by `register` no bounds are known. If it was registered without weights,
+    J_t comes from D forward derivatives of its step, where D is the size of the carry.
 
     `converged` means that the residual is at most tol, and that the result is not sensitive to
     rounding: a perturbation of size tol**(2/3) and random sign in every step moves no state by more
@@ -70,18 +71,19 @@ def newton_scan(
     falls back, the whole batch takes the time of a scan.
 
     Args:
-        params: of any cell whose carry consists of floats of the dtype of params, or a
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
             Bidirectional or Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         length: how many of the T steps are real, as in `scan`. It may be traced.
         mask: bool `[T]`. False at t makes a hole of step t, as in `scan`.
         reset: bool `[T]`. True at t starts a new segment at t, as in `scan`.
-        reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
+        reset_carry: the carry from which segments start. None stands for `initial_carry(params)`.
         reverse: whether to run from the last real step to the first.
         jacobian: `"dense"` takes few iterations and memory for T matrices. `"diagonal"` uses only
-            the diagonal of J_t. It takes more iterations, and memory for T states. For a registered
-            cell it computes the diagonal one unit at a time, which saves memory but not time.
+            the diagonal of J_t. It takes more iterations, and memory for T states. For a cell that
+            was registered without weights it computes the diagonal one unit at a time, which saves
+            memory but not time.
         guess: where the iteration starts, in the form of `NewtonInfo.states`: `[T, H]` for a GRU.
             Zeros take the most iterations. The trajectory before the last update of params takes
             only a few. No gradient flows into the guess.

@@ -1,4 +1,4 @@
-"""Cells that `register` defines by their step alone. They run like `jaxgru.loop`."""
+"""Cells that are registered without weights. They run like `jaxgru.loop`."""
 
 from typing import Any
 

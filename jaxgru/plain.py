@@ -26,9 +26,9 @@ def to_dict(params: Params) -> dict[str, Array]:
     paths of `jax.tree_util`, which checkpoints use, contain the same names.
 
     Args:
-        params: of any cell of this library, or a Bidirectional or Stack of such cells. A type of
-            your own is accepted if `register` was given its forms. Leading axes, of many networks
-            at once, stay as they are.
+        params: the params of any cell of this library, or a Bidirectional or Stack of such cells. A
+            type of your own is accepted if `register` was given its forms. Leading axes, of many
+            networks at once, stay as they are.
 
     Returns:
         A dict of the arrays of params, which are not copied. Weights that are None are left out.

@@ -1,11 +1,12 @@
 """The recurrence of a cell as JAX primitives: their types, derivatives and rules for `vmap`.
 
-There are three primitives: the recurrence, its tangent, and the transpose of the tangent, which is
-the gradient. `jaxgru.backends` computes them. They are primitives, and not a `jax.custom_jvp`, for
-two reasons. First, the rules here put a batch axis right after the time axis. The rules of
-`lax.scan` would put it before the time axis inside every stretch of time, and transpose arrays
-there and back. Second, the back end is chosen when a program is lowered, since only then are the
-platform and the devices known.
+There are four primitives: the recurrence, the recurrence together with the values that its
+derivative needs, the tangent, and the transpose of the tangent, which is the gradient.
+`jaxgru.backends` computes them. They are primitives, and not a `jax.custom_jvp`, for two reasons.
+First, the rules here put a batch axis right after the time axis. The rules of `lax.scan` would put
+it before the time axis inside every stretch of time, and transpose arrays there and back. Second,
+the back end is chosen when a program is lowered, since only then are the platform and the devices
+known.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Cells defined by their step alone: cells of your own, and some cells of this library."""
+"""Cells that are made from their step: cells of your own, and some cells of this library."""
 
 import dataclasses
 import inspect
@@ -49,11 +49,12 @@ def register(
         carry_t, y_t = step(params, carry_{t-1}, parts_t, products)                  with weights
 
     Afterwards `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` accept such params,
-    alone or together with other cells, and with every option except compute_dtype. The cell
-    supports `vmap` over data and params, and derivatives of any order in both modes. With forms,
-    `save`, `to_dict` and the programs of `jax.export` accept the params too. `newton_scan` and the
-    diagnostics of states, gradients and Jacobians accept them if the carry consists of floats of
-    the dtype of params. The cell runs as `loop` over its step.
+    alone or together with other cells, and with every option except compute_dtype, which needs
+    weights. The cell supports `vmap` over data and params, and derivatives of any order in both
+    modes. With forms, `save`, `to_dict` and the programs of `jax.export` accept the params too.
+    `newton_scan` and the diagnostics of states, gradients and Jacobians accept them if the carry
+    consists of floats of the dtype of params. Without weights, the cell runs as a `loop` over its
+    step.
 
     With weights, the step names its products. The cell then runs like the built-in ones: in their
     loop, with their derivative, which sums the gradients of weights in a few large products, and
@@ -64,10 +65,10 @@ def register(
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
             such as a frozen dataclass with `jax.tree_util.register_dataclass`. With forms, it must
             be a dataclass that is not a pytree yet. Its fields hold arrays. Fields whose names
-            begin with b, for biases, may be None. Give forms to classes that you pass to one
-            `jax.jit` of your own. JAX treats the structures of two classes as equal if
-            `register_dataclass` made both pytrees and they have the same number of fields. It may
-            then run the program that it compiled for the other class.
+            begin with b, for biases, may be None. If you pass params of several classes to one
+            `jax.jit` of your own, register these classes with forms. JAX treats the structures of
+            two classes as equal if `register_dataclass` made both pytrees and they have the same
+            number of fields. It may then run the program that it compiled for the other class.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
             carry keeps its structure, shapes and dtypes, and y has the dtype of params.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
@@ -78,13 +79,14 @@ def register(
             with their weights. JAX then computes one large product for the whole sequence, and one
             for its gradient. On two CPU cores a step that takes x was faster at most sizes that we
             tried.
-        weights: params -> `Weights`, of which the step takes parts and products in place of x.
+        weights: params -> `Weights`. The step then takes parts and products in place of x.
             parts has one array for each of the G gates of w_ih: x W_g + b_g. products has a
             function for each array of w_hh. It takes an operand and returns a tuple of the products
-            with each gate. The step calls each function once, in this order. Between them it acts
-            on each unit by itself, and uses no other array. Carries, parts and operands are all
-            `[..., H]`, in at least float32. y is one of the arrays of the next carry. The params
-            that the step gets serve only for their static fields, and to see which biases are None.
+            with each gate. The step calls each function once, in the order of w_hh. Between these
+            calls it acts on each unit by itself, and uses no other array. Carries, parts and
+            operands are all `[..., H]`, in at least float32. y is one of the arrays of the next
+            carry. The params that the step gets serve only for their static fields, and to see
+            which biases are None.
         forms: the names of the weights in files, and the static fields that belong to each name:
             `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`.
             Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
@@ -161,8 +163,10 @@ def register(
     optional = {"project": project, "weights": weights, "check": check}
     functions |= {name: given for name, given in optional.items() if given is not None}
     if project is not None and weights is not None:
-        fix = "The weights of the inputs are w_ih of weights."
-        raise checks.error(ValueError, "register", "project", "None with weights", "given", fix)
+        fix = "w_ih of the Weights has the weights of the inputs."
+        raise checks.error(
+            ValueError, "register", "project", "None with weights", "a function", fix
+        )
     for name, function in functions.items():
         arguments = TAKEN_BY[name]
         if name == "step" and weights is not None:

@@ -36,14 +36,15 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Args:
         path: the file. An existing file is replaced. The folder must exist.
-        params: of any cell of this library, or a Bidirectional or Stack of such cells. A type of
-            your own is accepted if `register` was given its forms. The leaves are float16,
+        params: the params of any cell of this library, or a Bidirectional or Stack of such cells. A
+            type of your own is accepted if `register` was given its forms. The leaves are float16,
             bfloat16, float32 or float64. A model with other arrays, such as a readout, is not
             accepted: docs/recipes/saving.md shows how to save it in one call.
 
     Raises:
         TypeError: params or their leaves have another type, or are tracers, as inside `jax.jit`.
-        ValueError: the path cannot be a file, or other processes hold a part of an array.
+        ValueError: the path is not that of a file, or its folder does not exist; or other processes
+            hold a part of an array.
         OSError: the file cannot be written.
 
     Example:
@@ -153,10 +154,10 @@ def _decode(path: str, data: bytes) -> dict[str, np.ndarray]:
         )
         raise _not_ours(path, "a file of another kind, or one that was cut short", fix) from None
     if version != VERSION:
-        got = f"a file in version {version!r} of the format, where {VERSION!r} is known"
+        got = f"a file in version {version!r} of the format, not in version {VERSION!r}"
         raise _not_ours(path, got, "A newer jaxgru may read it.")
     if hashlib.sha256(data.replace(digest, BLANK.encode(), 1)).hexdigest().encode() != digest:
-        raise _not_ours(path, "a file that was changed or cut short later, by its digest")
+        raise _not_ours(path, "a file whose digest shows that it was changed or cut short")
     arrays = memoryview(data)[start:]
     try:
         return {name: _view(arrays, **entry) for name, entry in header.items()}

@@ -36,13 +36,13 @@ def scan(
     `jax.vmap` runs a batch. It may map over xs, params, or any other argument.
 
     Args:
-        params: of any cell, or a Bidirectional or Stack of them.
+        params: the params of any cell, or a Bidirectional or Stack of them.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`: zeros for built-in cells.
-        length: how many of the T steps are real. It is an integer scalar, and may be traced. In the
-            steps after them, the padding, the outputs are zero. The returned carry is the one after
-            the last real step. The contents of the padding, NaN included, affect neither values nor
-            gradients. A traced length outside [0, T] is clipped.
+        length: how many of the T steps are real. It is an integer scalar, and may be traced. The
+            steps after them are the padding, where the outputs are zero. The returned carry is the
+            one after the last real step. The contents of the padding, NaN included, affect neither
+            values nor gradients. A traced length outside [0, T] is clipped.
         mask: bool `[T]`. False at t makes a hole of step t, as if the step were not there. Its
             output is zero, the carry passes through, and its input, NaN included, affects neither
             values nor gradients. Use it for missing steps and for padding on the left. With length,
@@ -50,7 +50,7 @@ def scan(
         reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
             either direction. A reset at a hole still starts its segment, at the next real step.
             Flags at and after length are ignored.
-        reset_carry: where segments start, a carry. None stands for `initial_carry(params)`.
+        reset_carry: the carry from which segments start. None stands for `initial_carry(params)`.
         reverse: whether to run from the last real step to the first. Outputs stay in the order of
             xs.
         dropout: the probability of dropping an output between two layers of a Stack. Every step
@@ -93,7 +93,7 @@ def scan(
     carry, reset_carry = sequence.starts(params, carry, reset, reset_carry)
     compute = checks.compute_dtype("scan", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_weights_named("scan", params, " with compute_dtype")
+        layers.check_weights_named("scan", params, ", which compute_dtype needs")
     data = (params, xs, carry, length, mask, reset, reset_carry, key)
     if checks.is_array(rate):
         return _scan(_Options(reverse, None, checkpoint, compute), *data, rate)

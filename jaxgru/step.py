@@ -23,17 +23,19 @@ def step(
     """Run one time step of `scan`, for any network that runs forward in time, `Stack` included.
 
         start = reset_carry if reset else carry
-        carry' = gru_step(params, start, x),    y = h'        or another cell's, by type of params
+        carry' = gru_step(params, start, x),    y = carry'
+
+    The second line is that of a GRU. The type of params determines the cell.
 
     `jax.vmap` runs many streams at once. It maps over the carry and x, and may map over reset or
     params too.
 
     Args:
-        params: of any cell, or a Stack of them.
+        params: the params of any cell, or a Stack of them.
         carry: the carry before this step. `initial_carry(params)` makes the first one.
         x: input `[I]`, of the dtype of params.
         reset: a bool, which may be traced. True starts a new segment with this step.
-        reset_carry: where a segment starts, a carry. None stands for `initial_carry(params)`.
+        reset_carry: the carry from which a segment starts. None stands for `initial_carry(params)`.
         compute_dtype: the dtype to which the operands of products with weights are rounded, as in
             `scan`. None stands for the dtype of params.
 
@@ -69,7 +71,7 @@ def step(
         carry = jax.tree.map(lambda a, b: jnp.where(reset, a, b), begin, carry)
     compute = checks.compute_dtype("step", compute_dtype, layers.dtype(params))
     if compute is not None:
-        layers.check_weights_named("step", params, " with compute_dtype")
+        layers.check_weights_named("step", params, ", which compute_dtype needs")
     params, carry, x = jax.tree.map(jnp.asarray, (params, carry, x))
     return _step(params, carry, x, compute)
 

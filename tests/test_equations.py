@@ -514,34 +514,34 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "b_hn without w_hh": ({"weights": replaced(w_hh=(), b_hn=jnp.ones(4, "float32"))},
                           "b_hn must be None without w_hh"),
     "carry of two axes": ({"initial_carry": lambda params: params.w_hh[0]},
-                          "initial_carry of Wrong: what it returns must be float32[4], with "
-                          "weights, got float32[1, 4]"),
+                          "initial_carry of Wrong: what it returns must be float32[4] for a "
+                          "cell with weights, got float32[1, 4]"),
     "product twice": ({"step": twice}, "step of Wrong: products must be called once each, in the "
-                      "order of w_hh, of which there are 1, got products[0] in call 2"),
-    "product never": ({"step": never}, "products must be called once each, 1 in all, got 0 calls"),
+                      "order of w_hh (1 in all), got products[0] in call 2"),
+    "product never": ({"step": never}, "products must be called once each (1 in all), got 0 calls"),
     "second product first": ({"step": swapped, "weights": TWO}, "got products[1] in call 1"),
-    "operand": ({"step": of_scalar}, "the operand of products[0] must be float32[4], as carries, "
+    "operand": ({"step": of_scalar}, "the operand of products[0] must be float32[4], as a carry, "
                 "got float32[]"),
-    "reads params": ({"step": reads}, "what it uses must be no array of params: parts and products "
-                     "stand for them, got params.wrong_of_a_test.w_hh"),
+    "reads params": ({"step": reads}, "what it uses must be no array of params, since parts and "
+                     "products replace them, got params.wrong_of_a_test.w_hh"),
     "closes over an array": ({"step": closes_over}, "must be no array but its arguments"),
-    "norm over units": ({"step": norm}, "its equations must be those of each unit by itself, with "
-                        "weights, got reduce_sum"),
+    "norm over units": ({"step": norm}, "its equations must be operations on each unit by itself "
+                        "for a cell with weights, got reduce_sum"),
     **{f"{name} over units": ({"step": through(over)}, f"with weights, got {name}")
        for name, over in MIXED.items()},
     "rule": ({"step": through(norm_in_the_rule)}, "with weights, got reduce_sum"),
     "callback": ({"step": through(lambda x: jax.pure_callback(np.sin, x, x))}, "got pure_callback"),
     "places": ({"step": through(lambda x: x * jnp.arange(4.0, dtype="float32"))}, "got iota"),
-    "prints": ({"step": through(printed)}, "its equations must be pure, with weights, got the "
-               "effects Debug"),
+    "prints": ({"step": through(printed)}, "its equations must be pure for a cell with weights, "
+               "got the effects Debug"),
     **{f"by {name}": ({"step": through(over)}, "its equations must be the same for all shapes")
        for name, over in BY_SHAPE.items()},
     "no part": ({"weights": lambda params: jaxgru.Weights(params.w_ih[:, :0], (params.w_hh,))},
                 "w_ih must be float32[3, G, 4], got float32[3, 0, 4]"),
     "no result": ({"weights": replaced(w_hh=(jnp.ones((4, 0, 4), "float32"),))},
                   "w_hh[0] must be float32[4, g_0, 4], got float32[4, 0, 4]"),
-    "no carry": ({"initial_carry": lambda params: ()}, "what it returns must be a tree with an "
-                 "array in it, with weights, got ()"),
+    "no carry": ({"initial_carry": lambda params: ()}, "what it returns must be a tree that "
+                 "contains an array, got ()"),
     "output": ({"step": other_output}, "its output must be one of the arrays of the next carry"),
     "carry": ({"step": other_carry}, "step of Wrong: the next carry must be"),
     "no pair": ({"step": no_pair}, "step of Wrong: what step returns must be a tuple (carry, y)"),

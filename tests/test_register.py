@@ -469,16 +469,17 @@ WRONG = {
     ),
     "compute_dtype": (
         lambda: jaxgru.scan(of(), draw_xs(), compute_dtype="bfloat16"),
-        TypeError, "params", "that name their weights with compute_dtype, got Fresh",
+        TypeError, "params", "that name their weights, which compute_dtype needs, got Fresh",
     ),
     "compute_dtype for a layer of two": (
         lambda: run(jaxgru.Stack((draw("gru"), draw("layer_norm_gru", HIDDEN))),
                     compute_dtype="bfloat16"),
-        TypeError, "params", "that name their weights with compute_dtype, got LayerNormGRUParams",
+        TypeError, "params",
+        "that name their weights, which compute_dtype needs, got LayerNormGRUParams",
     ),
     "compute_dtype, in step": (
         lambda: jaxgru.step(of(), jnp.zeros(4), draw_xs()[0], compute_dtype="bfloat16"),
-        TypeError, "params", "that name their weights with compute_dtype, got Fresh",
+        TypeError, "params", "that name their weights, which compute_dtype needs, got Fresh",
     ),
     "integers in the carry, in newton_scan": (
         lambda: jaxgru.newton_scan(Counter(jnp.ones(2), jnp.ones((INPUT, 2))), draw_xs()),
