@@ -1,8 +1,8 @@
 """What a fresh or trained network does to gradients and memory.
 
-Each function takes one sequence. `jax.vmap` and `jax.jit` work on all of them except `fixed_points`
-and `gate_statistics`, which end in NumPy. `jaxgru.diagnostics.plots` draws what they return. It
-needs matplotlib, and is not imported here.
+Most functions take one sequence. `jax.vmap` and `jax.jit` work on all of them except `fixed_points`
+and `gate_statistics`, whose last part runs in NumPy. `jaxgru.diagnostics.plots` draws what they
+return. That module needs matplotlib, and is not imported here.
 """
 
 from jaxgru.diagnostics.fixed_points import FixedPoints, RestingPoints, fixed_points

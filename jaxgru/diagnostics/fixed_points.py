@@ -63,23 +63,23 @@ def fixed_points(
         (A^T A + d 1) ds = -A^T (F(s) - s),    A = dF/ds - 1
 
     Each search goes downhill in q by damped Newton steps (Levenberg-Marquardt). The damping d falls
-    after a step that lowers q. It rises after a step that does not, which is taken back. All
-    searches run in one compiled program, which needs memory for `[starts, S, S]` numbers. The rest,
-    which separates the points and computes their eigenvalues, runs in NumPy, since the number of
-    points is not known beforehand. So the function does not work inside `jax.jit` or `jax.vmap`. In
-    float32 a direction with a time constant of more than about 1,000 steps looks like one at rest.
-    Use float64 for such networks.
+    after a step that lowers q. A step that does not lower q is undone, and d rises. All searches
+    run in one compiled program, which needs memory for `[starts, S, S]` numbers. The rest, which
+    separates the points and computes their eigenvalues, runs in NumPy, since the number of points
+    is not known beforehand. So the function does not work inside `jax.jit` or `jax.vmap`. In
+    float32 a direction with a time constant of more than about 1,000 steps looks like a direction
+    in which the state is at rest. Use float64 for such networks.
 
     Args:
-        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
-            such cells. The dtype is float32 or float64.
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
+            Stack of such cells. The dtype is float32 or float64.
         x: the input `[I]`, of the dtype of params.
         key: a `jax.random.key` for the starts.
         states: `[N, S]`, the states where the searches begin, used in turn. States that the
             network visits are best. None draws them uniformly from the box [-1, 1]^S. The state is
             h, or [h, c] for an LSTM. For a Stack it is the states of all layers, concatenated.
         starts: the number of searches.
-        spread: the standard deviation of the noise that is added to states. 0 adds none.
+        spread: the standard deviation of the noise that is added to states. 0 adds no noise.
         iterations: the largest number of steps of a search.
         slow: the largest q of a slow point.
         apart: the Euclidean distance below which two points count as one.

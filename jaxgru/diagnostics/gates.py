@@ -69,8 +69,9 @@ def gate_statistics(
 
     Args:
         params: GRUParams or LSTMParams, in float32 or float64.
-        sequences: an iterable of sequences `[T, I]` or batches of them `[B, T, I]`, of the dtype
-            of params. Each starts from zeros. Every step counts, so cut off the padding first.
+        sequences: an iterable of sequences `[T, I]` or batches of sequences `[B, T, I]`, of the
+            dtype of params. Each sequence starts from zeros. Every step counts, so cut off the
+            padding first.
         quantiles: the quantiles to compute, in [0, 1].
         saturated: two limits. A gate below the first or above the second counts as saturated.
 
@@ -121,10 +122,10 @@ def gate_statistics(
 
 
 def gate_values(params: Params, xs: Array, carry: Carry | None = None) -> dict[str, Array]:
-    """The gates of one run, `[T, I] -> {name: [T, H]}`: r and z of a GRU; i, f, o of an LSTM.
+    """The gates of one run, `[T, I] -> {name: [T, H]}`: r and z of a GRU, or i, f, o of an LSTM.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; params without gates.
+        TypeError, ValueError: an argument does not fit, or params have no gates.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxgru

@@ -45,8 +45,8 @@ def gradient_norms(
     Args:
         loss: a function from the outputs hs `[T, H]` of `scan` to a scalar. It is compiled once for
             each function object, so pass the same object again.
-        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
-            such cells. The dtype is float32 or float64.
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
+            Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 
@@ -108,14 +108,14 @@ def memory_gradient(
         P_lag = ds_T/ds_{T-lag} = J_T J_{T-1} ... J_{T-lag+1},    P_0 = 1
 
     The product is computed from the left, row by row, as in backpropagation. No Jacobian is formed.
-    S rows cost S backward passes of one cell, which is 2 S times the products of a forward pass.
-    They need memory for T states and one matrix `[S, S]`. With probes=k there are k random rows,
-    and gain^2 has a relative standard error of at most sqrt(2 / k). Singular values need T
+    The S rows cost S backward passes, which take 2 S times the products of a forward pass. They
+    need memory for T states and one matrix `[S, S]`. With probes=k there are k random rows, and
+    gain^2 has a relative standard error of at most sqrt(2 / k). Singular values need T
     decompositions of `[S, S]`.
 
     Args:
-        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
-            such cells. The dtype is float32 or float64.
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
+            Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         probes: the number of random directions from which to estimate the gain. None computes the

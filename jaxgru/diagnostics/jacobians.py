@@ -48,11 +48,11 @@ def state_jacobians(params: Params, xs: Array, carry: Carry | None = None) -> Ar
 
     A GRU has a closed form (`gru_jacobian_terms`). The other cells need S forward derivatives. The
     result needs memory for T S^2 numbers. `memory_gradient` and `lyapunov_spectrum` measure
-    products of Jacobians without it.
+    products of Jacobians without that memory.
 
     Args:
-        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
-            such cells. The dtype is float32 or float64.
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
+            Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
 

@@ -48,18 +48,18 @@ def lyapunov_spectrum(
     and an orthonormalization, S k^2.
 
     Args:
-        params: of any cell whose carry consists of floats of the dtype of params, or a Stack of
-            such cells. The dtype is float32 or float64.
+        params: the params of any cell whose carry consists of floats of the dtype of params, or a
+            Stack of such cells. The dtype is float32 or float64.
         xs: inputs `[T, I]`, of the dtype of params.
         carry: where to start. None stands for `initial_carry(params)`.
         k: the number of exponents, the largest first. None stands for all S.
         warm_up: the number of first steps that do not count. In these steps the state forgets where
             it started, and Q aligns with the directions that grow. None stands for T // 10.
-        every: the number of steps between two orthonormalizations. A few steps are cheaper than
-            one, and are correct as long as the k directions stay apart. If the first and the last
+        every: the number of steps between two orthonormalizations. A larger number is cheaper,
+            and is correct as long as the k directions stay apart. If the first and the last
             exponent differ by d, d * every must be well below log(1 / eps), which is 16 in float32.
-            The warm-up is extended by up to every - 1 steps, so that the number of other steps is
-            a multiple of every.
+            The warm-up is extended by up to every - 1 steps, so that the number of other steps is a
+            multiple of every.
 
     Returns:
         LyapunovSpectrum(exponents `[k]`, errors `[k]`), in nats per step.

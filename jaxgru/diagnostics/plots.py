@@ -1,4 +1,4 @@
-"""Figures of the diagnostics. Each function draws on the Axes that it gets, and returns them.
+"""Figures of the diagnostics. Each function draws on an Axes object, and returns it.
 
 This is the only module of the package that needs matplotlib: `pip install jaxgru[plots]`.
 Colour-blind readers can tell the colours apart, and the lines also have different dashes. Legends

@@ -1,7 +1,7 @@
 """Functions that read and write the weights of other libraries.
 
 A library is imported only when a function needs it. `jaxgru.interop.flax` has modules for models in
-Flax. It imports flax, so it is not imported here.
+Flax. This package does not import that file, since the file imports flax.
 """
 
 from jaxgru.interop.equinox import from_equinox, to_equinox

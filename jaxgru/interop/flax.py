@@ -1,10 +1,10 @@
 """Modules for models in Flax, `RNN` for nnx and `LinenRNN` for linen, and state dicts.
 
 The modules replace `nnx.RNN(nnx.GRUCell(...))` and `linen.RNN(linen.GRUCell(...))`. They run
-`jaxgru.scan`. Four things differ. Outputs in the padding are zero. Outputs stay in the order of the
-inputs when `reverse=True`. Options are arguments of the module and not of a call. The carry of an
-LSTM is `LSTMCarry(h, c)`. Importing this file also registers all params types with
-`flax.serialization`.
+`jaxgru.scan`. They differ from the modules of Flax in four things. Outputs in the padding are zero.
+Outputs stay in the order of the inputs when `reverse=True`. Options are arguments of the module and
+not of a call. The carry of an LSTM is `LSTMCarry(h, c)`. Importing this file also registers all
+params types with `flax.serialization`.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +36,8 @@ class RNN(nnx.Module):
     `jaxgru.to_dict`: `weights["layers"]["0"]["gru_after"]["w_ih"]`.
 
     Args:
-        params: GRUParams, LSTMParams, ElmanParams, MinGRUParams, or a Bidirectional or Stack of
-            them.
+        params: the params of any cell of this library, or a Bidirectional or Stack of such cells. A
+            type of your own is accepted if `register` was given its forms.
         time_major: whether time is the first axis, before those of the batch.
         return_carry: whether calls return (carry, outputs).
         reverse: whether to run from the last real step to the first. Outputs stay in input order.
@@ -127,8 +127,8 @@ class RNN(nnx.Module):
                 network runs as if the sequence did not have this step.
             reset: `[..., T]` (`[T, ...]` with time_major) of bools, integers or floats. A new
                 segment starts wherever it is not zero.
-            reset_carry: where segments start, a carry with the batch axes in front. None stands
-                for that of `jaxgru.initial_carry`.
+            reset_carry: the carry from which segments start, with the batch axes in front. None
+                stands for that of `jaxgru.initial_carry`.
             deterministic: whether to leave out dropout. None stands for the setting of the module.
 
         Returns:
@@ -158,13 +158,14 @@ class RNN(nnx.Module):
     def step(
         self, carry: Carry, x: Array, *, reset: Any = None, reset_carry: Carry | None = None
     ) -> tuple[Carry, Array]:
-        """Run one step, with the same weights and without dropout, for acting and serving.
+        """Run one time step, for acting and serving. It uses the same weights, and no dropout.
 
         Args:
             carry: what `initialize_carry`, the last step or the last call returned.
             x: `[..., I]`.
             reset: `[...]` of bools, integers or floats. A segment starts wherever it is not zero.
-            reset_carry: where segments start. None stands for that of `jaxgru.initial_carry`.
+            reset_carry: the carry from which segments start. None stands for that of
+                `jaxgru.initial_carry`.
 
         Returns:
             (the next carry, outputs `[..., H]`).
@@ -272,8 +273,8 @@ class LinenRNN(linen.Module):
     def initialize_carry(self, batch_dims: tuple[int, ...] = ()) -> Carry:
         """Make the carry of `jaxgru.initial_carry`, with these axes in front.
 
-        This needs variables only for a cell of your own whose initial carry depends on its params.
-        In this case, call it as `rnn.bind(variables).initialize_carry(batch_dims)`.
+        This method needs variables only if the initial carry of a cell of your own depends on its
+        params. In this case, call it as `rnn.bind(variables).initialize_carry(batch_dims)`.
 
         Raises:
             ValueError: the carry depends on params, and the module has none yet.

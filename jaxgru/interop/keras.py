@@ -70,7 +70,7 @@ def to_keras(params: Params, layer: Any) -> None:
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or a Bidirectional of them.
         layer: a layer of the same kind, form and sizes, which must be built. If it has biases and
-            params have none, they become zero.
+            params have none, its biases become zero.
 
     Raises:
         TypeError, ValueError: the layer cannot hold these params. In this case nothing is written.

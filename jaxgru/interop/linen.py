@@ -112,7 +112,7 @@ def to_linen(params: Params) -> dict[str, Any]:
 
     Returns:
         The cell's own part of the variables, for `cell.apply({"params": to_linen(params)}, ...)`.
-        Cells of Flax always have biases. If params have none, they are zero.
+        Cells of Flax always have biases. If params have no biases, those of Flax are zero.
 
     Raises:
         TypeError, ValueError: params have no counterpart in Flax.

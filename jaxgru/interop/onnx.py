@@ -59,8 +59,8 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
 
     linear_before_reset=1 is reset_after=True. The update gate of ONNX weighs the old state, so its
     weights and bias are negated. The attribute layout only orders the axes of the data (0: inputs
-    are `[T, N, I]`, 1: `[N, T, I]`), and is not kept. A DynamicQuantizeLSTM of onnxruntime is read
-    as the LSTM that it approximates, with the weights (W - W_zero_point) * W_scale.
+    are `[T, N, I]`, 1: `[N, T, I]`), and is not kept. The function reads a DynamicQuantizeLSTM of
+    onnxruntime as the LSTM that it approximates, with the weights (W - W_zero_point) * W_scale.
 
     Args:
         source: the path of a model, its bytes, or an `onnx.ModelProto`. Weights must be constants:
@@ -78,8 +78,9 @@ def from_onnx(source: Any, node: str | None = None) -> OnnxNode:
 
     Raises:
         TypeError, ValueError: source is not a model, or is cut off. There is no such node, or
-            several. Weights depend on an input, or do not fit. The node has something without a
-            counterpart: other activations, their alpha and beta, clip, input_forget, peepholes.
+            there are several. Weights depend on an input, or do not fit. The node has something
+            without a counterpart: other activations, their alpha and beta, clip, input_forget,
+            peepholes.
 
     Example:
         >>> import jax, jaxgru, onnx, pathlib, tempfile

@@ -54,8 +54,8 @@ def to_onnx(
             float32 or float16.
         path: the file to write.
         reverse: whether to run from the last real step to the first, as in `scan`.
-        length: whether the model has the input length. Every call must then give it.
-        carry: whether the model has the inputs carry. Every call must then give them.
+        length: whether the model has the input "length". Every call must then give it.
+        carry: whether the model has inputs for the carry. Every call must then give them.
 
     Raises:
         TypeError, ValueError: params are of another kind, such as MinGRUParams, or of a dtype that
@@ -106,13 +106,13 @@ def to_onnx_step(params: Params, path: str | os.PathLike[str]) -> None:
         y, *carry = session.run(None, {"x": x, "carry": carry})
 
     This call computes what `jaxgru.step` computes under `jax.vmap` over x `[N, I]` and the carry. N
-    may be any size except 0, which crashes onnxruntime. The carry is an input, which is zeros at
+    may be any size except 0, which crashes onnxruntime. The carry is an input. Pass zeros at
     the start. The next carry is an output. Pass it to the next call. y `[N, H]` is the h of the
     last layer. The parts of the carry have the same names as in `to_onnx`, with next in place of
     last: `carry_0_h` is an input and `next_0_h` the output. They have the same order in inputs and
     outputs.
 
-    In this model a carry always has all N rows. `[1, H]` for all is not accepted.
+    In this model a carry always has N rows. The model does not accept one row `[1, H]` for all.
 
     Args:
         params: GRUParams, LSTMParams, ElmanParams, or any Stack of them, of float32 or float16.

@@ -35,7 +35,7 @@ def from_torch(source: Any, prefix: str = "") -> Params:
         source: a module, or a mapping of names to arrays or tensors, such as a state dict,
             `torch.load(path, weights_only=True)`, `safetensors.numpy.load_file(path)` or
             `numpy.load(path)`. For a mapping PyTorch need not be installed. A mapping does not tell
-            whether an RNN is one of relu or of tanh, so the caller must know that.
+            whether the nonlinearity of an RNN is relu or tanh, so the caller must know that.
         prefix: what the names begin with, such as `"encoder.rnn."`. Other names are ignored.
 
     Returns:
