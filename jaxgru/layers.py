@@ -222,7 +222,7 @@ def check_weights_named(caller: str, params: Params, what: str) -> None:
         check_weights_named(caller, params.forward, what)
         check_weights_named(caller, params.backward, what)
     elif isinstance(cell_of(params), StepCell):
-        expected = f"of cells that name their weights{what}"
+        expected = f"those of cells that name their weights{what}"
         fix = "A cell of your own names them if you pass weights= to jaxgru.register."
         raise checks.error(TypeError, caller, "params", expected, type(params).__name__, fix)
 

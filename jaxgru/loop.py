@@ -224,7 +224,7 @@ def _check(step, carry, xs, length, mask, reset, reset_carry, reverse, key):
         raise checks.error(TypeError, "loop", "step", expected, checks.describe(step), fix)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if not _is_data(leaf):
-            name, fix = _name("carry", path), "jnp.float32(0) is one."
+            name, fix = _name("carry", path), "jnp.float32(0), for example, is an array."
             raise checks.error(TypeError, "loop", name, "an array", checks.describe(leaf), fix)
     steps = _check_xs(xs)
     if length is not None:

@@ -97,7 +97,7 @@ def check_params(caller: str, params: Params) -> None:
     layers.check_forward(caller, params, fix)
     dtype = layers.dtype(params)
     if jnp.finfo(dtype).bits < 32:
-        fix = "Cast them with jax.tree.map. In 16 bits the result would be rounding errors."
+        fix = "Cast them with jax.tree.map. In 16 bits the result would consist of rounding errors."
         raise checks.error(
             TypeError, caller, "params", "float32 or float64", jnp.dtype(dtype).name, fix
         )
