@@ -28,7 +28,7 @@ class GRUParams:
 
     The middle axis is the gate: reset, update, candidate. All leaves have one dtype: float16,
     bfloat16, float32 or float64. The class checks nothing, since tree transformations build
-    instances of any leaves. The functions that take params check them.
+    instances with leaves of any kind. The functions that take params check them.
 
     Args:
         w_ih: input weights `[I, 3, H]`.

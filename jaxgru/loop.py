@@ -56,9 +56,9 @@ def loop(
         mask: bool `[T]`. False at t makes a hole of step t: the loop runs as if the sequence had no
             such step. With length, a step is real if the mask is True there and the step is not in
             the padding.
-        reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
-            either direction. A reset at a hole still starts its segment. Flags at and after
-            length are ignored.
+        reset: bool `[T]`. True at t starts a new segment at t. Nothing passes from one segment to
+            another, in either direction. A reset at a hole still starts its segment. Flags at and
+            after length are ignored.
         reset_carry: a tree like carry, from which segments start. None stands for zeros and False.
             With reset it must be given if carry holds random keys.
         reverse: whether to run from the last real step to the first. The ys stay in the order of

@@ -88,7 +88,7 @@ def min_gru_step(params: MinGRUParams, h: Array, x: Array) -> Array:
         h' = (1 - z) * h + z * n
 
     The function g makes the candidate positive, so that the paper can take its logarithm. Without
-    g the cell would be the other form of the paper, which is another function. This function needs
+    g the cell would be the other form of the paper, which is another function. jaxgru needs
     no logarithm. It computes 1 - z as sigmoid(-a), and products of numbers below 1 do not overflow.
 
     Args:

@@ -54,9 +54,10 @@ def newton_scan(
     The iteration updates all t at once, until the residual F(h_{t-1}, x_t) - h_t is only rounding
     error. It solves the layers of a Stack one after the other. It keeps the states within the
     bounds that the cell sets, and replaces states that are not finite by F(h_{t-1}, x_t). So after
-    k steps at least the first k states are right. A MinGRU is linear in its state, so one step is
-    exact. For a cell made by `register` no bounds are known. If it was registered without weights,
-    J_t comes from D forward derivatives of its step, where D is the size of the carry.
+    k iterations at least the first k states are right. A MinGRU is linear in its state, so one
+    iteration is exact. For a cell made by `register` no bounds are known. If it was registered
+    without weights, J_t comes from D forward derivatives of its step, where D is the size of the
+    carry.
 
     `converged` means that the residual is at most tol, and that the result is not sensitive to
     rounding: a perturbation of size tol**(2/3) and random sign in every step moves no state by more
@@ -65,7 +66,7 @@ def newton_scan(
 
     The derivative is that of the recurrence at the solution, in every mode of JAX. With dense
     Jacobians it is one more associative scan, which runs in reverse for a gradient. With diagonal
-    Jacobians the derivative is exact too, so it is a loop of T dependent steps, as in `scan`.
+    Jacobians the derivative is exact too. It then takes a loop of T dependent steps, as in `scan`.
 
     `jax.vmap` runs a batch. The iteration continues until all examples are done. If one of them
     falls back, the whole batch takes the time of a scan.

@@ -47,16 +47,17 @@ def scan(
             output is zero, the carry passes through, and its input, NaN included, affects neither
             values nor gradients. Use it for missing steps and for padding on the left. With length,
             a step is real if the mask is True there and the step is not in the padding.
-        reset: bool `[T]`. True at t starts a new segment at t. Segments do not see each other, in
-            either direction. A reset at a hole still starts its segment, at the next real step.
-            Flags at and after length are ignored.
+        reset: bool `[T]`. True at t starts a new segment at t. Nothing passes from one segment to
+            another, in either direction. A reset at a hole still starts its segment, at the next
+            real step. Flags at and after length are ignored.
         reset_carry: the carry from which segments start. None stands for `initial_carry(params)`.
         reverse: whether to run from the last real step to the first. Outputs stay in the order of
             xs.
-        dropout: the probability of dropping an output between two layers of a Stack. Every step
-            draws anew. The outputs that are kept are scaled by 1 / (1 - dropout). A Stack of one
-            layer has nothing to drop. A Python number is part of the program. A scalar array of
-            floats is data, for schedules and populations. A traced one outside [0, 1] is clipped.
+        dropout: the probability of dropping an output between two layers of a Stack. Each step
+            draws anew which outputs to drop. The other outputs are scaled by 1 / (1 - dropout). A
+            Stack of one layer has nothing to drop. A Python number is part of the program. A scalar
+            array of floats is data, as schedules and populations need it. A traced one outside
+            [0, 1] is clipped.
         key: a `jax.random.key` for dropout. A batch takes one key for each example: map over
             `jax.random.split(key, B)` too. With one key for all, all examples drop the same units
             at the same steps.

@@ -40,7 +40,7 @@ def step(
             `scan`. None stands for the dtype of params.
 
     Returns:
-        (the next carry, output `[H]`), as `scan` over this one step returns them, but without the
+        (the next carry, output `[H]`). They are those of `scan` over this one step, without the
         axis of time.
 
     Raises:

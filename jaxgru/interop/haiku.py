@@ -21,7 +21,7 @@ def from_haiku(params: Mapping[str, Any], name: str | None = None) -> Params:
     """Read the weights of a recurrent core of Haiku.
 
         w_ih, w_hh, b = w_i, w_h, b                              hk.GRU, reset before the product
-        w_ih, w_hh, b = w[:I], w[I:], b + [0, 1, 0, 0]           hk.LSTM, which adds 1 itself
+        w_ih, w_hh, b = w[:I], w[I:], b + [0, 1, 0, 0]           hk.LSTM, which itself adds 1 to f
 
     Args:
         params: what `init` of the transformed function returned.
@@ -89,7 +89,7 @@ def to_haiku(params: Params, name: str | None = None) -> dict[str, dict[str, Any
     """Write params as those of a recurrent core of Haiku.
 
         w_i, w_h, b = w_ih, w_hh, b                              hk.GRU, reset before the product
-        w, b = [w_ih; w_hh], b - [0, 1, 0, 0]                    hk.LSTM, which adds 1 itself
+        w, b = [w_ih; w_hh], b - [0, 1, 0, 0]                    hk.LSTM, which itself adds 1 to f
 
     Args:
         params: GRUParams with reset_after=False, or LSTMParams. Missing biases become zero.
