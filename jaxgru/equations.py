@@ -26,6 +26,11 @@ MIXING = {
     "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "fft", "gather",
     "pure_callback", "rev", "scatter", "sort",
 }  # fmt: skip
+#: How a step with weights gets one number for each unit.
+VECTOR = (
+    "A vector with a number for each unit can be the bias of one more gate, with zeros in w_ih: "
+    "see docs/recipes/own_steps.md."
+)
 
 
 class Weights(NamedTuple):
@@ -145,8 +150,10 @@ def _check_weights(name: str, weights: Any, sizes: tuple[int, int], dtype: Any) 
         raise checks.error(TypeError, caller, "what it returns", "jaxgru.Weights", got)
     if not isinstance(weights.w_hh, tuple) or len(weights.w_hh) > 2:
         w_hh = weights.w_hh
-        got = f"{len(w_hh)} arrays" if isinstance(w_hh, tuple) else checks.describe(w_hh)
-        fix = "A cell with more products is registered without weights."
+        if isinstance(w_hh, tuple):
+            got, fix = f"{len(w_hh)} arrays", "A cell with more is registered without weights."
+        else:
+            got, fix = checks.describe(w_hh), "Pass (w,) for one array w, and () for none."
         raise checks.error(TypeError, caller, "w_hh", "a tuple of at most two arrays", got, fix)
     inputs, size = sizes
     _check_array(caller, "w_ih", weights.w_ih, (inputs, "G", size), dtype)
@@ -170,8 +177,12 @@ def _check_array(
     if not fits or not all(
         b > 0 if isinstance(a, str) else a == b for a, b in zip(shape, value.shape, strict=True)
     ):
-        got = checks.describe(value)
-        raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got)
+        got, fix = checks.describe(value), ""
+        rank = len(value.shape) if isinstance(value, jax.ShapeDtypeStruct) else 0
+        if 0 < rank == len(shape) - 1:
+            axis, one = ("first", "b[None]") if name == "b" else ("middle", "w[:, None]")
+            fix = f"The {axis} axis is the gate. For a single gate, pass {one}."
+        raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got, fix)
 
 
 def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
@@ -234,7 +245,7 @@ def _check_step(
 
     closed = jax.make_jaxpr(units)(params, *like(size))
     if not places:
-        fix = "Add it to the carry, or register the cell without weights."
+        fix = "Return the very array of the carry. If none is the output, add it to the carry."
         expected = "one of the arrays of the next carry, with weights"
         raise checks.error(ValueError, caller, "its output", expected, "another array", fix)
     _check_uses(caller, params, closed)
@@ -263,7 +274,7 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
         if id(var) in used:
             got = "params" + jax.tree_util.keystr(path)
             expected = "no array of params: parts and products stand for them"
-            fix = "A cell that uses its params otherwise is registered without weights."
+            fix = f"{VECTOR} A cell that uses its params otherwise is registered without weights."
             raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(isinstance(value, Tracer) for value in closed.consts):
         expected, got = "no array but its arguments, with weights", "a traced value from outside"
@@ -271,7 +282,7 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(np.ndim(value) for value in closed.consts):
         expected, got = "no array but its arguments, with weights", "an array from outside"
-        fix = "It may use numbers."
+        fix = f"It may use numbers. {VECTOR}"
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if closed.effects:
         got = f"the effects {', '.join(map(str, closed.effects))}"
@@ -284,7 +295,12 @@ def _check_apart(caller: str, jaxpr: Any) -> None:
     mixing = next(filter(_mixes, operations(jaxpr)), None)
     if mixing is not None:
         expected, got = "those of each unit by itself, with weights", f"{mixing.primitive.name}"
-        fix = "A cell with loops, conditions or sums over units is registered without weights."
+        fix = (
+            "A cell with loops, conditions, or sums or slices of units is registered without "
+            "weights."
+        )
+        if mixing.primitive.name == "iota":
+            fix = VECTOR
         raise checks.error(ValueError, caller, "its equations", expected, got, fix)
 
 

@@ -64,10 +64,10 @@ def register(
         params_type: a class whose instances are pytrees with arrays of one float dtype as leaves,
             such as a frozen dataclass with `jax.tree_util.register_dataclass`. With forms, it must
             be a dataclass that is not a pytree yet. Its fields hold arrays. Fields whose names
-            begin with b, for biases, may be None. Give forms to classes that you pass to one
-            `jax.jit` of your own. JAX treats the structures of two classes as equal if
-            `register_dataclass` made both pytrees and they have the same number of fields. It may
-            then run the program that it compiled for the other class.
+            begin with b, for biases, may be None. If you pass params of two classes to the same
+            function under `jax.jit`, give both classes forms. JAX treats the structures of two
+            classes as equal if `register_dataclass` made both pytrees and they have the same number
+            of fields. So it may run the program that it compiled for the other class.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
             carry keeps its structure, shapes and dtypes, and y has the dtype of params.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
@@ -85,11 +85,14 @@ def register(
             on each unit by itself, and uses no other array. Carries, parts and operands are all
             `[..., H]`, in at least float32. y is one of the arrays of the next carry. The params
             that the step gets serve only for their static fields, and to see which biases are None.
+            To use a vector of params in the step, such as a decay for each unit, make it the bias
+            of one more gate, with zeros in w_ih. Its part is then this vector.
         forms: the names of the weights in files, and the static fields that belong to each name:
-            `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`.
-            Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
-            a pytree, whose leaves are called `mine.w_hh` and so on. If you define the class again,
-            as in a notebook, the new class takes over the names.
+            `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`. Params with other
+            values of static fields run, but cannot be saved. Static fields have
+            `metadata={"static": True}`. With forms, `register` makes params_type a pytree, whose
+            leaves are called `mine.w_hh` and so on. If you define the class again, as in a
+            notebook, the new class takes over the names.
         check: (caller, params) -> None. It raises an error if the shapes of params do not fit
             together. The caller is the name of the function that was called, such as "scan", with
             which the message should begin. `check` runs before `sizes`.
@@ -215,7 +218,12 @@ def _name(params_type: type, forms: Any) -> None:
             )
         if not isinstance(options, dict) or set(options) != static:
             expected = f"a dict of the static fields {sorted(static)} for {name!r}"
-            raise checks.error(ValueError, "register", "forms", expected, checks.shown(options))
+            got = f"{list(options)}" if isinstance(options, dict) else checks.shown(options)
+            values = ", ".join(f'"{field}": ...' for field in sorted(static))
+            fix = f'Pass {{"{name}": {{{values}}}}}, with the value of each field.'
+            if not static:
+                fix = 'Fields with metadata={"static": True} are static, and this class has none.'
+            raise checks.error(ValueError, "register", "forms", expected, got, fix)
     try:
         weights(**forms)(params_type)
     except ValueError as error:  # JAX raises it if the type is already a pytree

@@ -10,7 +10,7 @@ import pytest
 import jaxgru
 import oracle
 import recipes
-from cases import HIDDEN, INPUT, STEPS, VALUE_TOL, assert_close, assert_same, draw, weigh
+from cases import GRAD_TOL, HIDDEN, INPUT, STEPS, VALUE_TOL, assert_close, assert_same, draw, weigh
 from oracle import sigmoid
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -43,6 +43,24 @@ def test_the_rate_network():
         expected.append(np.maximum(v, 0))
     values = jaxgru.scan(params, jnp.asarray(xs))
     assert_close(values, (v, np.stack(expected)), VALUE_TOL["float32"])
+
+
+def test_a_number_for_each_unit():
+    params, xs = page()["decays"], np.ones((20, 3))
+    w_ih, w_hh, b, log_tau, h = jax.tree.leaves(params)
+
+    def total(w_ih, w_hh, b, log_tau, h):
+        hs = []
+        for x in xs:
+            new = jnp.tanh(x @ w_ih + h @ w_hh + b)
+            kept = jnp.exp(-jnp.exp(-log_tau))
+            h = kept * h + (1 - kept) * new
+            hs.append(h)
+        return jnp.stack(hs).sum()
+
+    wide = [jnp.asarray(leaf, "float64") for leaf in (w_ih, w_hh, b, log_tau, h)]
+    expected = jax.grad(total, range(5))(*wide)
+    assert_close(tuple(jax.tree.leaves(page()["grads"])), expected, GRAD_TOL["float32"])
 
 
 # --- The decoder.
