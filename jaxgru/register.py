@@ -74,10 +74,11 @@ def register(
             zeros. Segments start from it too, unless reset_carry is given.
         sizes: params -> (I, H), from the shapes of the leaves.
         project: (params, xs `[T, I]`) -> a tree of arrays `[T, ...]`. The step then gets the part
-            of this tree at t in place of x. Use it, for instance, for the products of the inputs
-            with their weights. JAX then computes one large product for the whole sequence, and one
-            for its gradient. On two CPU cores a step that takes x was faster at most sizes that we
-            tried.
+            of this tree at t in place of x. Part t must depend on row t of xs only, since `step`
+            passes one row, and segments do not see each other. Use project, for instance, for the
+            products of the inputs with their weights. JAX then computes one large product for the
+            whole sequence, and one for its gradient. On two CPU cores a step that takes x was
+            faster at most sizes that we tried.
         weights: params -> `Weights`, of which the step takes parts and products in place of x.
             parts has one array for each of the G gates of w_ih: x W_g + b_g. products has a
             function for each array of w_hh. It takes an operand and returns a tuple of the products
