@@ -251,7 +251,11 @@ def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params
     needed = {name for name, field in names.items() if not field.startswith("b")}
     if not needed <= set(leaves) <= set(names):
         expected = f"{', '.join(names)}, where only biases may be missing"
-        raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
+        nested = any(leaf.startswith(f"{name}.") for leaf in leaves for name in names)
+        fix = "Each field of a cell with forms holds one array, not a tree of arrays."
+        raise checks.error(
+            ValueError, caller, "names", expected, _listed(leaves), fix if nested else ""
+        )
     values = {field: leaves.get(name) for name, field in names.items()}
     return form.params_type(**values, **form.static)
 

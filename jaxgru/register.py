@@ -176,7 +176,11 @@ def register(
             raise checks.error(TypeError, "register", name, expected, checks.describe(function))
         if not _takes(function, len(arguments)):
             got = f"a function of {inspect.signature(function)}"
-            raise checks.error(TypeError, "register", name, expected, got)
+            other = STEP_WITH_WEIGHTS if weights is None else TAKEN_BY["step"]
+            mixed = name == "step" and _takes(function, len(other))
+            without = "only with weights=" if weights is None else "only without weights="
+            fix = f"A step takes {', '.join(other)} {without}." if mixed else ""
+            raise checks.error(TypeError, "register", name, expected, got, fix)
 
     def check_all(caller: str, params: Any) -> None:
         if check is not None:
@@ -280,7 +284,9 @@ def _check_leaves(caller, params):
         where = name + jax.tree_util.keystr(path)
         if not (checks.is_array(leaf) and checks.dtype_of(leaf).name in checks.DTYPES):
             expected = f"an array of dtype {checks.FLOATS}"
-            raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
+            plain = isinstance(leaf, bool | int | float | str)
+            fix = 'If it is no weight, give its field metadata={"static": True}.' if plain else ""
+            raise checks.error(TypeError, caller, where, expected, checks.describe(leaf), fix)
 
 
 def _check_sizes(caller, params, sizes):

@@ -497,6 +497,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights of two": ({"weights": lambda a, b: a}, "weights must be a function of params"),
     "step of three": ({"step": own_gru.step}, "register: step must be a function of params, carry, "
                       "parts, products"),
+    "step without weights": ({"weights": None}, "step must be a function of params, carry, x, got "
+                             "a function of (params, h, parts, products). A step takes params, "
+                             "carry, parts, products only with weights=."),
     "no Weights": ({"weights": lambda params: (params.w_ih, params.w_hh)},
                    "weights of Wrong: what it returns must be jaxgru.Weights, got tuple"),
     "w_hh no tuple": ({"weights": lambda params: jaxgru.Weights(params.w_ih, params.w_hh)},
@@ -576,7 +579,8 @@ def test_wrong_params():
     """Their own errors come before those of weights."""
     params = own_gru.NamedParams(jnp.ones((3, 3, 4)), None, "text")
     with pytest.raises(
-        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of dtype "
+        TypeError,
+        match=r"scan: NamedParams.named_gru.b must be an array .* str. If it is no weight, ",
     ):
         jaxgru.scan(params, jnp.ones((2, 3)))
 

@@ -230,6 +230,12 @@ def test_static_fields_are_saved(tmp_path):
         jaxgru.to_dict(jaxgru.Stack((other,)))
 
 
+def test_a_tree_in_a_field_is_not_saved():
+    params = OwnParams({"r": jnp.ones(2), "z": jnp.ones(2)}, jnp.ones(2), None)
+    with pytest.raises(ValueError, match=r"got own_gru.w_ih.r, .* holds one array, not a tree"):
+        jaxgru.to_dict(params)
+
+
 def test_dropout_between_own_layers():
     params, key = own(networks()["stack"], OwnParams), jax.random.key(3)
     kept = jaxgru.scan(params, draw_xs(), dropout=0.5, key=key)
