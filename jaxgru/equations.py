@@ -26,6 +26,11 @@ MIXING = {
     "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "dot_general", "fft", "gather",
     "pure_callback", "rev", "scatter", "sort",
 }  # fmt: skip
+#: How a step with weights gets one number for each unit.
+VECTOR = (
+    "A vector with a number for each unit can be the bias of one more gate, with zeros in w_ih: "
+    "see docs/recipes/own_steps.md."
+)
 
 
 class Weights(NamedTuple):
@@ -146,8 +151,10 @@ def _check_weights(name: str, weights: Any, sizes: tuple[int, int], dtype: Any) 
         raise checks.error(TypeError, caller, "what it returns", "jaxgru.Weights", got)
     if not isinstance(weights.w_hh, tuple) or len(weights.w_hh) > 2:
         w_hh = weights.w_hh
-        got = f"{len(w_hh)} arrays" if isinstance(w_hh, tuple) else checks.describe(w_hh)
-        fix = "Leave out weights= for a cell with more products."
+        if isinstance(w_hh, tuple):
+            got, fix = f"{len(w_hh)} arrays", "Leave out weights= for a cell with more."
+        else:
+            got, fix = checks.describe(w_hh), "Pass (w,) for one array w, and () for none."
         raise checks.error(TypeError, caller, "w_hh", "a tuple of at most two arrays", got, fix)
     inputs, size = sizes
     _check_array(caller, "w_ih", weights.w_ih, (inputs, "G", size), dtype)
@@ -171,8 +178,12 @@ def _check_array(
     if not fits or not all(
         b > 0 if isinstance(a, str) else a == b for a, b in zip(shape, value.shape, strict=True)
     ):
-        got = checks.describe(value)
-        raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got)
+        got, fix = checks.describe(value), ""
+        rank = len(value.shape) if isinstance(value, jax.ShapeDtypeStruct) else 0
+        if 0 < rank == len(shape) - 1:
+            axis, one = ("first", "b[None]") if name == "b" else ("middle", "w[:, None]")
+            fix = f"The {axis} axis is the gate. For a single gate, pass {one}."
+        raise checks.error(ValueError, caller, name, f"{dtype}{sizes}", got, fix)
 
 
 def _check_carry(name: str, carry: Carry, size: int, dtype: Any) -> None:
@@ -235,7 +246,7 @@ def _check_step(
 
     closed = jax.make_jaxpr(units)(params, *like(size))
     if not places:
-        fix = "Add it to the carry, or leave out weights=."
+        fix = "Return the very array of the carry. If none is the output, add it to the carry."
         expected = "one of the arrays of the next carry for a cell with weights"
         raise checks.error(ValueError, caller, "its output", expected, "another array", fix)
     _check_uses(caller, params, closed)
@@ -264,7 +275,7 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
         if id(var) in used:
             got = "params" + jax.tree_util.keystr(path)
             expected = "no array of params, since parts and products replace them"
-            fix = "Leave out weights= for a cell that uses its params in another way."
+            fix = f"{VECTOR} Leave out weights= for a cell that uses its params in another way."
             raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if any(isinstance(value, Tracer) for value in closed.consts):
         expected = "no array but its arguments for a cell with weights"
@@ -274,7 +285,7 @@ def _check_uses(caller: str, params: Any, closed: Any) -> None:
     if any(np.ndim(value) for value in closed.consts):
         expected = "no array but its arguments for a cell with weights"
         got = "an array from outside"
-        fix = "It may use Python numbers."
+        fix = f"It may use Python numbers. {VECTOR}"
         raise checks.error(ValueError, caller, "what it uses", expected, got, fix)
     if closed.effects:
         got = f"the effects {', '.join(map(str, closed.effects))}"
@@ -289,7 +300,9 @@ def _check_apart(caller: str, jaxpr: Any) -> None:
     if mixing is not None:
         expected = "operations on each unit by itself for a cell with weights"
         got = f"{mixing.primitive.name}"
-        fix = "Leave out weights= for a cell with loops, conditions or sums over units."
+        fix = "Leave out weights= for a cell with loops, conditions, or sums or slices of units."
+        if mixing.primitive.name == "iota":
+            fix = VECTOR
         raise checks.error(ValueError, caller, "its equations", expected, got, fix)
 
 

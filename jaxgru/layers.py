@@ -73,7 +73,8 @@ def stack_init(
         hidden_size: H of every layer, and of each direction.
         num_layers: the number of layers.
         cell: `gru_init`, `lstm_init`, `elman_init`, `min_gru_init`, `mgu_init`,
-            `layer_norm_gru_init` or `leaky_init`.
+            `layer_norm_gru_init` or `leaky_init`, or a function (key, input_size, hidden_size) of
+            your own that returns the params of a registered cell.
         bidirectional: whether every layer is a `Bidirectional`, whose outputs are 2 H wide.
         **cell_options: further arguments of `cell`: bias, init, dtype, chrono, reset_after, ...
 
@@ -194,6 +195,8 @@ def check(caller: str, params: Params) -> None:
         check_leaves(caller, params)
     else:
         fix = "jaxgru.gru_init(key, input_size, hidden_size) makes GRUParams."
+        if dataclasses.is_dataclass(params) and not isinstance(params, type):
+            fix += " jaxgru.register makes a class of your own a cell."
         expected = f"{forms.known()}, Bidirectional, Stack or of a registered type"
         raise checks.error(TypeError, caller, "params", expected, checks.describe(params), fix)
     dtypes = {checks.dtype_of(leaf).name for leaf in jax.tree.leaves(params)}

@@ -130,6 +130,22 @@ def _check(caller: str, name: str, params: Params) -> None:
         expected = f"{forms.known()}, Bidirectional or Stack"
         got, fix = checks.describe(params), _fix(caller, params)
         raise checks.error(TypeError, caller, name, expected, got, fix)
+    else:
+        _check_form(caller, name, params)
+
+
+def _check_form(caller: str, name: str, params: Params) -> None:
+    """Check that the static fields of params are those of one of their forms."""
+    known = {k: form for k, form in FORMS.items() if form.params_type is type(params)}
+    static = {field: getattr(params, field) for field in next(iter(known.values())).static}
+    if static not in [form.static for form in known.values()]:
+        what = f"the static fields of {name}, {type(params).__name__},"
+        expected = " or ".join(f"{form.static} for the form {k}" for k, form in known.items())
+        fix = (
+            "Files have names for these only. A cell of your own gets them from the forms of "
+            "jaxgru.register. It can have an array in place of a static field with many values."
+        )
+        raise checks.error(ValueError, caller, what, expected, f"{static}", fix)
 
 
 def _fix(caller: str, tree: Any) -> str:
@@ -211,8 +227,10 @@ def _strange(caller: str, prefix: str, heads: set[str], leaves: dict[str, Any]) 
     elif other:
         fix = (
             "Pass the part that belongs to one network. jaxgru.interop reads the weights of other "
-            "libraries."
+            "libraries. "
         )
+        fix = "" if caller == "load" else fix  # `save` wrote the file
+        fix += "A cell of your own must be registered before, with forms."
     return checks.error(ValueError, caller, "names", expected, _listed(leaves), fix)
 
 
@@ -233,7 +251,11 @@ def _cell(caller: str, prefix: str, form: Any, leaves: dict[str, Any]) -> Params
     needed = {name for name, field in names.items() if not field.startswith("b")}
     if not needed <= set(leaves) <= set(names):
         expected = f"{', '.join(names)}, where only biases may be missing"
-        raise checks.error(ValueError, caller, "names", expected, _listed(leaves))
+        nested = any(leaf.startswith(f"{name}.") for leaf in leaves for name in names)
+        fix = "Each field of a cell with forms holds one array, not a tree of arrays."
+        raise checks.error(
+            ValueError, caller, "names", expected, _listed(leaves), fix if nested else ""
+        )
     values = {field: leaves.get(name) for name, field in names.items()}
     return form.params_type(**values, **form.static)
 

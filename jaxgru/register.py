@@ -75,10 +75,11 @@ def register(
             zeros. Segments start from it too, unless reset_carry is given.
         sizes: params -> (I, H), from the shapes of the leaves.
         project: (params, xs `[T, I]`) -> a tree of arrays `[T, ...]`. The step then gets the part
-            of this tree at t in place of x. Use it, for instance, for the products of the inputs
-            with their weights. JAX then computes one large product for the whole sequence, and one
-            for its gradient. On two CPU cores a step that takes x was faster at most sizes that we
-            tried.
+            of this tree at t in place of x. Part t must depend on row t of xs only, since `step`
+            passes one row, and segments do not see each other. Use project, for instance, for the
+            products of the inputs with their weights. JAX then computes one large product for the
+            whole sequence, and one for its gradient. On two CPU cores a step that takes x was
+            faster at most sizes that we tried.
         weights: params -> `Weights`. The step then takes parts and products in place of x.
             parts has one array for each of the G gates of w_ih: x W_g + b_g. products has a
             function for each array of w_hh. It takes an operand and returns a tuple of the products
@@ -86,12 +87,15 @@ def register(
             calls it acts on each unit by itself, and uses no other array. Carries, parts and
             operands are all `[..., H]`, in at least float32. y is one of the arrays of the next
             carry. The params that the step gets serve only for their static fields, and to see
-            which biases are None.
+            which biases are None. To use a vector of params in the step, such as a decay for each
+            unit, make it the bias of one more gate, with zeros in w_ih. Its part is then this
+            vector.
         forms: the names of the weights in files, and the static fields that belong to each name:
-            `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`.
-            Static fields have `metadata={"static": True}`. With forms, `register` makes params_type
-            a pytree, whose leaves are called `mine.w_hh` and so on. If you define the class again,
-            as in a notebook, the new class takes over the names.
+            `{"mine": {}}`, or `{"slow": {"rate": 0.1}, "fast": {"rate": 0.5}}`. Params with other
+            values of static fields run, but cannot be saved. Static fields have
+            `metadata={"static": True}`. With forms, `register` makes params_type a pytree, whose
+            leaves are called `mine.w_hh` and so on. If you define the class again, as in a
+            notebook, the new class takes over the names.
         check: (caller, params) -> None. It raises an error if the shapes of params do not fit
             together. The caller is the name of the function that was called, such as "scan", with
             which the message should begin. `check` runs before `sizes`.
@@ -176,7 +180,11 @@ def register(
             raise checks.error(TypeError, "register", name, expected, checks.describe(function))
         if not _takes(function, len(arguments)):
             got = f"a function of {inspect.signature(function)}"
-            raise checks.error(TypeError, "register", name, expected, got)
+            other = STEP_WITH_WEIGHTS if weights is None else TAKEN_BY["step"]
+            mixed = name == "step" and _takes(function, len(other))
+            without = "only with weights=" if weights is None else "only without weights="
+            fix = f"A step takes {', '.join(other)} {without}." if mixed else ""
+            raise checks.error(TypeError, "register", name, expected, got, fix)
 
     def check_all(caller: str, params: Any) -> None:
         if check is not None:
@@ -219,7 +227,12 @@ def _name(params_type: type, forms: Any) -> None:
             )
         if not isinstance(options, dict) or set(options) != static:
             expected = f"a dict of the static fields {sorted(static)} for {name!r}"
-            raise checks.error(ValueError, "register", "forms", expected, checks.shown(options))
+            got = f"{list(options)}" if isinstance(options, dict) else checks.shown(options)
+            values = ", ".join(f'"{field}": ...' for field in sorted(static))
+            fix = f'Pass {{"{name}": {{{values}}}}}, with the value of each field.'
+            if not static:
+                fix = 'Fields with metadata={"static": True} are static, and this class has none.'
+            raise checks.error(ValueError, "register", "forms", expected, got, fix)
     try:
         weights(**forms)(params_type)
     except ValueError as error:  # JAX raises it if the type is already a pytree
@@ -275,7 +288,9 @@ def _check_leaves(caller, params):
         where = name + jax.tree_util.keystr(path)
         if not (checks.is_array(leaf) and checks.dtype_of(leaf).name in checks.DTYPES):
             expected = f"an array of dtype {checks.FLOATS}"
-            raise checks.error(TypeError, caller, where, expected, checks.describe(leaf))
+            plain = isinstance(leaf, bool | int | float | str)
+            fix = 'If it is no weight, give its field metadata={"static": True}.' if plain else ""
+            raise checks.error(TypeError, caller, where, expected, checks.describe(leaf), fix)
 
 
 def _check_sizes(caller, params, sizes):

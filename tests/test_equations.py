@@ -497,17 +497,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weights of two": ({"weights": lambda a, b: a}, "weights must be a function of params"),
     "step of three": ({"step": own_gru.step}, "register: step must be a function of params, carry, "
                       "parts, products"),
+    "step without weights": ({"weights": None}, "step must be a function of params, carry, x, got "
+                             "a function of (params, h, parts, products). A step takes params, "
+                             "carry, parts, products only with weights=."),
     "no Weights": ({"weights": lambda params: (params.w_ih, params.w_hh)},
                    "weights of Wrong: what it returns must be jaxgru.Weights, got tuple"),
     "w_hh no tuple": ({"weights": lambda params: jaxgru.Weights(params.w_ih, params.w_hh)},
-                      "w_hh must be a tuple of at most two arrays, got float32[4, 1, 4]"),
+                      "w_hh must be a tuple of at most two arrays, got float32[4, 1, 4]. Pass (w,) "
+                      "for one array w, and () for none"),
     "three products": ({"weights": lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,) * 3)},
                        "w_hh must be a tuple of at most two arrays, got 3 arrays"),
     "w_ih of two axes": ({"weights": lambda params: jaxgru.Weights(params.w_ih[:, 0], ())},
-                         "w_ih must be float32[3, G, 4], got float32[3, 4]"),
+                         "w_ih must be float32[3, G, 4], got float32[3, 4]. The middle axis is "
+                         "the gate. For a single gate, pass w[:, None]"),
     "w_hh of two axes": ({"weights": replaced(w_hh=(jnp.ones((4, 4), "float32"),))},
                          "w_hh[0] must be float32[4, g_0, 4], got float32[4, 4]"),
-    "b": ({"weights": replaced(b=jnp.ones(4, "float32"))}, "b must be float32[1, 4], got float"),
+    "b": ({"weights": replaced(b=jnp.ones(4, "float32"))}, "b must be float32[1, 4], got "
+          "float32[4]. The first axis is the gate. For a single gate, pass b[None]"),
     "b of another dtype": ({"weights": replaced(b=jnp.ones((1, 4), "float16"))},
                            "b must be float32[1, 4], got float16[1, 4]"),
     "b_hn": ({"weights": replaced(b_hn=jnp.ones((1, 4), "float32"))}, "b_hn must be float32[4]"),
@@ -523,7 +529,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "operand": ({"step": of_scalar}, "the operand of products[0] must be float32[4], as a carry, "
                 "got float32[]"),
     "reads params": ({"step": reads}, "what it uses must be no array of params, since parts and "
-                     "products replace them, got params.wrong_of_a_test.w_hh"),
+                     "products replace them, got params.wrong_of_a_test.w_hh. A vector with a "
+                     "number for each unit can be the bias of one more gate, with zeros in w_ih"),
     "closes over an array": ({"step": closes_over}, "must be no array but its arguments"),
     "norm over units": ({"step": norm}, "its equations must be operations on each unit by itself "
                         "for a cell with weights, got reduce_sum"),
@@ -531,7 +538,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
        for name, over in MIXED.items()},
     "rule": ({"step": through(norm_in_the_rule)}, "with weights, got reduce_sum"),
     "callback": ({"step": through(lambda x: jax.pure_callback(np.sin, x, x))}, "got pure_callback"),
-    "places": ({"step": through(lambda x: x * jnp.arange(4.0, dtype="float32"))}, "got iota"),
+    "places": ({"step": through(lambda x: x * jnp.arange(4.0, dtype="float32"))},
+               "got iota. A vector with"),
     "prints": ({"step": through(printed)}, "its equations must be pure for a cell with weights, "
                "got the effects Debug"),
     **{f"by {name}": ({"step": through(over)}, "its equations must be the same for all shapes")
@@ -571,7 +579,8 @@ def test_wrong_params():
     """Their own errors come before those of weights."""
     params = own_gru.NamedParams(jnp.ones((3, 3, 4)), None, "text")
     with pytest.raises(
-        TypeError, match=r"scan: NamedParams.named_gru.b must be an array of dtype "
+        TypeError,
+        match=r"scan: NamedParams.named_gru.b must be an array .* str. If it is no weight, ",
     ):
         jaxgru.scan(params, jnp.ones((2, 3)))
 

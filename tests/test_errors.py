@@ -88,6 +88,13 @@ CASES = {
     "params of no known type": Wrong(
         lambda: scan({"w_ih": zeros((3, 3, 4))}), TypeError, "scan: params", "GRUParams", "dict"
     ),
+    "params of a class that is not registered": Wrong(
+        lambda: scan(dataclasses.make_dataclass("Mine", ["w"])(zeros((3, 4)))),
+        TypeError,
+        "scan: params",
+        "of a registered type",
+        "Mine. jaxgru.gru_init(key, input_size, hidden_size) makes GRUParams. jaxgru.register",
+    ),
     "params and xs exchanged": Wrong(
         lambda: jaxgru.scan(xs_of(), params_of()),
         TypeError,

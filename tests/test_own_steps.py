@@ -1,6 +1,8 @@
 """The examples of docs/recipes/own_steps.md against the same equations in float64 NumPy."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 import jaxgru
 import oracle
 import recipes
-from cases import HIDDEN, INPUT, STEPS, VALUE_TOL, assert_close, assert_same, draw, weigh
+from cases import GRAD_TOL, HIDDEN, INPUT, STEPS, VALUE_TOL, assert_close, assert_same, draw, weigh
 from oracle import sigmoid
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -43,6 +45,69 @@ def test_the_rate_network():
         expected.append(np.maximum(v, 0))
     values = jaxgru.scan(params, jnp.asarray(xs))
     assert_close(values, (v, np.stack(expected)), VALUE_TOL["float32"])
+
+
+def test_a_number_for_each_unit():
+    params, xs = page()["decays"], np.ones((20, 3))
+    w_ih, w_hh, b, log_tau, h = jax.tree.leaves(params)
+
+    def total(w_ih, w_hh, b, log_tau, h):
+        hs = []
+        for x in xs:
+            new = jnp.tanh(x @ w_ih + h @ w_hh + b)
+            kept = jnp.exp(-jnp.exp(-log_tau))
+            h = kept * h + (1 - kept) * new
+            hs.append(h)
+        return jnp.stack(hs).sum()
+
+    wide = [jnp.asarray(leaf, "float64") for leaf in (w_ih, w_hh, b, log_tau, h)]
+    expected = jax.grad(total, range(5))(*wide)
+    assert_close(tuple(jax.tree.leaves(page()["grads"])), expected, GRAD_TOL["float32"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A quasi-recurrent network with a window of two, which keeps parts in its carry."""
+
+    w_ih: Any  # [I, 6, H]: the input of this step, and that of the step before
+    b: Any  # [6, H]
+
+
+def window_step(params, carry, parts, products):
+    del params, products
+    c, h, *before = carry
+    z, f, o = (now + then for now, then in zip(parts[:3], before, strict=True))
+    f = jax.nn.sigmoid(f)
+    c = f * c + (1 - f) * jnp.tanh(z)
+    h = jax.nn.sigmoid(o) * c
+    return (c, h, *parts[3:]), h
+
+
+jaxgru.register(
+    Window,
+    step=window_step,
+    weights=lambda params: jaxgru.Weights(params.w_ih, (), params.b),
+    initial_carry=lambda params: (jnp.zeros_like(params.b[0]),) * 5,
+    sizes=lambda params: (params.w_ih.shape[0], params.w_ih.shape[2]),
+    forms={"window": {}},
+)
+
+
+def test_a_window_of_two():
+    rng = np.random.default_rng(3)
+    w, b, xs = normal(rng, INPUT, 6, HIDDEN), normal(rng, 6, HIDDEN), normal(rng, STEPS, INPUT)
+    starts = np.arange(STEPS) == 2
+    c, expected, before = np.zeros(HIDDEN), [], np.zeros((3, HIDDEN))
+    for x, start in zip(xs, starts, strict=True):
+        c, before = (0 * c, 0 * before) if start else (c, before)
+        parts = np.einsum("i,igh->gh", x, w) + b
+        z, f, o = parts[:3] + before
+        c = sigmoid(f) * c + (1 - sigmoid(f)) * np.tanh(z)
+        expected.append(sigmoid(o) * c)
+        before = parts[3:]
+    params = Window(jnp.asarray(w), jnp.asarray(b))
+    _, outputs = jaxgru.scan(params, jnp.asarray(xs), reset=jnp.asarray(starts))
+    assert_close(outputs, np.stack(expected), TOL)
 
 
 # --- The decoder.

@@ -220,8 +220,20 @@ def test_static_fields_are_saved(tmp_path):
         jaxgru.save(tmp_path / "file", params)
         assert_same(jaxgru.load(tmp_path / "file"), params)
         assert jaxgru.scan(params, draw_xs())[1].shape == (STEPS, 2)
-    with pytest.raises(ValueError, match="to_dict: "):
-        jaxgru.to_dict(Leaky(jnp.ones((INPUT, 2)), 0.25))
+    other = Leaky(jnp.ones((INPUT, 2)), 0.25)
+    assert jaxgru.scan(other, draw_xs())[1].shape == (STEPS, 2)
+    expected = (
+        r"to_dict: the static fields of Stack.layers\[0\], Leaky, must be \{'rate': 0.125\} for "
+        r"the form slow or \{'rate': 0.5\} for the form fast, got \{'rate': 0.25\}"
+    )
+    with pytest.raises(ValueError, match=expected):
+        jaxgru.to_dict(jaxgru.Stack((other,)))
+
+
+def test_a_tree_in_a_field_is_not_saved():
+    params = OwnParams({"r": jnp.ones(2), "z": jnp.ones(2)}, jnp.ones(2), None)
+    with pytest.raises(ValueError, match=r"got own_gru.w_ih.r, .* holds one array, not a tree"):
+        jaxgru.to_dict(params)
 
 
 def test_dropout_between_own_layers():
@@ -505,7 +517,7 @@ WRONG = {
     ),
     "a form that leaves a static field open": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"fields": {}}, **COMMON),
-        ValueError, "forms", "static fields ['kind']",
+        ValueError, "forms", """['kind'] for 'fields', got []. Pass {"fields": {"kind": ...}}""",
     ),
     "a form with a dot in its name": (
         lambda: jaxgru.register(Fields, step=plain_step, forms={"a.b": {"kind": 1}}, **COMMON),

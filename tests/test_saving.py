@@ -281,7 +281,11 @@ GRU = one("gru")
             TypeError,
             "'gru.w_ih' must be an array, got ShapeDtypeStruct",
         ),
-        (jaxgru.GRUParams(**vars(GRU) | {"reset_after": "no"}), ValueError, "names must be"),
+        (
+            jaxgru.GRUParams(**vars(GRU) | {"reset_after": "no"}),
+            ValueError,
+            "the static fields of params, GRUParams, must be .* for the form gru or ",
+        ),
     ],
 )
 def test_what_cannot_be_saved(path, params, kind, error):
@@ -316,6 +320,14 @@ def test_a_model_with_a_readout(path, model, where):
         jaxgru.save(path, {1: GRU, "head": GRU.b})  # JAX cannot sort these keys
 
 
+def test_a_cell_that_is_not_registered(path, monkeypatch):
+    jaxgru.save(path, draw("mgu"))
+    monkeypatch.delitem(FORMS, "mgu")
+    fix = "A cell of your own must be registered before, with forms."
+    with pytest.raises(ValueError, match=rf"^load: .* got mgu.w_ih, mgu.w_hh, mgu.b. {fix}$"):
+        jaxgru.load(path)
+
+
 def test_tracers(path):
     with pytest.raises(TypeError, match=r"got a tracer. .* inside jit"):
         jax.jit(lambda params: jaxgru.save(path, params))(draw("gru"))
@@ -327,6 +339,7 @@ def test_tracers(path):
         (3, TypeError, "tree must be a mapping"),
         ({}, ValueError, "names must be .* begin with layers.* got no names.$"),
         ({"w_ih": GRU.w_ih}, ValueError, "got w_ih. Pass the part .* jaxgru.interop"),
+        ({"mine.w": GRU.w_ih}, ValueError, "A cell of your own must be registered before"),
         ({"gru.w_ih": GRU.w_ih}, ValueError, "names must be gru.w_ih, gru.w_hh, gru.b"),
         (jaxgru.to_dict(GRU) | {"gru.v": GRU.b}, ValueError, "names must be gru.w_ih"),
         (jaxgru.to_dict(GRU) | {"lstm.b": GRU.b}, ValueError, "Pass the arrays of each network"),

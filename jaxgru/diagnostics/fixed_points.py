@@ -76,8 +76,9 @@ def fixed_points(
         x: the input `[I]`, of the dtype of params.
         key: a `jax.random.key` for the starts.
         states: `[N, S]`, the states where the searches begin, used in turn. States that the
-            network visits are best. None draws them uniformly from the box [-1, 1]^S. The state is
-            h, or [h, c] for an LSTM. For a Stack it is the states of all layers, concatenated.
+            network visits are best. None draws them uniformly from the box [-1, 1]^S. A state is
+            all arrays of a carry, concatenated in the order of `jax.tree.leaves`: h for a GRU,
+            [h, c] for an LSTM, and the states of all layers for a Stack.
         starts: the number of searches.
         spread: the standard deviation of the noise that is added to states. 0 adds no noise.
         iterations: the largest number of steps of a search.
@@ -108,7 +109,7 @@ def fixed_points(
     checks.key(caller, key)
     size = states_of(params).size
     if states is not None:
-        fix = "Each row is a state: [h, c] for an LSTM."
+        fix = "Each row is a state, the arrays of a carry concatenated: [h, c] for an LSTM."
         checks.array(caller, "states", states, ("N", size), fix)
         checks.same_dtype(caller, "states", states, layers.dtype(params))
         if states.shape[0] == 0:

@@ -42,10 +42,11 @@ def lyapunov_spectrum(
 
         Q_t R_t = J_t Q_{t-1},    exponent_i = mean over t of log (R_t)_ii
 
-    Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. Q starts from a random frame that is
-    the same for every call. Memory does not grow with T, since the loop carries only the state
-    and Q. A step costs k forward derivatives, which is about 2 k times the products of the step,
-    and an orthonormalization, S k^2.
+    Here J_t = ds_t/ds_{t-1}, and Q `[S, k]` is orthonormal. The state s consists of all arrays of
+    the carry, concatenated, and S is its size. Q starts from a random frame that is the same for
+    every call. Memory does not grow with T, since the loop carries only the state and Q. A
+    step costs k forward derivatives, which is about 2 k times the products of the step, and an
+    orthonormalization, S k^2.
 
     Args:
         params: the params of any cell whose carry consists of floats of the dtype of params, or a

@@ -135,8 +135,9 @@ def test_partitioning_of_linen():
 
 
 def test_partitioning_of_nnx():
-    with jax.set_mesh(mesh()):  # here Flax shards the weights immediately
-        params = draw("gru_after", dtype="float32")
+    params = draw("gru_after", dtype="float32")
+    with jax.set_mesh(mesh()):  # here Flax shards the weights immediately, if they lie on the mesh
+        params = jax.tree.map(jnp.positive, params)
         rnn = RNN(params, partitioning=AXES)
         ys = nnx.jit(lambda rnn: rnn(XS))(rnn)
     specs = nnx.to_pure_dict(nnx.get_partition_spec(nnx.state(rnn)))
