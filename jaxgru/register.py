@@ -45,9 +45,10 @@ def register(
     """Make params of your own type a cell, which runs wherever the other cells do.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)
-        carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)    with project
-        carry_t, y_t = step(params, carry_{t-1}, parts_t, products)                  with weights
+        carry_t, y_t = step(params, carry_{t-1}, u_t),    u = project(params, xs)
+        carry_t, y_t = step(params, carry_{t-1}, parts_t, products)
 
+    The second form is that of a cell with project, and the third that of a cell with weights.
     Afterwards `scan`, `step`, `Stack`, `Bidirectional` and `initial_carry` accept such params,
     alone or together with other cells, and with every option except compute_dtype, which needs
     weights. The cell supports `vmap` over data and params, and derivatives of any order in both
@@ -70,7 +71,8 @@ def register(
             two classes as equal if `register_dataclass` made both pytrees and they have the same
             number of fields. It may then run the program that it compiled for the other class.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
-            carry keeps its structure, shapes and dtypes, and y has the dtype of params.
+            carry keeps its structure, shapes and dtypes, and y has the dtype of params. With project
+            or weights, the step takes other arguments in place of x.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
             zeros. Segments start from it too, unless reset_carry is given.
         sizes: params -> (I, H), from the shapes of the leaves.
