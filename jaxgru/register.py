@@ -71,8 +71,8 @@ def register(
             two classes as equal if `register_dataclass` made both pytrees and they have the same
             number of fields. It may then run the program that it compiled for the other class.
         step: a pure function of one time step, (params, carry, x `[I]`) -> (carry, y `[H]`). The
-            carry keeps its structure, shapes and dtypes, and y has the dtype of params. With project
-            or weights, the step takes other arguments in place of x.
+            carry keeps its structure, shapes and dtypes, and y has the dtype of params. With
+            project or weights, the step takes other arguments in place of x.
         initial_carry: params -> the carry where a sequence starts, a tree of arrays. It need not be
             zeros. Segments start from it too, unless reset_carry is given.
         sizes: params -> (I, H), from the shapes of the leaves.

@@ -18,6 +18,7 @@ from experiments.copy_task.settings import CopySettings
 pytestmark = pytest.mark.usefixtures("optax_promotes", "no_pictures")
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 ROWS = sorted(path.parent.name for path in RESULTS.glob("[ac]*_*/metrics.jsonl"))
+AGAIN = sorted(path.name for path in (RESULTS / "seed_3").iterdir())
 KINDS = {"adding_task": (AddingSettings, ADDING), "copy_task": (CopySettings, COPY)}
 # A record does not have these: its place, and flags that its version did not have.
 PLACE = ("out", "preset", "resume", "save_every")
@@ -52,6 +53,15 @@ def test_a_row_is_a_preset(row):
         recorded.pop(name)
         preset.pop(name)
     assert preset == recorded
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_run_with_another_seed_is_the_preset_and_met_its_target(name):
+    header, _, results = read_run(RESULTS / "seed_3" / name / "metrics.jsonl")
+    preset = json.loads(json.dumps(as_json(preset_of(header["task"], name))))
+    assert header["settings"] | {"seeds": preset["seeds"], "out": preset["out"]} == preset
+    assert preset["seeds"] != header["settings"]["seeds"] == [3]
+    assert [result["verdict"] for result in results] == ["solved"]
 
 
 @pytest.mark.parametrize("task", KINDS)
