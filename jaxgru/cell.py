@@ -128,6 +128,11 @@ def is_cell(params: Params) -> bool:
     return knows(type(params))
 
 
+def cells(params: Params) -> list[Params]:
+    """The params of every cell in a composition of cells."""
+    return jax.tree.leaves(params, is_leaf=is_cell)
+
+
 def check_leaves(caller: str, params: Params) -> None:
     """Check the leaves of params, whose type is registered."""
     _cells[type(params)].check(caller, params)

@@ -76,12 +76,11 @@ def family(
     @lru_cache
     def made(structure: Any, types: tuple[Any, ...]) -> Cell:
         params = structure.unflatten(types)
-        _, size = sizes(params)
-        dtype = types[0].dtype
+        found_sizes, dtype = sizes(params), types[0].dtype
         found = jax.eval_shape(weights, params)
-        _check_weights(name, found, sizes(params), dtype)
+        _check_weights(name, found, found_sizes, dtype)
         carry = jax.eval_shape(initial_carry, params)
-        _check_carry(name, carry, size, dtype)
+        _check_carry(name, carry, found_sizes[1], dtype)
         gates = found.w_ih.shape[1]
         counts = tuple(w.shape[1] for w in found.w_hh)
         output = _check_step(name, step, params, carry, gates, counts)
@@ -91,7 +90,7 @@ def family(
             counts,
             sizes=lambda weights: (weights.w_ih.shape[0], weights.w_ih.shape[-1]),
             check=lambda caller, weights: None,
-            carry_shape=lambda weights: carry,
+            carry_shape=lambda _: carry,
             output=lambda carry: jax.tree.leaves(carry)[output],
             blocks=_blocks,
             bound=lambda start, steps: jax.tree.map(lambda a: jnp.full_like(a, jnp.inf), start),
@@ -99,7 +98,6 @@ def family(
         return inner._replace(
             sizes=sizes,
             check=check,
-            carry_shape=lambda params: jax.eval_shape(initial_carry, params),
             blocks=lambda params: _blocks(weights(params)),
             initial_carry=initial_carry,
             formed=(weights, inner),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgru import checks, exportable, forms
-from jaxgru.cell import Carry, Params, StepCell, cell_of, check_leaves, is_cell
+from jaxgru.cell import Carry, Params, StepCell, cell_of, cells, check_leaves, is_cell
 from jaxgru.gru import gru_init
 
 
@@ -218,36 +218,24 @@ def check_forward(caller: str, params: Params, fix: str) -> None:
 
 def check_weights_named(caller: str, params: Params, what: str) -> None:
     """Check that no layer of params is a cell whose products with weights are unknown."""
-    if isinstance(params, Stack):
-        for layer in params.layers:
-            check_weights_named(caller, layer, what)
-    elif isinstance(params, Bidirectional):
-        check_weights_named(caller, params.forward, what)
-        check_weights_named(caller, params.backward, what)
-    elif isinstance(cell_of(params), StepCell):
-        expected = f"those of cells that name their weights{what}"
-        fix = "A cell of your own names them if you pass weights= to jaxgru.register."
-        raise checks.error(TypeError, caller, "params", expected, type(params).__name__, fix)
+    for layer in cells(params):
+        if isinstance(cell_of(layer), StepCell):
+            expected = f"those of cells that name their weights{what}"
+            fix = "A cell of your own names them if you pass weights= to jaxgru.register."
+            raise checks.error(TypeError, caller, "params", expected, type(layer).__name__, fix)
 
 
 def check_state(caller: str, params: Params) -> None:
     """Raise an error if the carry of a cell in params does not consist of numbers of its dtype."""
-    if isinstance(params, Stack):
-        for layer in params.layers:
-            check_state(caller, layer)
-    elif isinstance(params, Bidirectional):
-        check_state(caller, params.forward)
-        check_state(caller, params.backward)
-    else:
-        name, carry = f"the carry of {type(params).__name__}", carry_shape(params)
+    for layer in cells(params):
+        name, carry = f"the carry of {type(layer).__name__}", carry_shape(layer)
         if not jax.tree.leaves(carry):
-            raise checks.error(
-                ValueError, caller, name, "a tree that contains an array", f"{carry}"
-            )
+            expected = "a tree that contains an array"
+            raise checks.error(ValueError, caller, name, expected, f"{carry}")
         for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-            if leaf.dtype != dtype(params):
+            if leaf.dtype != dtype(layer):
                 where = name + jax.tree_util.keystr(path)
-                expected, got = f"{dtype(params)}, the dtype of params", checks.describe(leaf)
+                expected, got = f"{dtype(layer)}, the dtype of params", checks.describe(leaf)
                 fix = "Only a state of such numbers has Jacobians: use scan."
                 raise checks.error(TypeError, caller, where, expected, got, fix)
 

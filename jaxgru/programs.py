@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxgru.cell import is_cell
+from jaxgru.cell import cells
 
 
 def by_type(static: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -28,8 +28,7 @@ def by_type(static: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
-            cells = jax.tree.leaves(arguments[static], is_leaf=is_cell)
-            return run(tuple(map(type, cells)), *arguments)
+            return run(tuple(map(type, cells(arguments[static]))), *arguments)
 
         return call
 
