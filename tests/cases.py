@@ -153,6 +153,19 @@ def draw_xs(steps=STEPS, inputs=INPUT, dtype="float64", seed=1) -> jax.Array:
     return array(rng.standard_normal((steps, inputs)), dtype)
 
 
+#: Resets and a mask.
+FLAGS = np.random.default_rng(7).random((2, STEPS)) < 0.4
+#: Options of `scan` that say which steps are real, and where segments start.
+MARKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "length": {"length": 4},
+    "no step": {"length": 0},
+    "reset": {"reset": FLAGS[0]},
+    "mask": {"mask": ~FLAGS[1]},
+    "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1]},
+}
+
+
 def draw_like(tree, seed=2) -> Any:
     """Draw a tree of the same structure, shapes and dtypes, such as a carry or a tangent."""
     rng = np.random.default_rng(seed)

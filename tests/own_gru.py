@@ -72,3 +72,13 @@ FORMS: Any = {"own_gru": {}}, {"projected_gru": {}}, {"named_gru": {}}
 jaxgru.register(OwnParams, step=step, forms=FORMS[0], **COMMON)
 jaxgru.register(ProjectedParams, step=projected_step, project=project, forms=FORMS[1], **COMMON)
 jaxgru.register(NamedParams, step=named_step, weights=weights, forms=FORMS[2], **COMMON)
+
+
+def register(made, **changes):
+    """Register a class as a cell with weights. Some arguments may be changed."""
+    right: dict[str, Any] = {
+        "step": named_step,
+        "weights": lambda params: jaxgru.Weights(params.w_ih, (params.w_hh,)),
+        "forms": {made.__name__.lower() + "_of_a_test": {}},
+    }
+    jaxgru.register(made, **(COMMON | right | changes))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from cases import (
     GRAD_TOL,
     HIDDEN,
     INPUT,
+    MARKS,
     OWN,
     STEPS,
     VALUE_TOL,
@@ -32,15 +32,6 @@ from cases import (
 pytestmark = pytest.mark.usefixtures("x64")
 VALUES, GRADS = VALUE_TOL["float64"], GRAD_TOL["float64"]
 
-FLAGS = np.random.default_rng(7).random((2, STEPS)) < 0.4
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "length": {"length": 4},
-    "no step": {"length": 0},
-    "reset": {"reset": FLAGS[0]},
-    "mask": {"mask": ~FLAGS[1]},
-    "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1]},
-}
 #: The output of one cell is its carry, and that of the other is not.
 SHORT = ("mgu", "leaky_rate_softplus")
 NETWORKS = ("cell", "mixed")
@@ -67,12 +58,12 @@ def test_step_is_the_equations(kind, hidden, bias):
 
 
 @pytest.mark.parametrize("reverse", [False, slow(True)])
-@pytest.mark.parametrize("options", only(["all"], OPTIONS))
+@pytest.mark.parametrize("options", only(["all"], MARKS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 @pytest.mark.parametrize("kind", only(["layer_norm_gru"], OWN))
 def test_scan_is_the_equations(kind, name, options, reverse):
     """The results do not depend on what the steps that are not real hold."""
-    params, chosen = network(kind, name), OPTIONS[options]
+    params, chosen = network(kind, name), MARKS[options]
     real = np.arange(STEPS) < chosen.get("length", STEPS)
     real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
     xs, carry = draw_xs(), draw_carry(params)

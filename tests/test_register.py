@@ -15,6 +15,7 @@ from cases import (
     GRAD_TOL,
     HIDDEN,
     INPUT,
+    MARKS,
     STEPS,
     VALUE_TOL,
     assert_close,
@@ -55,24 +56,16 @@ def networks():
 
 
 NETWORKS = ("cell", "stack", "mixed")
-FLAGS = np.random.default_rng(7).random((2, STEPS)) < 0.4
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "length": {"length": 4},
-    "no step": {"length": 0},
-    "reset": {"reset": FLAGS[0]},
-    "mask": {"mask": ~FLAGS[1]},
-    "all": {"length": 5, "reset": FLAGS[0], "mask": ~FLAGS[1], "checkpoint": 2},
-}
 
 
 @pytest.mark.parametrize("kind", [slow(OwnParams), ProjectedParams])
 @pytest.mark.parametrize("reverse", [slow(False), True])
-@pytest.mark.parametrize("options", only(["all"], OPTIONS))
+@pytest.mark.parametrize("options", only(["all"], MARKS))
 @pytest.mark.parametrize("name", only(["mixed"], NETWORKS))
 def test_equals_the_built_in_cell(name, options, reverse, kind):
     """Values and gradients for all arguments do not depend on the steps that are not real."""
-    built_in, chosen = networks()[name], OPTIONS[options]
+    built_in, chosen = networks()[name], MARKS[options]
+    checkpoint = 2 if options == "all" else None
     xs, carry = draw_xs(), draw_carry(built_in)
     real = np.arange(STEPS) < chosen.get("length", STEPS)
     real &= np.asarray(chosen.get("mask", np.ones(STEPS, bool)))
@@ -80,7 +73,8 @@ def test_equals_the_built_in_cell(name, options, reverse, kind):
     starts = {"reset_carry": draw_carry(built_in, seed=9)} if "reset" in chosen else {}
 
     def run(params, xs, carry, starts):
-        return jaxgru.scan(params, xs, carry, reverse=reverse, **starts, **chosen)
+        how = {"reverse": reverse, "checkpoint": checkpoint}
+        return jaxgru.scan(params, xs, carry, **how, **starts, **chosen)
 
     def both(params):
         loss = lambda *arguments: weigh(run(*arguments))  # noqa: E731
