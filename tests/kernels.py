@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgru
+import own_gru
 from cases import draw
 from jaxgru.backends import CPU, loop
 from jaxgru.cell import cell_of
@@ -34,14 +35,7 @@ def step(params: Any, carry: Any, parts: Any, products: Any) -> Any:
     return (h, c), h
 
 
-jaxgru.register(
-    OfKernelsParams,
-    step=step,
-    weights=lambda p: jaxgru.Weights(p.w_ih, (p.w_hh[:, :2], p.w_hh[:, 2:])),
-    initial_carry=lambda p: (jnp.zeros_like(p.w_hh[0, 0]),) * 2,
-    sizes=lambda p: (p.w_ih.shape[0], p.w_hh.shape[0]),
-    forms={"of_kernels": {}},
-)
+own_gru.register(OfKernelsParams, step=step, **own_gru.TWO_PRODUCTS)
 
 
 def draw_params(kind: str, dtype: str) -> Any:

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgru
+import own_gru
 import recipes
 from benchmarks import collectives
 from benchmarks.collectives import count
@@ -106,14 +107,7 @@ def bent_step(params, carry, parts, products):
     return (h, jnp.full_like(h, 0.1)), h
 
 
-jaxgru.register(
-    BentParams,
-    step=bent_step,
-    weights=lambda p: jaxgru.Weights(p.w_ih, (p.w_hh[:, :2], p.w_hh[:, 2:])),
-    initial_carry=lambda p: (jnp.zeros_like(p.w_hh[0, 0]),) * 2,
-    sizes=lambda p: (p.w_ih.shape[0], p.w_hh.shape[0]),
-    forms={"bent": {}},
-)
+own_gru.register(BentParams, step=bent_step, **own_gru.TWO_PRODUCTS)
 
 
 def bent():

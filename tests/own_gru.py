@@ -73,6 +73,12 @@ jaxgru.register(OwnParams, step=step, forms=FORMS[0], **COMMON)
 jaxgru.register(ProjectedParams, step=projected_step, project=project, forms=FORMS[1], **COMMON)
 jaxgru.register(NamedParams, step=named_step, weights=weights, forms=FORMS[2], **COMMON)
 
+#: For `register`: a cell with two products without biases, and a carry of two arrays.
+TWO_PRODUCTS: Any = {
+    "weights": lambda params: jaxgru.Weights(params.w_ih, (params.w_hh[:, :2], params.w_hh[:, 2:])),
+    "initial_carry": lambda params: (jnp.zeros_like(params.w_hh[0, 0]),) * 2,
+}
+
 
 def register(made, **changes):
     """Register a class as a cell with weights. Some arguments may be changed."""
