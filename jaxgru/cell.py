@@ -190,9 +190,14 @@ def total(start: jax.Array | None, *terms: Any) -> Any:
     return start
 
 
+def projection(blocks: Blocks, xs: jax.Array) -> jax.Array:
+    """The contribution of the inputs to the pre-activations, with the gates side by side."""
+    return total(matmul(blocks.w_ih, xs), blocks.b)
+
+
 def project(cell: Cell, blocks: Blocks, xs: jax.Array) -> tuple[jax.Array, ...]:
     """The contribution of the inputs to the pre-activations, `x W_ih + b`, one array per gate."""
-    return split(total(matmul(blocks.w_ih, xs), blocks.b), cell.gates)
+    return split(projection(blocks, xs), cell.gates)
 
 
 def products(

@@ -78,6 +78,7 @@ GPU = Plan(
     backward=2**26,
     unroll=8,
     gates_in_loop=False,
+    packed=True,
 )
 #: These numbers follow estimates of the TPU's compiler.
 TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)

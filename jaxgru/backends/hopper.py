@@ -248,9 +248,9 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
         x = [next(flags) if mark else next(blocks) for mark in marked]
 
         def meanwhile():
-            pl.when(t > 0)(lambda: write(count_y, 1 - slot, ys.at[at(t - 1), :, mine, tile]))
+            _if_positive(t, lambda: write(count_y, 1 - slot, ys.at[at(t - 1), :, mine, tile]))
             pgpu.wait_smem_to_gmem(1, wait_read_only=True)
-            pl.when(t + ahead < steps)(lambda: fetch(t + ahead, k))
+            _if_positive(steps - ahead - t, lambda: fetch(t + ahead, k))
 
         waiting = [meanwhile]
         refs = (scratch[name] for name in ("held", "operands"))
@@ -315,7 +315,7 @@ def _product(start, cta, count, t, waiting, words, index, shape, scale, held, op
     while waiting:
         waiting.pop()()
     if count > 1:
-        cluster.wait(words, barrier, t // 2)
+        cluster.wait(words, barrier, lax.div(t, 2))
 
     def multiply(*sums):
         for o, c in pairs:
@@ -333,6 +333,15 @@ def _product(start, cta, count, t, waiting, words, index, shape, scale, held, op
         part = total * scale * factors[c]
         found[o] = part if found[o] is None else found[o] + part
     return tuple(found)
+
+
+def _if_positive(number, run):
+    """Run a function if an integer is positive.
+
+    `pl.when` would convert a bool to the index of a branch, for which jax before 0.12 starts a
+    process that prints the version of ptxas.
+    """
+    lax.switch(number, (lambda: None, run))
 
 
 def _exponent(value):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.export import is_symbolic_dim
 
-from jaxgru.backends import transposes
+from jaxgru.backends import transposes, unrolled
 from jaxgru.backends.divided import divided
 from jaxgru.backends.plan import Declined, Plan, or_loop
 from jaxgru.cell import (
@@ -41,6 +41,8 @@ from jaxgru.cell import (
     operands,
     products,
     project,
+    projection,
+    split,
     total,
 )
 
@@ -111,6 +113,7 @@ def forward(
     save = differentiated and saves_gates(cell, params)
     hoisted = _short(plan, cell, params, xs)
     in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
+    packed = plan.packed and plan.kernel is None
     n_last = size >= plan.wide
     product = matmul_left if n_last else matmul
     if n_last:
@@ -120,6 +123,8 @@ def forward(
         projected, fresh, keep = inputs
         if in_loop:
             projected = project(cell, blocks, projected)
+        elif packed:
+            projected = split(projected, cell.gates)
         previous = _select(fresh, reset_carry, carry)
         new, gates = cell.advance(products, blocks, previous, projected)
         new = new if keep is None else _select(keep, new, previous)
@@ -147,7 +152,7 @@ def forward(
 
     def chunk(carry, inputs):
         xs, fresh, keep = inputs
-        together = _lift(partial(project, cell), levels, (0, 1), 1)
+        together = _lift(projection if packed else partial(project, cell), levels, (0, 1), 1)
         projected = xs if in_loop else together(blocks, xs)
         streams = (columns(projected), fresh, keep)
         constants = (blocks.b_hn, reset_carry)
@@ -255,6 +260,13 @@ def cotangents(
             ct_reset = jax.tree.map(jnp.add, ct_reset, _select(fresh, ct_previous, none))
         return (_select(fresh, none, ct_previous), ct_reset), source
 
+    def tangent(before, gates, dcarry, sources):
+        if plan.packed:  # a compiler would compute what the product takes again to write it down
+            sources = jax.tree.map(
+                lambda a: lax.optimization_barrier(a) if a.shape[-1] > size else a, sources
+            )
+        return parts.tangent(before, gates, dcarry, sources)
+
     def chunk(state, inputs):
         ct, ct_reset, ct_blocks = state
         times, xs, after, gates, outputs, fresh, keep = inputs
@@ -262,7 +274,7 @@ def cotangents(
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
-        back = partial(retreat, parts.tangent, jax.tree.map(lambda a: a[0], types))
+        back = partial(retreat, tangent, jax.tree.map(lambda a: a[0], types))
         streams = (before, gates, outputs, fresh, keep)
         state = (ct, ct_reset)
 
@@ -333,10 +345,10 @@ def backward_stretch(plan: Plan, cell: Cell, params: Any, xs: Array) -> int:
 
 def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[Any, Any]:
     steps = jax.tree.leaves(xs)[0].shape[0]
-    if not known(steps):
+    turn = _divisor(steps, max(1, min(steps, plan.unroll))) if known(steps) else 1
+    if turn == 1:
         return lax.scan(body, carry, xs, reverse=reverse)
-    turn = _divisor(steps, max(1, min(steps, plan.unroll)))
-    return lax.scan(body, carry, xs, reverse=reverse, unroll=turn)
+    return unrolled.scan(body, carry, xs, turn, reverse)
 
 
 def _launch(

@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     """The number of steps in one iteration of the loop."""
     gates_in_loop: bool
     """Whether the loop writes the gates to save. Otherwise they are computed by stretches later."""
+    packed: bool = False
+    """Whether arrays with several gates side by side stay in one piece. Each step splits its
+    projected inputs, and what the product of a backward step takes is computed only once."""
     merged: bool = True
     """Whether products over a stretch merge time and batch into one axis."""
     divided: bool = False

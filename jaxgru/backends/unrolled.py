@@ -1,0 +1,50 @@
+"""A scan that runs several time steps in one iteration of its loop, all with the same kernels."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, turn: int, reverse: bool
+) -> tuple[Any, Any]:
+    """Run `lax.scan` with `turn` steps in each iteration. Steps that remain follow the loop.
+
+    With `lax.scan(unroll=turn)` the place of a step within the iteration is a constant in its
+    kernels, so a compiler for GPUs makes other kernels for each of the steps. Here each step reads
+    its number from the state of the loop. The numbers pass a barrier, behind which the compiler
+    does not know that they follow from one another.
+    """
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    count, rest = divmod(steps, turn)
+    body = jax.jit(body)  # it is traced and lowered once
+    ahead = -turn if reverse else turn
+    first = tuple(jnp.int32(steps - 1 - k if reverse else k) for k in range(turn))
+
+    def together(carry, times):
+        ys = []
+        for t in times:
+            at = partial(
+                lax.dynamic_index_in_dim, index=t, keepdims=False, allow_negative_indices=False
+            )
+            carry, y = body(carry, jax.tree.map(at, xs))
+            ys.append(y)
+        return carry, jax.tree.map(lambda *a: jnp.stack(a), *(ys[::-1] if reverse else ys))
+
+    def iteration(state, _):
+        carry, times = state
+        carry, ys = together(carry, times)
+        return (carry, tuple(t + ahead for t in times)), ys
+
+    state = (carry, lax.optimization_barrier(first))
+    (carry, times), ys = lax.scan(iteration, state, None, count, reverse=reverse)
+    ys = jax.tree.map(lambda a: a.reshape(count * turn, *a.shape[2:]), ys)
+    if rest:
+        carry, last = together(carry, times[:rest])
+        order = (lambda a, b: (b, a)) if reverse else (lambda a, b: (a, b))
+        ys = jax.tree.map(lambda a, b: jnp.concatenate(order(a, b)), ys, last)
+    return carry, ys
