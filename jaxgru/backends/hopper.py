@@ -124,10 +124,15 @@ def scan(
         raise Declined
 
     def units_first(values):
-        """Convert arrays `[..., B, H]` to `[..., n, rows, columns]`."""
+        """Convert arrays `[..., B, H]` to `[..., n, rows, columns]`.
+
+        Gates that were split from one array are put together again here, before anything else. The
+        compiler removes both, so one kernel transposes all of them.
+        """
+        flat = jnp.concatenate([a.astype(jnp.float32) for a in values], axis=-1).swapaxes(-1, -2)
+        units = flat.reshape(*flat.shape[:-2], -1, size, batch)
         ends = [(0, rows - size), (0, columns - batch)]
-        turned = [a.astype(jnp.float32).swapaxes(-1, -2) for a in values]
-        return jnp.stack([jnp.pad(a, [(0, 0)] * (a.ndim - 2) + ends) for a in turned], axis=-3)
+        return jnp.pad(units, [(0, 0)] * (units.ndim - 2) + ends)
 
     def rows_first(a, structure):
         values = jnp.moveaxis(a[..., :size, :batch].swapaxes(-1, -2), -3, 0)
