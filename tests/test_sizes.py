@@ -94,6 +94,30 @@ def test_as_on_a_gpu(kind, name):
         check(kind, CELLS[kind], ON_GPU[name])
 
 
+@pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
+def test_tangents_and_populations_as_on_a_gpu(kind):
+    """Two networks side by side, the tangents of all arguments, and the derivative of these."""
+    two = (draw(kind, 3, 5, seed=seed) for seed in (0, 1))
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *two)
+    rng = np.random.default_rng(5)
+    xs, dxs = rng.standard_normal((2, 2, 3, 13, 3))
+
+    def outputs(params, xs):
+        return jax.vmap(jax.vmap(jaxgru.scan, (None, 0)))(params, xs)[1]
+
+    def tangent(params, xs):
+        directions = jax.tree.map(jnp.ones_like, params), jnp.asarray(dxs)
+        return jax.jvp(outputs, (params, xs), directions)[1]
+
+    def everything():
+        slope = jax.grad(lambda xs: jnp.sum(tangent(params, xs) ** 2))
+        return tangent(params, xs), jax.jit(slope)(jnp.asarray(xs))
+
+    expected = everything()
+    with planned("cuda", rows=39, forward=0, backward=0):
+        assert_close(everything(), expected, GRAD_TOL["float64"])
+
+
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])
 def test_time_in_one_stretch(kind, hidden):
     check(kind, False, (9, 4, 3, hidden))
