@@ -165,7 +165,8 @@ def forward(
         carries, gates = rows(ys)
         carries = jax.tree.map(lambda a, b: a.astype(b.dtype), carries, carry)
         if save and gates is None:
-            before = jax.tree.map(partial(_shifted, reverse=reverse), rows(carry), carries)
+            shifted = partial(_shifted, plan, reverse)
+            before = jax.tree.map(shifted, rows(carry), carries)
             before = _select(fresh, reset_carry, before)
             gates = _narrowed(xs, _derivative(plan, cell, levels, params).gates(xs, before))
         return last, (carries, gates)
@@ -207,7 +208,7 @@ def tangents(
 
     def chunk(dcarry, inputs):
         times, xs, dxs, after, gates, fresh, keep = inputs
-        before = _previous(times, carry, carries, after, reverse)
+        before = _previous(plan, reverse, times, carry, carries, after)
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         sources = parts.sources(dblocks, xs, dxs, before, gates)
@@ -270,7 +271,7 @@ def cotangents(
     def chunk(state, inputs):
         ct, ct_reset, ct_blocks = state
         times, xs, after, gates, outputs, fresh, keep = inputs
-        before = _previous(times, carry, carries, after, reverse)
+        before = _previous(plan, reverse, times, carry, carries, after)
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
@@ -289,6 +290,8 @@ def cotangents(
             return retreat(tangent, source, state, inputs)
 
         if plan.kernel is None:
+            if plan.merged and plan.unroll == 1 and not levels and known(*xs.shape):
+                back, streams = _by_rows(back, *streams)
             state, sources = _scan(plan, back, state, streams, not reverse)
         else:
             state, sources = _launch(
@@ -349,6 +352,27 @@ def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[An
     if turn == 1:
         return lax.scan(body, carry, xs, reverse=reverse)
     return unrolled.scan(body, carry, xs, turn, reverse)
+
+
+def _by_rows(body: Callable[[Any, Any], Any], before: Carry, *others: Any) -> tuple[Any, Any]:
+    """(body, xs) of a scan that reads the carries before the steps from rows `[T * N, H]`.
+
+    The products over a stretch take these rows. If the scan took `[T, *N, H]`, the compiler for
+    CPUs would compute the same numbers in both shapes, by two kernels that take long to compile.
+    """
+    steps, *batch, _ = jax.tree.leaves(before)[0].shape
+    count = math.prod(batch)
+    rows = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), before)
+
+    def step(carry, inputs):
+        k, others = inputs
+
+        def at(a):
+            return lax.dynamic_slice_in_dim(a, k * count, count).reshape(*batch, a.shape[-1])
+
+        return body(carry, (jax.tree.map(at, rows), *others))
+
+    return step, (jnp.arange(steps, dtype=jnp.int32), others)
 
 
 def _launch(
@@ -510,18 +534,23 @@ def _select(flags: Array | None, a: Any, b: Any) -> Any:
     return jax.tree.map(pick, a, b)
 
 
-def _previous(times: Array, carry: Carry, carries: Carry, after: Carry, reverse: bool) -> Carry:
+def _previous(
+    plan: Plan, reverse: bool, times: Array, carry: Carry, carries: Carry, after: Carry
+) -> Carry:
     """The carry before each step of a stretch, from the carries of all time and of the stretch."""
     at = times[-1] + 1 if reverse else times[0] - 1
 
     def shift(carry, carries, after):
         outside = at == carries.shape[0] if reverse else at < 0
         first = lax.dynamic_index_in_dim(carries, at, keepdims=False)
-        return _shifted(jnp.where(outside, carry, first), after, reverse)
+        return _shifted(plan, reverse, jnp.where(outside, carry, first), after)
 
     return jax.tree.map(shift, carry, carries, after)
 
 
-def _shifted(first: Array, after: Array, reverse: bool) -> Array:
+def _shifted(plan: Plan, reverse: bool, first: Array, after: Array) -> Array:
     """The value before each step: the first, then the values after each step but the last."""
-    return jnp.concatenate((after[1:], first[None]) if reverse else (first[None], after[:-1]))
+    parts = (after[1:], first[None]) if reverse else (first[None], after[:-1])
+    if plan.merged and known(*after.shape):  # XLA makes a fifth of the code for vectors
+        parts = tuple(part.ravel() for part in parts)
+    return jnp.concatenate(parts).reshape(after.shape)
