@@ -261,13 +261,6 @@ def cotangents(
             ct_reset = jax.tree.map(jnp.add, ct_reset, _select(fresh, ct_previous, none))
         return (_select(fresh, none, ct_previous), ct_reset), source
 
-    def tangent(before, gates, dcarry, sources):
-        if plan.packed:  # a compiler would compute what the product takes again to write it down
-            sources = jax.tree.map(
-                lambda a: lax.optimization_barrier(a) if a.shape[-1] > size else a, sources
-            )
-        return parts.tangent(before, gates, dcarry, sources)
-
     def chunk(state, inputs):
         ct, ct_reset, ct_blocks = state
         times, xs, after, gates, outputs, fresh, keep = inputs
@@ -275,9 +268,18 @@ def cotangents(
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
-        back = partial(retreat, tangent, jax.tree.map(lambda a: a[0], types))
         streams = (before, gates, outputs, fresh, keep)
         state = (ct, ct_reset)
+
+        def looped(state, inputs):
+            def tangent(before, gates, dcarry, sources):
+                return parts.tangent(before, gates, dcarry, jax.tree.map(computed_once, sources))
+
+            def computed_once(source):  # though a product takes its cotangent, which is also saved
+                several = plan.packed and source.shape[-1] > size
+                return lax.optimization_barrier(source) if several else source
+
+            return retreat(tangent, jax.tree.map(lambda a: a[0], types), state, inputs)
 
         def launched(products, _, state, inputs):
             forward = transposes.products(products, [w.shape[-1] // size for w in w_hh])
@@ -290,9 +292,10 @@ def cotangents(
             return retreat(tangent, source, state, inputs)
 
         if plan.kernel is None:
+            body: Any = looped
             if plan.merged and plan.unroll == 1 and not levels and known(*xs.shape):
-                back, streams = _by_rows(back, *streams)
-            state, sources = _scan(plan, back, state, streams, not reverse)
+                body, streams = _by_rows(looped, *streams)
+            state, sources = _scan(plan, body, state, streams, not reverse)
         else:
             state, sources = _launch(
                 plan, levels, launched, w_hh, True, None, state, streams, not reverse
