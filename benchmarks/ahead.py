@@ -47,12 +47,16 @@ class Config:
     For a GPU, an NVIDIA H100, the table counts the kernels and copies that the host launches, with
     the loop and, where it fits, with the kernel for a whole sequence. It also counts the kernels
     that the compiler makes, and lists registers, spills and shared memory of the kernel for a whole
-    sequence. The compile time is that of the gradient for eight more steps, for which the process
-    has compiled nothing yet. This needs `pip install "jax[cuda13]" absl-py`, and no driver. For a
-    TPU v5e, the table has the cycles that
-    the compiler expects, and for kernels the instruction bundles, each of which takes at least one
-    cycle. This needs `pip install "jax[tpu]"`. Nothing runs, so the only times are those of
-    compilation. All networks are float32 and take their inputs time-major.
+    sequence. The compile time is that of the gradient. It is measured with eight more time steps,
+    because the process has not compiled any program of that length before. This needs
+    `pip install "jax[cuda13]" absl-py`, and no driver.
+
+    For a TPU v5e, the table has the cycles that the compiler expects, and for kernels the
+    instruction bundles, each of which takes at least one cycle. This needs
+    `pip install "jax[tpu]"`.
+
+    Nothing runs, so the only times are those of compilation. All networks are float32 and take
+    their inputs time-major.
     """
 
     device: Annotated[Literal["gpu", "tpu"], tyro.conf.Positional]
@@ -194,7 +198,7 @@ def _made_for(device: AbstractDevice, kernel: bool) -> Iterator[None]:
 def on_gpu(sizes: tuple[int, ...], device: Any, dump: Path) -> Iterator[dict[str, Any]]:
     """Yield launches, memory and compile time of each network and direction."""
     batch, steps, *others = sizes
-    _gradients((1, 8, 8, 64), device)  # it imports modules, which takes time once
+    _gradients((1, 8, 8, 64), device)  # the first compilation also imports modules
     seconds = _gradients((batch, steps + 8, *others), device)
     forward = Needs(0, 0, 0)
     for name, what, run, types in _programs(sizes, device):
@@ -236,7 +240,7 @@ def _gradients(sizes: tuple[int, ...], device: Any) -> dict[str, float]:
 
 
 def _compiled(name: str, run: Any, types: Any, dump: Path | None = None) -> Any:
-    """The program of a network for a GPU. XLA and Mosaic GPU may dump what they made of it."""
+    """The compiled program of a network for a GPU. XLA and Mosaic GPU can dump it in a folder."""
     options: dict[str, Any] = {"xla_gpu_autotune_level": 0}  # autotuning would time kernels
     for variable in ("MOSAIC_GPU_DUMP_TO", "MOSAIC_GPU_DUMP_HOST_LLVM"):
         os.environ.pop(variable, None)

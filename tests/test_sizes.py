@@ -96,7 +96,7 @@ def test_as_on_a_gpu(kind, name):
 
 @pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
 def test_tangents_and_populations_as_on_a_gpu(kind):
-    """Two networks side by side, the tangents of all arguments, and the derivative of these."""
+    """Two networks run side by side. Their tangents, and the gradient of these, do not change."""
     two = (draw(kind, 3, 5, seed=seed) for seed in (0, 1))
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *two)
     rng = np.random.default_rng(5)

@@ -13,7 +13,7 @@ from jaxgru.backends import unrolled
 def body(carry, x):
     """The results depend on the order of the steps, and on the input of each step.
 
-    With integers for inputs all of them are exact, so the order of rounding does not matter.
+    If the inputs are integers, all results are exact, so the order of rounding does not matter.
     """
     number, flag = x
     total = 0.5 * carry["total"] + number

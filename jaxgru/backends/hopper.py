@@ -126,8 +126,8 @@ def scan(
     def units_first(values):
         """Convert arrays `[..., B, H]` to `[..., n, rows, columns]`.
 
-        Gates that were split from one array are put together again here, before anything else. The
-        compiler removes both, so one kernel transposes all of them.
+        This function first joins gates that were split from one array. The compiler removes both
+        the split and the join, so one kernel transposes all gates.
         """
         flat = jnp.concatenate([a.astype(jnp.float32) for a in values], axis=-1).swapaxes(-1, -2)
         units = flat.reshape(*flat.shape[:-2], -1, size, batch)
@@ -343,8 +343,8 @@ def _product(start, cta, count, t, waiting, words, index, shape, scale, held, op
 def _if_positive(number, run):
     """Run a function if an integer is positive.
 
-    `pl.when` would convert a bool to the index of a branch, for which jax before 0.12 starts a
-    process that prints the version of ptxas.
+    `lax.switch` clamps the number to 0 or 1. `pl.when` would convert a bool to the index of a
+    branch, and jax before 0.12 starts a process for this, which prints the version of ptxas.
     """
     lax.switch(number, (lambda: None, run))
 

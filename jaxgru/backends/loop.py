@@ -275,7 +275,9 @@ def cotangents(
             def tangent(before, gates, dcarry, sources):
                 return parts.tangent(before, gates, dcarry, jax.tree.map(computed_once, sources))
 
-            def computed_once(source):  # though a product takes its cotangent, which is also saved
+            # A product takes the cotangent of a source, and the loop also saves it. Without the
+            # barrier a compiler may compute this cotangent twice.
+            def computed_once(source):
                 several = plan.packed and source.shape[-1] > size
                 return lax.optimization_barrier(source) if several else source
 
@@ -360,8 +362,8 @@ def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[An
 def _by_rows(body: Callable[[Any, Any], Any], before: Carry, *others: Any) -> tuple[Any, Any]:
     """(body, xs) of a scan that reads the carries before the steps from rows `[T * N, H]`.
 
-    The products over a stretch take these rows. If the scan took `[T, *N, H]`, the compiler for
-    CPUs would compute the same numbers in both shapes, by two kernels that take long to compile.
+    The products over a stretch take these rows. If the scan took `[T, *N, H]`, the program for a
+    CPU would have two kernels for the same numbers, one for each shape. Both take long to compile.
     """
     steps, *batch, _ = jax.tree.leaves(before)[0].shape
     count = math.prod(batch)
@@ -554,6 +556,6 @@ def _previous(
 def _shifted(plan: Plan, reverse: bool, first: Array, after: Array) -> Array:
     """The value before each step: the first, then the values after each step but the last."""
     parts = (after[1:], first[None]) if reverse else (first[None], after[:-1])
-    if plan.merged and known(*after.shape):  # XLA makes a fifth of the code for vectors
+    if plan.merged and known(*after.shape):  # XLA generates a fifth as much code for vectors
         parts = tuple(part.ravel() for part in parts)
     return jnp.concatenate(parts).reshape(after.shape)

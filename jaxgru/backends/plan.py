@@ -27,8 +27,8 @@ class Plan(NamedTuple):
     gates_in_loop: bool
     """Whether the loop writes the gates to save. Otherwise they are computed by stretches later."""
     packed: bool = False
-    """Whether arrays with several gates side by side stay in one piece. Each step splits its
-    projected inputs, and what the product of a backward step takes is computed only once."""
+    """Whether arrays with several gates side by side stay in one piece. Then each step splits its
+    projected inputs, and each backward step computes the operand of a product only once."""
     merged: bool = True
     """Whether products over a stretch merge time and batch into one axis."""
     divided: bool = False

@@ -12,12 +12,12 @@ from jax import lax
 def scan(
     body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, turn: int, reverse: bool
 ) -> tuple[Any, Any]:
-    """Run `lax.scan` with `turn` steps in each iteration. Steps that remain follow the loop.
+    """Run `lax.scan` with `turn` steps in each iteration. The steps that remain run after the loop.
 
     With `lax.scan(unroll=turn)` the place of a step within the iteration is a constant in its
-    kernels, so a compiler for GPUs makes other kernels for each of the steps. Here each step reads
-    its number from the state of the loop. The numbers pass a barrier, behind which the compiler
-    does not know that they follow from one another.
+    kernels, so a compiler for GPUs makes different kernels for each step. Here each step reads its
+    number from the state of the loop. The first numbers pass through a barrier, so that the
+    compiler does not derive one number from another.
     """
     steps = jax.tree.leaves(xs)[0].shape[0]
     count, rest = divmod(steps, turn)
