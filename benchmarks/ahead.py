@@ -48,12 +48,12 @@ class Config:
     the loop and, where it fits, with the kernel for a whole sequence. It also counts the kernels
     that the compiler makes, and lists registers, spills and shared memory of the kernel for a whole
     sequence. The compile time is that of the gradient. It is measured with eight more time steps,
-    because the process has not compiled any program of that length before. This needs
-    `pip install "jax[cuda13]" absl-py`, and no driver.
+    because the process has not compiled any program of that length before. This needs no driver,
+    only the packages that you install by `pip install "jax[cuda13]" absl-py`.
 
-    For a TPU v5e, the table has the cycles that the compiler expects, and for kernels the
-    instruction bundles, each of which takes at least one cycle. This needs
-    `pip install "jax[tpu]"`.
+    For a TPU v5e, the table has the cycles that the compiler expects. For kernels it has the
+    instruction bundles, each of which takes at least one cycle. This needs the packages that
+    you install by `pip install "jax[tpu]"`.
 
     Nothing runs, so the only times are those of compilation. All networks are float32 and take
     their inputs time-major.
