@@ -73,6 +73,9 @@ class Cell(NamedTuple):
     """(blocks, coefficients) -> the diagonal of J_t, `[..., H]` for every part of the carry."""
     bound: Callable[[Carry, int], Carry]
     """(magnitudes of the initial carries, number of steps) -> bounds on the magnitudes."""
+    carried: Any = None
+    """None, or next carry -> gates, if the gates are parts of it. They are then neither saved for
+    the gradient nor computed again."""
     compute_dtype: Any = None
     """The dtype of the operands of products with weights. None stands for the dtype of params."""
     initial_carry: Any = None

@@ -136,5 +136,6 @@ _CELL = derived(
     blocks=_blocks,
     advance=_advance,
     bound=lambda start, steps: jnp.maximum(start, 1),
+    carried=lambda h: h,
 )
 register(ElmanParams, _CELL)

@@ -18,7 +18,7 @@ from kernels import KINDS, assert_equals_the_loop, both, problem
 #: These are relative to the largest number. The float16 operands of products have errors of up to
 #: 2**-11, which six steps with large weights amplify. With bfloat16 params, the loop rounds states
 #: to 2**-9.
-TOL = {"float32": 5e-3, "bfloat16": 3e-2}
+TOL = {"float32": 8e-3, "bfloat16": 5e-2}
 
 
 @pytest.mark.parametrize("dtype", TOL)

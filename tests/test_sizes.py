@@ -118,6 +118,14 @@ def test_tangents_and_populations_as_on_a_gpu(kind):
         assert_close(everything(), expected, GRAD_TOL["float64"])
 
 
+@pytest.mark.parametrize(("kind", "arrays"), [("gru_after", 5), ("lstm", 7), ("elman", 1)])
+def test_what_is_saved_for_the_gradient(kind, arrays):
+    """The carries of all steps, and the gates. The gates of the plain RNN are its states."""
+    params = draw(kind, 3, 66)
+    _, pullback = jax.vjp(lambda xs: jaxgru.scan(params, xs)[1], jnp.ones((9, 3)))
+    assert [leaf.shape for leaf in jax.tree.leaves(pullback)].count((9, 66)) == arrays
+
+
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])
 def test_time_in_one_stretch(kind, hidden):
     check(kind, False, (9, 4, 3, hidden))

@@ -90,8 +90,11 @@ def _divisor(steps: int, most: int) -> int:
 
 
 def saves_gates(cell: Cell, params: Any) -> bool:
-    """Whether saving the gates for the gradient is faster than computing them again."""
-    return cell.sizes(params)[1] > RECOMPUTED
+    """Whether to save the gates for the gradient.
+
+    The alternatives are to compute them again, or to take them from the carries.
+    """
+    return cell.carried is None and cell.sizes(params)[1] > RECOMPUTED
 
 
 @or_loop
@@ -168,7 +171,8 @@ def forward(
             shifted = partial(_shifted, plan, reverse)
             before = jax.tree.map(shifted, rows(carry), carries)
             before = _select(fresh, reset_carry, before)
-            gates = _narrowed(xs, _derivative(plan, cell, levels, params).gates(xs, before))
+            found = _derivative(plan, cell, levels, params).gates(xs, before, carries)
+            gates = _narrowed(xs, found)
         return last, (carries, gates)
 
     whole = hoisted or (in_loop and not n_last)
@@ -210,7 +214,7 @@ def tangents(
         times, xs, dxs, after, gates, fresh, keep = inputs
         before = _previous(plan, reverse, times, carry, carries, after)
         before = _select(fresh, reset_carry, before)
-        gates = parts.gates(xs, before) if gates is None else gates
+        gates = parts.gates(xs, before, after) if gates is None else gates
         sources = parts.sources(dblocks, xs, dxs, before, gates)
         return _scan(plan, step, dcarry, (before, gates, sources, fresh, keep), reverse)
 
@@ -266,7 +270,7 @@ def cotangents(
         times, xs, after, gates, outputs, fresh, keep = inputs
         before = _previous(plan, reverse, times, carry, carries, after)
         before = _select(fresh, reset_carry, before)
-        gates = parts.gates(xs, before) if gates is None else gates
+        gates = parts.gates(xs, before, after) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
         streams = (before, gates, outputs, fresh, keep)
         state = (ct, ct_reset)
@@ -446,7 +450,7 @@ class _Derivative(NamedTuple):
     """The parts of the derivative of a cell with known weights."""
 
     gates: Callable[..., Any]
-    """(xs, before) -> gates of a stretch of time."""
+    """(xs, carries before, carries after) -> gates of a stretch of time."""
     sources: Callable[..., Any]
     """(dblocks, xs, dxs, before, gates) -> sources of a stretch of time."""
     tangent: Callable[..., Any]
@@ -460,7 +464,9 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
     product = matmul_transposed if transposed else matmul
     weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)
 
-    def gates(blocks, xs, before):
+    def gates(blocks, xs, before, after):
+        if cell.carried is not None:
+            return cell.carried(after)
         return advance(cell, blocks, before, xs)[1]
 
     def sources(blocks, dblocks, xs, dxs, before, gates):
@@ -484,7 +490,7 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
         coefficients = cell.coefficients(before, _widened(gates))
         return cell.tangent(products(weights, product), coefficients, dcarry, sources)
 
-    gates = partial(_lift(gates, levels, (0, 1, 1), 1), blocks)
+    gates = partial(_lift(gates, levels, (0, 1, 1, 1), 1), blocks)
     sources = partial(_lift(sources, levels, (0, 0, 1, 1, 1, 1), 1), blocks)
     return _Derivative(gates, sources, partial(_lift(tangent, levels, 0), weights))
 
