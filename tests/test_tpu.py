@@ -24,7 +24,7 @@ PALLAS_CALL = pl.pallas_call
 
 #: These are relative to the largest number. Exact float32 products differ from those of the loop
 #: only by their order. bfloat16 products differ by 2**-9 for each term. With 16-bit params the loop
-#: rounds every state by as much. After six steps states differ by up to 0.02, and gradients by 0.04.
+#: rounds every state by as much. After six steps states differ by 0.02, and gradients by 0.04.
 TOL = {("float32", True): 1e-6, ("float32", False): 5e-2, ("bfloat16", False): 5e-2}
 
 
