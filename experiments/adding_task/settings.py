@@ -43,6 +43,9 @@ PRESETS = {
     "halves-5000-direct": Preset(
         "no curriculum", _FAR | {"length": 5000, "curriculum": 0.0, "updates": 4000}
     ),
+    "anywhere-5000": Preset(
+        "T=5,000, GRU of 64, marks anywhere", _FAR | {"length": 5000, "layout": "anywhere"}
+    ),
     "halves-10000": Preset("T=10,000, GRU of 64", _FAR | {"length": 10_000}),
     "bai-600": Preset(
         "as Bai et al. 2018 trained, markers anywhere, T=600", _BAI | {"solved": 0.0}
