@@ -43,10 +43,16 @@ PRESETS = {
     "halves-5000-direct": Preset(
         "no curriculum", _FAR | {"length": 5000, "curriculum": 0.0, "updates": 4000}
     ),
+    "halves-5000-elman": Preset(
+        "plain RNN of 112", _FAR | {"length": 5000, "cell": "elman", "hidden_size": 112}
+    ),
     "anywhere-5000": Preset(
         "T=5,000, GRU of 64, marks anywhere", _FAR | {"length": 5000, "layout": "anywhere"}
     ),
     "halves-10000": Preset("T=10,000, GRU of 64", _FAR | {"length": 10_000}),
+    "halves-10000-elman": Preset(
+        "plain RNN of 112", _FAR | {"length": 10_000, "cell": "elman", "hidden_size": 112}
+    ),
     "bai-600": Preset(
         "as Bai et al. 2018 trained, markers anywhere, T=600", _BAI | {"solved": 0.0}
     ),
