@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgru import checks, sequence
-from jaxgru.backends.loop import scan_chunks
+from jaxgru.backends.scans import scan_chunks
 from jaxgru.cell import is_cell
 from jaxgru.mesh import alike
 

@@ -26,9 +26,9 @@ from jaxgru.backends.loop import (
     forward,
     known,
     saves_gates,
-    scan_chunks,
     tangents,
 )
+from jaxgru.backends.scans import scan_chunks
 from jaxgru.cell import Carry, Cell, Params, advance
 from jaxgru.mesh import alike
 

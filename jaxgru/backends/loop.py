@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.export import is_symbolic_dim
 
-from jaxgru.backends import transposes, unrolled
+from jaxgru.backends import transposes
 from jaxgru.backends.divided import divided
 from jaxgru.backends.plan import Declined, Plan, or_loop
+from jaxgru.backends.scans import scan_chunks, scan_unrolled
 from jaxgru.cell import (
     Blocks,
     Carry,
@@ -47,29 +48,6 @@ from jaxgru.cell import (
 )
 
 RECOMPUTED = 64  # for H up to this, the gradient recomputes the gates instead of saving them
-
-
-def scan_chunks(
-    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, size: int, reverse: bool
-) -> tuple[Any, Any]:
-    """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
-
-    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys).
-    """
-    steps = jax.tree.leaves(xs)[0].shape[0]
-    count, rest = divmod(steps, size)
-    if count == 0 or (count == 1 and rest == 0):
-        return body(carry, xs)
-    head = (lambda a: a[rest:]) if reverse else (lambda a: a[: steps - rest])
-    tail = (lambda a: a[:rest]) if reverse else (lambda a: a[steps - rest :])
-    stretches = jax.tree.map(lambda a: head(a).reshape(count, size, *a.shape[1:]), xs)
-    carry, ys = lax.scan(body, carry, stretches, reverse=reverse)
-    ys = jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:]), ys)
-    if rest:
-        carry, last = body(carry, jax.tree.map(tail, xs))
-        order = (lambda a, b: (b, a)) if reverse else (lambda a, b: (a, b))
-        ys = jax.tree.map(lambda a, b: jnp.concatenate(order(a, b)), ys, last)
-    return carry, ys
 
 
 def chunk_size(xs: Array, most: int) -> int:
@@ -360,7 +338,7 @@ def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[An
     turn = _divisor(steps, max(1, min(steps, plan.unroll))) if known(steps) else 1
     if turn == 1:
         return lax.scan(body, carry, xs, reverse=reverse)
-    return unrolled.scan(body, carry, xs, turn, reverse)
+    return scan_unrolled(body, carry, xs, turn, reverse)
 
 
 def _by_rows(body: Callable[[Any, Any], Any], before: Carry, *others: Any) -> tuple[Any, Any]:

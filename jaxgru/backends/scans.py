@@ -1,4 +1,4 @@
-"""A scan that runs several time steps in one iteration of its loop, all with the same kernels."""
+"""Scans over time by several steps at once: by stretches, and by the iterations of a loop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,28 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def scan(
+def scan_chunks(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, size: int, reverse: bool
+) -> tuple[Any, Any]:
+    """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
+
+    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys).
+    """
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    count, rest = divmod(steps, size)
+    if count == 0 or (count == 1 and rest == 0):
+        return body(carry, xs)
+    head = (lambda a: a[rest:]) if reverse else (lambda a: a[: steps - rest])
+    tail = (lambda a: a[:rest]) if reverse else (lambda a: a[steps - rest :])
+    stretches = jax.tree.map(lambda a: head(a).reshape(count, size, *a.shape[1:]), xs)
+    carry, ys = lax.scan(body, carry, stretches, reverse=reverse)
+    last = None
+    if rest:
+        carry, last = body(carry, jax.tree.map(tail, xs))
+    return carry, _joined(ys, last, reverse)
+
+
+def scan_unrolled(
     body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, turn: int, reverse: bool
 ) -> tuple[Any, Any]:
     """Run `lax.scan` with `turn` steps in each iteration. The steps that remain run after the loop.
@@ -42,9 +63,16 @@ def scan(
 
     state = (carry, lax.optimization_barrier(first))
     (carry, times), ys = lax.scan(iteration, state, None, count, reverse=reverse)
-    ys = jax.tree.map(lambda a: a.reshape(count * turn, *a.shape[2:]), ys)
+    last = None
     if rest:
         carry, last = together(carry, times[:rest])
-        order = (lambda a, b: (b, a)) if reverse else (lambda a, b: (a, b))
-        ys = jax.tree.map(lambda a, b: jnp.concatenate(order(a, b)), ys, last)
-    return carry, ys
+    return carry, _joined(ys, last, reverse)
+
+
+def _joined(ys: Any, last: Any, reverse: bool) -> Any:
+    """The ys of all steps, from those of pieces `[count, size, ...]` and of the last, or None."""
+    ys = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), ys)
+    if last is None:
+        return ys
+    order = (lambda a, b: (b, a)) if reverse else (lambda a, b: (a, b))
+    return jax.tree.map(lambda a, b: jnp.concatenate(order(a, b)), ys, last)

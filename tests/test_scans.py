@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from cases import assert_same
-from jaxgru.backends import unrolled
+from jaxgru.backends.scans import scan_unrolled
 
 
 def body(carry, x):
@@ -30,7 +30,7 @@ def test_it_computes_what_scan_computes(steps, turn, reverse):
     flags = jnp.arange(steps) % 3 == 0
     start = {"total": jnp.ones(3, "float32"), "count": jnp.int32(0)}
     expected = lax.scan(body, start, (numbers, flags), reverse=reverse)
-    found = jax.jit(unrolled.scan, static_argnums=(0, 3, 4))(
+    found = jax.jit(scan_unrolled, static_argnums=(0, 3, 4))(
         body, start, (numbers, flags), turn, reverse
     )
     assert_same(found, expected)
@@ -39,7 +39,7 @@ def test_it_computes_what_scan_computes(steps, turn, reverse):
 @pytest.mark.parametrize("steps", [32, 35])
 def test_all_steps_share_one_program(steps):
     """There is one copy of the step, and its number does not appear in it as a constant."""
-    run = jax.jit(lambda carry, xs: unrolled.scan(body, carry, xs, 8, reverse=False))
+    run = jax.jit(lambda carry, xs: scan_unrolled(body, carry, xs, 8, reverse=False))
     start = {"total": jnp.ones(3, "float32"), "count": jnp.int32(0)}
     text = run.lower(start, (jnp.ones((steps, 3), "float32"), jnp.ones(steps, bool))).as_text()
     assert text.count("stablehlo.not") == 1
