@@ -18,41 +18,34 @@ _LONG: dict[str, Any] = _SEEDS | {"hidden_size": 64, "schedule": "exponential", 
 _LONG |= {"floor": 0.02, "updates": 20_000, "curriculum": 3.0, "eval_every": 100}
 _600 = _LONG | {"length": 600, "pass_loss": 5e-5, "solved": 5e-5}
 _FAR = _LONG | {"pass_loss": 3e-4, "solved": 1e-4}
+# The LSTM and the plain RNN have about as many weights as the GRU.
+_LSTM = {"cell": "lstm", "hidden_size": 55}
+_ELMAN = {"cell": "elman", "hidden_size": 112}
+_ANYWHERE = {"layout": "anywhere"}
+_DIRECT = {"curriculum": 0.0, "updates": 4000}
 
 PRESETS = {
     "halves-100": Preset("T=100, GRU of 32", _SEEDS),
     "halves-100-min-gru": Preset("minimal GRU of 32", _SEEDS | {"cell": "min-gru"}),
     "halves-600": Preset("T=600, GRU of 64", _600),
-    "halves-600-lstm": Preset("LSTM of 55", _600 | {"cell": "lstm", "hidden_size": 55}),
-    "halves-600-elman": Preset("plain RNN of 112", _600 | {"cell": "elman", "hidden_size": 112}),
-    "anywhere-600": Preset("both markers anywhere", _600 | {"layout": "anywhere"}),
+    "halves-600-lstm": Preset("LSTM of 55", _600 | _LSTM),
+    "halves-600-elman": Preset("plain RNN of 112", _600 | _ELMAN),
+    "anywhere-600": Preset("both markers anywhere", _600 | _ANYWHERE),
     "halves-2000": Preset("T=2,000, GRU of 64", _FAR | {"length": 2000}),
-    "halves-2000-lstm": Preset(
-        "LSTM of 55", _FAR | {"length": 2000, "cell": "lstm", "hidden_size": 55}
-    ),
-    "halves-2000-direct": Preset(
-        "no curriculum", _FAR | {"length": 2000, "curriculum": 0.0, "updates": 4000}
-    ),
-    "halves-2000-elman": Preset(
-        "plain RNN of 112", _FAR | {"length": 2000, "cell": "elman", "hidden_size": 112}
-    ),
+    "halves-2000-lstm": Preset("LSTM of 55", _FAR | _LSTM | {"length": 2000}),
+    "halves-2000-direct": Preset("no curriculum", _FAR | _DIRECT | {"length": 2000}),
+    "halves-2000-elman": Preset("plain RNN of 112", _FAR | _ELMAN | {"length": 2000}),
     "anywhere-2000": Preset(
-        "T=2,000, GRU of 64, marks anywhere", _FAR | {"length": 2000, "layout": "anywhere"}
+        "T=2,000, GRU of 64, marks anywhere", _FAR | _ANYWHERE | {"length": 2000}
     ),
     "halves-5000": Preset("T=5,000, GRU of 64", _FAR | {"length": 5000}),
-    "halves-5000-direct": Preset(
-        "no curriculum", _FAR | {"length": 5000, "curriculum": 0.0, "updates": 4000}
-    ),
-    "halves-5000-elman": Preset(
-        "plain RNN of 112", _FAR | {"length": 5000, "cell": "elman", "hidden_size": 112}
-    ),
+    "halves-5000-direct": Preset("no curriculum", _FAR | _DIRECT | {"length": 5000}),
+    "halves-5000-elman": Preset("plain RNN of 112", _FAR | _ELMAN | {"length": 5000}),
     "anywhere-5000": Preset(
-        "T=5,000, GRU of 64, marks anywhere", _FAR | {"length": 5000, "layout": "anywhere"}
+        "T=5,000, GRU of 64, marks anywhere", _FAR | _ANYWHERE | {"length": 5000}
     ),
     "halves-10000": Preset("T=10,000, GRU of 64", _FAR | {"length": 10_000}),
-    "halves-10000-elman": Preset(
-        "plain RNN of 112", _FAR | {"length": 10_000, "cell": "elman", "hidden_size": 112}
-    ),
+    "halves-10000-elman": Preset("plain RNN of 112", _FAR | _ELMAN | {"length": 10_000}),
     "bai-600": Preset(
         "as Bai et al. 2018 trained, markers anywhere, T=600", _BAI | {"solved": 0.0}
     ),
