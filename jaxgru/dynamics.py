@@ -120,7 +120,7 @@ class Known(NamedTuple):
         begins = (unpack(self.cell, params, packed) for packed in both)
         arguments = (params, xs, *begins, flags.fresh, flags.keep)
         plan = backends.portable()
-        _, (carries, _) = forward(plan, self.cell, 0, False, arguments, differentiated=False)
+        _, (carries, _) = forward(plan, self.cell, 0, False, arguments)
         return pack(carries, 1)
 
 

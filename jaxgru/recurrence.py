@@ -208,7 +208,7 @@ def _place(axis: Any, leaf: Array, d: int | None, to: int) -> Array:
 
 def _run_outputs(plan, arguments, *, cell, reverse, levels, checkpoint):
     del checkpoint
-    carry, (carries, _) = forward(plan, cell, levels, reverse, arguments, differentiated=False)
+    carry, (carries, _) = forward(plan, cell, levels, reverse, arguments)
     return carry, cell.output(carries)
 
 
@@ -221,24 +221,26 @@ def _over_time(xs, carry):
     return jax.tree.map(lambda c: xs.update(shape=(*xs.shape[:-1], c.shape[-1])), carry)
 
 
-def _run_saved(plan, arguments, *, cell, reverse, levels):
-    return forward(plan, cell, levels, reverse, arguments, differentiated=True)
+def _run_saved(plan, arguments, *, cell, reverse, levels, save):
+    return forward(plan, cell, levels, reverse, arguments, save)
 
 
-def _types_saved(arguments, *, cell, levels, **_):
-    params, xs, carry, *_ = arguments
-    kept = None
-    if saves_gates(cell, params):
+def _types_saved(arguments, *, cell, levels, save, **_):
+    _, xs, carry, *_ = arguments
+    return carry, (_over_time(xs, carry), _types_gates(cell, levels, arguments) if save else None)
 
-        def one(params, carry, x):  # the gates of one sequence
-            return advance(cell, cell.blocks(params), carry, x)[1]
 
-        def last(count):
-            return lambda a: jax.ShapeDtypeStruct(a.shape[count:], a.dtype)
+def _types_gates(cell, levels, primals):
+    params, xs, carry, *_ = primals
 
-        single = jax.tree.map(last(levels), params), jax.tree.map(last(-1), carry), last(-1)(xs)
-        kept = _over_time(xs, jax.eval_shape(one, *single))
-    return carry, (_over_time(xs, carry), kept)
+    def one(params, carry, x):  # the gates of one sequence
+        return advance(cell, cell.blocks(params), carry, x)[1]
+
+    def last(count):
+        return lambda a: jax.ShapeDtypeStruct(a.shape[count:], a.dtype)
+
+    single = jax.tree.map(last(levels), params), jax.tree.map(last(-1), carry), last(-1)(xs)
+    return _over_time(xs, jax.eval_shape(one, *single))
 
 
 _outputs = _operation("recurrence", _run_outputs, _types_outputs, _PRIMALS, _RESULTS)
@@ -251,9 +253,12 @@ def _jvp(leaves, dleaves, *, checkpoint, tree, **static):
     primals = jax.tree.unflatten(tree, leaves)
     given = (None if isinstance(tangent, ad.Zero) else tangent for tangent in dleaves)
     dprimals = jax.tree.unflatten(tree, given)[:4]
-    carry, saved = _bind(_saved, primals, **static)
+    cell, levels = static["cell"], static["levels"]
+    types = jax.tree.map(jax.typeof, primals)
+    save = saves_gates(cell, types[0], _types_gates(cell, levels, types))
+    carry, saved = _bind(_saved, primals, save=save, **static)
     tangent = _bind(_tangent, (*primals, *saved, *dprimals), **static)
-    outputs = static["cell"].output(saved[0])
+    outputs = cell.output(saved[0])
     return [*jax.tree.leaves(carry), outputs], jax.tree.leaves(tangent)
 
 

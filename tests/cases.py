@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import jaxgru
-from jaxgru import backends
-from jaxgru.backends import loop
+from jaxgru import backends, recurrence
 from own_gru import NamedParams, OwnParams
 
 #: The sizes of most tests. They differ, so that a test notices swapped axes.
@@ -212,14 +211,19 @@ def assert_same(actual, expected):
 
 
 @contextlib.contextmanager
-def planned(platform="cpu", recomputed=loop.RECOMPUTED, **changes):
-    """Inside this context, programs for a CPU follow the plan of a platform, with other sizes."""
-    before = backends.PLANS["cpu"], loop.RECOMPUTED
+def planned(platform="cpu", saved=None, **changes):
+    """Inside this context, programs for a CPU follow the plan of a platform, with other sizes.
+
+    saved says whether the gradient reads saved gates, if the cell has gates to save. None leaves
+    the choice to the library.
+    """
+    before = backends.PLANS["cpu"], recurrence.saves_gates
     backends.PLANS["cpu"] = backends.PLANS[platform]._replace(**changes)
-    loop.RECOMPUTED = recomputed
+    if saved is not None:
+        recurrence.saves_gates = lambda cell, *_: saved and cell.carried is None
     jax.clear_caches()
     try:
         yield
     finally:
-        backends.PLANS["cpu"], loop.RECOMPUTED = before
+        backends.PLANS["cpu"], recurrence.saves_gates = before
         jax.clear_caches()

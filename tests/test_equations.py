@@ -25,10 +25,10 @@ from cases import (
     draw_carry,
     draw_xs,
     only,
+    planned,
     slow,
     weigh,
 )
-from jaxgru.backends.loop import RECOMPUTED
 from jaxgru.cell import cell_of
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -169,10 +169,10 @@ def draw_both(name, inputs=INPUT, hidden=HIDDEN, dtype="float64"):
     return tuple(made(**arrays) for made in TYPES[name])
 
 
-@pytest.mark.parametrize("hidden", [HIDDEN, RECOMPUTED + 1])  # recomputes gates, or saves them
+@pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("options", ["all", slow("plain")])
 @pytest.mark.parametrize("name", only(["unusual", "oscillator", "no_product"], STEPS_OF))
-def test_both_ways_agree(name, options, hidden):
+def test_both_ways_agree(name, options, saved):
     """In values and gradients, in a Stack, whatever stands where no step is real."""
     chosen, xs = MARKS[options], draw_xs()
     how = {"checkpoint": 2, "reverse": True} if options == "all" else {}
@@ -181,13 +181,13 @@ def test_both_ways_agree(name, options, hidden):
     xs = jnp.where(real[:, None], xs, jnp.nan)
 
     def run(params, xs):
-        params = jaxgru.Stack((params, draw("gru", hidden, 2)))
+        params = jaxgru.Stack((params, draw("gru", HIDDEN, 2)))
         return weigh(jaxgru.scan(params, xs, **how, **chosen))
 
-    found, expected = (
-        jax.jit(jax.value_and_grad(run, (0, 1)))(params, xs)
-        for params in draw_both(name, hidden=hidden)
-    )
+    with planned(saved=saved):
+        found, expected = (
+            jax.jit(jax.value_and_grad(run, (0, 1)))(params, xs) for params in draw_both(name)
+        )
     assert_close(jax.tree.leaves(found), jax.tree.leaves(expected), GRADS)
 
 

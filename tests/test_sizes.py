@@ -1,8 +1,8 @@
 """The sizes at which `scan` changes its method do not change the numbers.
 
 Short sequences are projected all at once. In longer ones, small inputs are projected step by step,
-and others by stretches of time, of which the last may be shorter. For few units the gradient
-recomputes the gates. Many units are kept as columns. On a GPU an iteration of the loop has several
+and others by stretches of time, of which the last may be shorter. The gradient reads saved gates, or
+computes them again. Many units are kept as columns. On a GPU an iteration of the loop has several
 steps, and gates are saved after it.
 """
 
@@ -50,7 +50,8 @@ def test_the_sizes_are_on_both_sides():
     )
     for values, border in (
         (inputs, LONG["in_loop"] + 1),
-        (hidden, loop.RECOMPUTED + 1),
+        (hidden, loop.SAVED),
+        (batches * hidden, loop.SAVED_ROWS),
         (hidden, CPU.wide_tangent),
         (hidden, CPU.wide),
     ):
@@ -83,15 +84,12 @@ def test_values_and_gradients(kind, name):
         check(kind, CELLS[kind], SIZES[name])
 
 
-#: Two stretches of 13 steps, in iterations of eight and five, with and without saved gates.
-ON_GPU = {"few units": (26, 3, 3, 5), "gates saved": (26, 3, 20, 66)}
-
-
-@pytest.mark.parametrize("name", only(["gates saved"], ON_GPU))
+@pytest.mark.parametrize("saved", only([True], [False, True]))
 @pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
-def test_as_on_a_gpu(kind, name):
-    with planned("cuda", rows=39, forward=0, backward=0):
-        check(kind, CELLS[kind], ON_GPU[name])
+def test_as_on_a_gpu(kind, saved):
+    """Two stretches of 13 steps, in iterations of eight and five."""
+    with planned("cuda", saved, rows=39, forward=0, backward=0):
+        check(kind, CELLS[kind], (26, 3, 20, 5))
 
 
 @pytest.mark.parametrize("kind", only(("gru_after",), CELLS))
@@ -121,9 +119,32 @@ def test_tangents_and_populations_as_on_a_gpu(kind):
 @pytest.mark.parametrize(("kind", "arrays"), [("gru_after", 5), ("lstm", 7), ("elman", 1)])
 def test_what_is_saved_for_the_gradient(kind, arrays):
     """The carries of all steps, and the gates. The gates of the plain RNN are its states."""
-    params = draw(kind, 3, 66)
+    params = draw(kind, 3, loop.SAVED)
     _, pullback = jax.vjp(lambda xs: jaxgru.scan(params, xs)[1], jnp.ones((9, 3)))
-    assert [leaf.shape for leaf in jax.tree.leaves(pullback)].count((9, 66)) == arrays
+    assert [leaf.shape for leaf in jax.tree.leaves(pullback)].count((9, loop.SAVED)) == arrays
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "hidden", "saved"),
+    [
+        (100, 8, 64, True),
+        (100, 7, 64, False),  # few numbers in a step
+        (127, 64, 64, True),  # four gates of almost 4 MiB, in float64
+        (128, 64, 64, False),  # too much memory
+        (1000, 64, loop.SAVED - 1, False),
+        (1000, 64, loop.SAVED, True),  # computing so many units again takes longer
+        (1, 1, loop.SAVED, True),
+    ],
+)
+def test_when_gates_are_saved(steps, batch, hidden, saved):
+    def pullback(xs):
+        return jax.vjp(lambda xs: jax.vmap(jaxgru.scan, (None, 0))(params, xs)[1], xs)[1]
+
+    params = jax.eval_shape(lambda: draw("gru_after", 3, hidden))
+    params = jax.tree.map(lambda a: jnp.zeros(a.shape), params)
+    kept = jax.eval_shape(pullback, jax.ShapeDtypeStruct((batch, steps, 3), "float64"))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(kept)]
+    assert shapes.count((steps, batch, hidden)) == (5 if saved else 1)
 
 
 @pytest.mark.parametrize(("hidden", "kind"), [slow(5, "gru"), (66, "lstm"), slow(770, "gru_after")])

@@ -140,7 +140,7 @@ def test_products_are_as_precise_as_is_asked(exact):
     cell = cell_of(primals[0])
 
     def run(primals):
-        return loop.forward(plan(exact), cell, 0, False, primals, differentiated=False)
+        return loop.forward(plan(exact), cell, 0, False, primals)
 
     text = str(jax.make_jaxpr(run)(primals))
     assert ("Precision.HIGHEST" in text) == exact

@@ -47,7 +47,14 @@ from jaxgru.cell import (
     total,
 )
 
-RECOMPUTED = 64  # for H up to this, the gradient recomputes the gates instead of saving them
+#: From this H on, the gradient always reads saved gates instead of computing them again.
+SAVED = 256
+#: Below it, it does so if the gates take fewer bytes than this. With more, a program usually needs
+#: more than 32 MiB of temporary memory. On Linux it gets and returns such memory in each call, page
+#: by page, which takes longer than to compute the gates again.
+SAVED_BYTES = 2**24
+#: With fewer numbers than this in a step, saving gates takes longer than to compute them again.
+SAVED_ROWS = 512
 
 
 def chunk_size(xs: Array, most: int) -> int:
@@ -67,12 +74,20 @@ def _divisor(steps: int, most: int) -> int:
     return next((k for k in range(most, most // 2, -1) if steps % k == 0), most)
 
 
-def saves_gates(cell: Cell, params: Any) -> bool:
-    """Whether to save the gates for the gradient.
+def saves_gates(cell: Cell, params: Any, gates: Any) -> bool:
+    """Whether to save the gates for the gradient. Their types are `[T, ..., H]`.
 
     The alternatives are to compute them again, or to take them from the carries.
     """
-    return cell.carried is None and cell.sizes(params)[1] > RECOMPUTED
+    types = jax.tree.leaves(gates)
+    if cell.carried is not None or not types:
+        return False
+    if cell.sizes(params)[1] >= SAVED:
+        return True
+    if not known(*types[0].shape):
+        return False
+    taken = sum(a.size * a.dtype.itemsize for a in types)
+    return math.prod(types[0].shape[1:]) >= SAVED_ROWS and taken < SAVED_BYTES
 
 
 @or_loop
@@ -82,16 +97,12 @@ def forward(
     levels: int,
     reverse: bool,
     primals: tuple[Any, ...],
-    differentiated: bool,
+    save: bool = False,
 ) -> tuple[Carry, tuple[Carry, Any]]:
-    """Run the recurrence: (last carry, (all carries, gates)).
-
-    The gates are None unless the recurrence is differentiated and `saves_gates` is True.
-    """
+    """Run the recurrence: (last carry, (all carries, gates)). The gates are None unless to save."""
     params, xs, carry, reset_carry, fresh, keep = primals
     blocks = operands(cell, _blocks(cell, levels, params))
     size = cell.sizes(params)[1]
-    save = differentiated and saves_gates(cell, params)
     hoisted = _short(plan, cell, params, xs)
     in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
     packed = plan.packed and plan.kernel is None
