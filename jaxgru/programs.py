@@ -8,6 +8,10 @@ import jax
 
 from jaxgru.cell import cells
 
+#: A program within another one becomes a part of it when it is traced. So `jaxgru.lowering` sees
+#: what makes its arguments. Since JAX 0.11 `inline=True` means a later time.
+_EARLY: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
+
 
 def by_type(static: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`jax.jit` for a function that takes `static` static options, then params and data.
@@ -24,7 +28,7 @@ def by_type(static: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any
             del types
             return function(*arguments)
 
-        run = jax.jit(program, static_argnums=tuple(range(static + 1)))
+        run = jax.jit(program, static_argnums=tuple(range(static + 1)), inline=_EARLY)
 
         @wraps(function)
         def call(*arguments: Any) -> Any:

@@ -10,16 +10,16 @@ known.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from jaxgru import backends
+from jaxgru import backends, lowering
 from jaxgru.backends.loop import (
     among,
     cotangents,
@@ -73,13 +73,16 @@ class _Kind(NamedTuple):
     """The number of axes before the levels: 1 with a time axis, else 0."""
     weights: bool = False
     tangent: bool = False
+    data: bool = False
+    """Whether it holds inputs or outputs. A back end may read these with the batch before time."""
 
 
 _PARAMS, _STREAM, _CARRY = _Kind(0, weights=True), _Kind(1), _Kind(0)
-_PRIMALS = (_PARAMS, _STREAM, _CARRY, _CARRY, _STREAM, _STREAM)
+_DATA = _STREAM._replace(data=True)
+_PRIMALS = (_PARAMS, _DATA, _CARRY, _CARRY, _STREAM, _STREAM)
 _SAVED = (_STREAM, _STREAM)  # carries, gates
 _TANGENTS = tuple(kind._replace(tangent=True) for kind in _PRIMALS[:4])
-_RESULTS = (_CARRY, _STREAM)  # last carry, outputs
+_RESULTS = (_CARRY, _DATA)  # last carry, outputs
 _DRESULTS = tuple(kind._replace(tangent=True) for kind in _RESULTS)
 
 
@@ -129,9 +132,9 @@ def _operation(
     def abstract(*avals, tree, **static):
         return jax.tree.leaves(types(jax.tree.unflatten(tree, avals), **static))
 
-    def lower(platform, context, *values, **static):
-        run = partial(flat, backends.plan(platform, context))
-        return mlir.lower_fun(run, multiple_results=True)(context, *values, **static)
+    def data(*leaves, tree, **_):
+        kinds = _kinds(arguments, jax.tree.unflatten(tree, leaves))
+        return [k for k, kind in enumerate(kinds) if kind.data]
 
     def jvp(leaves, dleaves, **static):
         return _jvp_of(partial(portable, **static), leaves, dleaves)
@@ -139,8 +142,7 @@ def _operation(
     operation = _Operation(primitive, portable, types, arguments, results)
     primitive.def_impl(portable)
     primitive.def_abstract_eval(abstract)
-    for platform in (None, *backends.PLANS):
-        mlir.register_lowering(primitive, partial(lower, platform), platform=platform)
+    lowering.register(primitive, flat, abstract, data)
     ad.primitive_jvps[primitive] = jvp
     batching.fancy_primitive_batchers[primitive] = partial(_batch, operation)
     return operation
@@ -233,14 +235,22 @@ def _types_saved(arguments, *, cell, levels, save, **_):
 def _types_gates(cell, levels, primals):
     params, xs, carry, *_ = primals
 
-    def one(params, carry, x):  # the gates of one sequence
-        return advance(cell, cell.blocks(params), carry, x)[1]
-
     def last(count):
         return lambda a: jax.ShapeDtypeStruct(a.shape[count:], a.dtype)
 
     single = jax.tree.map(last(levels), params), jax.tree.map(last(-1), carry), last(-1)(xs)
-    return _over_time(xs, jax.eval_shape(one, *single))
+    leaves, tree = jax.tree.flatten(single)
+    return _over_time(xs, _gates_of_one(cell, tree, *leaves))
+
+
+@lru_cache(maxsize=1024)
+def _gates_of_one(cell, tree, *leaves):
+    """The types of the gates of one sequence at one step."""
+
+    def gates(params, carry, x):
+        return advance(cell, cell.blocks(params), carry, x)[1]
+
+    return jax.eval_shape(gates, *jax.tree.unflatten(tree, leaves))
 
 
 _outputs = _operation("recurrence", _run_outputs, _types_outputs, _PRIMALS, _RESULTS)

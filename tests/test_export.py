@@ -174,7 +174,7 @@ def test_newton_scan_needs_the_number_of_steps():
 
 def test_each_platform_has_its_own_program():
     """One artifact has the products of each platform, and their numbers differ."""
-    params = draw("gru_after", 3, 80, "float32")
+    params = draw("gru_after", 3, 256, "float32")
     batch, time = export.symbolic_shape("batch, time")
     xs, reset = ((batch, time, 3), np.float32), ((batch, time), np.bool)
     types = [jax.ShapeDtypeStruct(*of) for of in (xs, ((batch,), np.int32), reset)]

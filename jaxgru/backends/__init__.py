@@ -64,6 +64,7 @@ CPU = Plan(
     backward=2**17,
     unroll=1,
     gates_in_loop=True,
+    batch_first=True,
 )
 #: Kernel launches dominate the time of a step. So everything that can be computed for the whole
 #: sequence at once is, as long as an array [rows, H] of a stretch takes at most 64 MB in float32,
@@ -81,7 +82,9 @@ GPU = Plan(
     packed=True,
 )
 #: These numbers follow estimates of the TPU's compiler.
-TPU = CPU._replace(in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False)
+TPU = CPU._replace(
+    in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False, batch_first=False
+)
 #: The plan of a GPU, with the kernel for Hopper.
 HOPPER = GPU._replace(kernel=hopper_kernel, loop=GPU)
 TPU_KERNEL = TPU._replace(
@@ -121,6 +124,7 @@ def _divided(plan: Plan) -> Plan:
     """
     return plan._replace(
         merged=False,
+        batch_first=False,
         backward=sys.maxsize,
         divided=True,
         loop=plan.loop and _divided(plan.loop),

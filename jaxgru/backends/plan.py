@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     projected inputs, and each backward step computes the operand of a product only once."""
     merged: bool = True
     """Whether products over a stretch merge time and batch into one axis."""
+    batch_first: bool = False
+    """Whether it reads inputs and outputs with the batch before time, if a program has them so."""
     divided: bool = False
     """Whether a batch may lie on several devices."""
     kernel: Any = None

@@ -2,11 +2,46 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+
+
+class BatchFirst(NamedTuple):
+    """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`.
+
+    Its stretches of time are transposed when they are read. A stretch fits into a cache. The whole
+    array, transposed, would be another large array.
+    """
+
+    stored: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape with time first."""
+        batch, *others, features = self.stored.shape
+        return (*others, batch, features)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.stored.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array."""
+        return self.stored.dtype
+
+    def steps(self, start: Any, size: int) -> Array:
+        """A stretch of time, with time first."""
+        part = lax.dynamic_slice_in_dim(self.stored, start, size, axis=1)
+        return jnp.moveaxis(part, 0, -2)
+
+    def time_first(self) -> Array:
+        """The whole array, with time first."""
+        return jnp.moveaxis(self.stored, 0, -2)
 
 
 def scan_chunks(
@@ -14,19 +49,32 @@ def scan_chunks(
 ) -> tuple[Any, Any]:
     """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
 
-    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys).
+    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys). An
+    array in xs may be `BatchFirst`.
     """
-    steps = jax.tree.leaves(xs)[0].shape[0]
+
+    def each(of_array, of_stored, *rest):
+        def choose(a, *rest):
+            return (of_stored if isinstance(a, BatchFirst) else of_array)(a, *rest)
+
+        return jax.tree.map(choose, xs, *rest, is_leaf=lambda a: isinstance(a, BatchFirst))
+
+    steps = jax.tree.leaves(each(lambda a: a.shape[0], lambda a: a.shape[0]))[0]
     count, rest = divmod(steps, size)
     if count == 0 or (count == 1 and rest == 0):
-        return body(carry, xs)
-    head = (lambda a: a[rest:]) if reverse else (lambda a: a[: steps - rest])
-    tail = (lambda a: a[:rest]) if reverse else (lambda a: a[steps - rest :])
-    stretches = jax.tree.map(lambda a: head(a).reshape(count, size, *a.shape[1:]), xs)
-    carry, ys = lax.scan(body, carry, stretches, reverse=reverse)
+        return body(carry, each(lambda a: a, BatchFirst.time_first))
+    begin, end = (rest, steps) if reverse else (0, steps - rest)
+    starts = begin + size * jnp.arange(count, dtype=jnp.int32)
+    stretches = each(lambda a: a[begin:end].reshape(count, size, *a.shape[1:]), lambda _: starts)
+
+    def stretch(carry, parts):
+        return body(carry, each(lambda _, part: part, lambda a, k: a.steps(k, size), parts))
+
+    carry, ys = lax.scan(stretch, carry, stretches, reverse=reverse)
     last = None
     if rest:
-        carry, last = body(carry, jax.tree.map(tail, xs))
+        k = 0 if reverse else end
+        carry, last = body(carry, each(lambda a: a[k : k + rest], lambda a: a.steps(k, rest)))
     return carry, _joined(ys, last, reverse)
 
 

@@ -1,0 +1,81 @@
+"""The lowering of the primitives of a recurrence, by the plan of the platform.
+
+A program often has its batch first, `[B, T, ...]`, and transposes its arrays for a recurrence over
+time. The lowering finds such transpositions. A plan may then read stretches of time from the array
+before it. They fit into a cache, while the whole array, transposed, is one more large array.
+
+JAX reuses the lowering of a primitive for arguments of the same types, whatever made them. So there
+are two primitives. The first looks at its arguments, and is lowered each time. The second knows
+what the first has found, and its lowering is reused.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from jaxgru import backends
+from jaxgru.backends.scans import BatchFirst
+
+
+def register(
+    primitive: Any,
+    run: Callable[..., list[Any]],
+    types: Callable[..., list[Any]],
+    data: Callable[..., list[int]],
+) -> None:
+    """Register the lowering of a primitive.
+
+    Args:
+        primitive: the primitive.
+        run: (plan, *arrays, **static) -> results. Some of the arrays may be `BatchFirst`.
+        types: (*types of arrays, **static) -> types of results.
+        data: (*arrays, **static) -> the places of the arrays that may be `BatchFirst`.
+    """
+    computed = Primitive(f"{primitive.name}_computed")
+    computed.multiple_results = True
+
+    def lower(context, *values, **static):
+        avals = context.avals_in
+        moved = [k for k in data(*values, **static) if _is_moved(avals[k], values[k])]
+        avals = _each(moved, _batch_first, avals)
+        values = _each(moved, lambda value: value.owner.operands[0], values)
+        compute = mlir.lower_fun(partial(computed.bind, moved=tuple(moved), **static))
+        return compute(context.replace(avals_in=tuple(avals)), *values)
+
+    def abstract(*avals, moved, **static):
+        return types(*_each(moved, lambda a: a.update(shape=BatchFirst(a).shape), avals), **static)
+
+    def lower_computed(platform, context, *values, moved, **static):
+        plan = backends.plan(platform, context)
+
+        def compute(*leaves):
+            read = BatchFirst if plan.batch_first else lambda a: BatchFirst(a).time_first()
+            return run(plan, *_each(moved, read, leaves), **static)
+
+        return mlir.lower_fun(compute)(context, *values)
+
+    computed.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, lower, cacheable=False)
+    for platform in (None, *backends.PLANS):
+        mlir.register_lowering(computed, partial(lower_computed, platform), platform=platform)
+
+
+def _batch_first(aval):
+    *others, batch, features = aval.shape
+    return aval.update(shape=(batch, *others, features))
+
+
+def _each(places, change, arrays):
+    return [change(a) if k in places else a for k, a in enumerate(arrays)]
+
+
+def _is_moved(aval, value):
+    """Whether the program makes this array by putting time before the batch."""
+    operation = value.owner
+    if getattr(operation, "name", None) != "stablehlo.transpose" or not aval.sharding.mesh.empty:
+        return False
+    last = aval.ndim - 1
+    return list(operation.attributes["permutation"]) == [*range(1, last), 0, last]
