@@ -52,7 +52,7 @@ def register(
         plan = backends.plan(platform, context)
 
         def compute(*leaves):
-            read = BatchFirst if plan.batch_first else lambda a: BatchFirst(a).time_first()
+            read = BatchFirst if plan.batch_first else lambda a: BatchFirst(a).whole()
             return run(plan, *_each(moved, read, leaves), **static)
 
         return mlir.lower_fun(compute)(context, *values)

@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.export import is_symbolic_dim
 
 from jaxgru.backends import transposes
 from jaxgru.backends.divided import divided
 from jaxgru.backends.plan import Declined, Plan, or_loop
-from jaxgru.backends.scans import scan_chunks, scan_unrolled
+from jaxgru.backends.scans import Start, scan_chunks, scan_unrolled
 from jaxgru.cell import (
     Blocks,
     Carry,
@@ -200,15 +201,15 @@ def tangents(
         return dnew, cell.output(dnew)
 
     def chunk(dcarry, inputs):
-        times, xs, dxs, after, gates, fresh, keep = inputs
-        before = _previous(plan, reverse, times, carry, carries, after)
+        start, xs, dxs, after, gates, fresh, keep = inputs
+        before = _previous(plan, reverse, start, carry, carries, after)
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before, after) if gates is None else gates
         sources = parts.sources(dblocks, xs, dxs, before, gates)
         return _scan(plan, step, dcarry, (before, gates, sources, fresh, keep), reverse)
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-    streams = (_times(xs), xs, dxs, carries, gates, fresh, keep)
+    streams = (Start(), xs, dxs, carries, gates, fresh, keep)
     stretch = backward_stretch(plan, cell, params, xs)
     return scan_chunks(chunk, dcarry, streams, stretch, reverse)
 
@@ -256,8 +257,8 @@ def cotangents(
 
     def chunk(state, inputs):
         ct, ct_reset, ct_blocks = state
-        times, xs, after, gates, outputs, fresh, keep = inputs
-        before = _previous(plan, reverse, times, carry, carries, after)
+        start, xs, after, gates, outputs, fresh, keep = inputs
+        before = _previous(plan, reverse, start, carry, carries, after)
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before, after) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
@@ -289,7 +290,7 @@ def cotangents(
         if plan.kernel is None:
             body: Any = looped
             if plan.merged and plan.unroll == 1 and not levels and known(*xs.shape):
-                body, streams = _by_rows(looped, *streams)
+                body, streams = _by_rows(looped, streams[:3], streams[3:])
             state, sources = _scan(plan, body, state, streams, not reverse)
         else:
             state, sources = _launch(
@@ -309,7 +310,7 @@ def cotangents(
         return (ct, ct_reset, ct_blocks), ct_xs
 
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-    streams = (_times(xs), xs, carries, gates, outputs, fresh, keep)
+    streams = (Start(), xs, carries, gates, outputs, fresh, keep)
     ct_reset = None
     if jax.tree.leaves(wanted_reset):
         ct_reset = jax.tree.map(jnp.zeros_like, carry)
@@ -352,25 +353,26 @@ def _scan(plan: Plan, body: Any, carry: Any, xs: Any, reverse: bool) -> tuple[An
     return scan_unrolled(body, carry, xs, turn, reverse)
 
 
-def _by_rows(body: Callable[[Any, Any], Any], before: Carry, *others: Any) -> tuple[Any, Any]:
-    """(body, xs) of a scan that reads the carries before the steps from rows `[T * N, H]`.
+def _by_rows(body: Callable[[Any, Any], Any], arrays: Any, flags: Any) -> tuple[Any, Any]:
+    """(body, xs) of a scan that reads arrays `[T, *N, H]` as rows `[T * N, H]`.
 
-    The products over a stretch take these rows. If the scan took `[T, *N, H]`, the program for a
-    CPU would have two kernels for the same numbers, one for each shape. Both take long to compile.
+    The products over a stretch take such rows. If the scan took arrays with more axes, the program
+    for a CPU would have two kernels for the same numbers, one for each shape. It would also have
+    two to transpose an array, and not one. All of them take long to compile.
     """
-    steps, *batch, _ = jax.tree.leaves(before)[0].shape
+    steps, *batch, _ = jax.tree.leaves(arrays)[0].shape
     count = math.prod(batch)
-    rows = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), before)
+    rows = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), arrays)
 
     def step(carry, inputs):
-        k, others = inputs
+        k, flags = inputs
 
         def at(a):
             return lax.dynamic_slice_in_dim(a, k * count, count).reshape(*batch, a.shape[-1])
 
-        return body(carry, (jax.tree.map(at, rows), *others))
+        return body(carry, (*jax.tree.map(at, rows), *flags))
 
-    return step, (jnp.arange(steps, dtype=jnp.int32), others)
+    return step, (np.arange(steps, dtype=np.int32), flags)  # constants: no kernel makes them
 
 
 def _launch(
@@ -426,10 +428,6 @@ def _as_one(like: Array, gates: Any) -> Array:
     return one.astype(like.dtype)
 
 
-def _times(xs: Array) -> Array:
-    return jnp.arange(xs.shape[0], dtype=jnp.int32)
-
-
 def _blocks(cell: Cell, levels: int, params: Any) -> Any:
     """The blocks of params with several levels, or of their tangents."""
     return (_lift(cell.blocks, levels, 0) if jax.tree.leaves(params) else cell.blocks)(params)
@@ -451,7 +449,7 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
     blocks = operands(cell, _blocks(cell, levels, params))
     transposed = size < plan.wide_tangent
     product = matmul_transposed if transposed else matmul
-    weights = tuple(w.swapaxes(-1, -2) if transposed else w for w in blocks.w_hh)
+    weights = tuple(_transposed(w) if transposed else w for w in blocks.w_hh)
 
     def gates(blocks, xs, before, after):
         if cell.carried is not None:
@@ -482,6 +480,16 @@ def _derivative(plan: Plan, cell: Cell, levels: int, params: Any) -> _Derivative
     gates = partial(_lift(gates, levels, (0, 1, 1, 1), 1), blocks)
     sources = partial(_lift(sources, levels, (0, 0, 1, 1, 1, 1), 1), blocks)
     return _Derivative(gates, sources, partial(_lift(tangent, levels, 0), weights))
+
+
+def _transposed(w: Array) -> Array:
+    """The transpose of `[..., H, G * H]`.
+
+    XLA needs one kernel for it if the axes are split, and two if they are not.
+    """
+    *levels, size, width = w.shape
+    gates = w.reshape(*levels, size, width // size, size)
+    return jnp.moveaxis(gates, -3, -1).reshape(*levels, width, size)
 
 
 def _narrowed(xs: Array, gates: Any) -> Any:
@@ -535,10 +543,10 @@ def _select(flags: Array | None, a: Any, b: Any) -> Any:
 
 
 def _previous(
-    plan: Plan, reverse: bool, times: Array, carry: Carry, carries: Carry, after: Carry
+    plan: Plan, reverse: bool, start: Any, carry: Carry, carries: Carry, after: Carry
 ) -> Carry:
     """The carry before each step of a stretch, from the carries of all time and of the stretch."""
-    at = times[-1] + 1 if reverse else times[0] - 1
+    at = start + jax.tree.leaves(after)[0].shape[0] if reverse else start - 1
 
     def shift(carry, carries, after):
         outside = at == carries.shape[0] if reverse else at < 0

@@ -1,22 +1,46 @@
 """Scans over time by several steps at once: by stretches, and by the iterations of a loop."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 
-class BatchFirst(NamedTuple):
-    """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`.
+class Indexed:
+    """A stream whose stretches are read by the number of their first step."""
 
-    Its stretches of time are transposed when they are read. A stretch fits into a cache. The whole
-    array, transposed, would be another large array.
-    """
+    def steps(self, start: Any, size: int) -> Any:
+        """The stretch of `size` steps that begins at `start`."""
+        raise NotImplementedError
 
-    stored: Array
+    def whole(self) -> Any:
+        """The stretch of all steps."""
+        raise NotImplementedError
+
+
+class Start(Indexed):
+    """The number of the first step of each stretch."""
+
+    def steps(self, start: Any, size: int) -> Any:
+        """The number."""
+        del size
+        return start
+
+    def whole(self) -> Any:
+        """Zero."""
+        return 0
+
+
+@dataclass(frozen=True)
+class BatchFirst(Indexed):
+    """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`."""
+
+    stored: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,12 +59,12 @@ class BatchFirst(NamedTuple):
         return self.stored.dtype
 
     def steps(self, start: Any, size: int) -> Array:
-        """A stretch of time, with time first."""
+        """A stretch with time first."""
         part = lax.dynamic_slice_in_dim(self.stored, start, size, axis=1)
         return jnp.moveaxis(part, 0, -2)
 
-    def time_first(self) -> Array:
-        """The whole array, with time first."""
+    def whole(self) -> Array:
+        """The array with time first."""
         return jnp.moveaxis(self.stored, 0, -2)
 
 
@@ -49,28 +73,32 @@ def scan_chunks(
 ) -> tuple[Any, Any]:
     """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
 
-    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys). An
-    array in xs may be `BatchFirst`.
+    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys). Some of
+    xs may be `Indexed`.
     """
 
-    def each(of_array, of_stored, *rest):
+    def each(of_array, of_indexed, *rest):
         def choose(a, *rest):
-            return (of_stored if isinstance(a, BatchFirst) else of_array)(a, *rest)
+            return (of_indexed if isinstance(a, Indexed) else of_array)(a, *rest)
 
-        return jax.tree.map(choose, xs, *rest, is_leaf=lambda a: isinstance(a, BatchFirst))
+        return jax.tree.map(choose, xs, *rest)
 
-    steps = jax.tree.leaves(each(lambda a: a.shape[0], lambda a: a.shape[0]))[0]
+    steps = next(a.shape[0] for a in jax.tree.leaves(xs) if not isinstance(a, Start))
     count, rest = divmod(steps, size)
     if count == 0 or (count == 1 and rest == 0):
-        return body(carry, each(lambda a: a, BatchFirst.time_first))
+        return body(carry, each(lambda a: a, lambda a: a.whole()))
     begin, end = (rest, steps) if reverse else (0, steps - rest)
-    starts = begin + size * jnp.arange(count, dtype=jnp.int32)
-    stretches = each(lambda a: a[begin:end].reshape(count, size, *a.shape[1:]), lambda _: starts)
 
-    def stretch(carry, parts):
-        return body(carry, each(lambda _, part: part, lambda a, k: a.steps(k, size), parts))
+    def parts(a):
+        return a[begin:end].reshape(count, size, *a.shape[1:])
 
-    carry, ys = lax.scan(stretch, carry, stretches, reverse=reverse)
+    def starts(_):  # constants, so that no kernel has to make them
+        return np.arange(begin, end, size, dtype=np.int32)
+
+    def stretch(carry, inputs):
+        return body(carry, each(lambda _, part: part, lambda a, k: a.steps(k, size), inputs))
+
+    carry, ys = lax.scan(stretch, carry, each(parts, starts), reverse=reverse)
     last = None
     if rest:
         k = 0 if reverse else end
