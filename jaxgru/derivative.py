@@ -113,15 +113,15 @@ def _cell(rest: Callable[[Carry, Any], "_Rest"], **fields: Any) -> Cell:
         values, parts = known(found, carry, gates), split(dx, inputs)
 
         def into(k):
-            source, shares, w = dx, found.shares[k], dblocks.w_hh[k]
-            if shares != tuple(range(inputs)):
+            db_hn = None if k else dblocks.b_hn
+            if found.shares[k] == tuple(range(inputs)) and db_hn is None:
+                source = dx
+            else:
                 zeros = jnp.zeros_like(parts[0])
-                every = [zeros if g is None else parts[g] for g in shares]
+                every = [zeros if g is None else parts[g] for g in found.shares[k]]
+                every[-1] = total(every[-1], db_hn)
                 source = jnp.concatenate(every, axis=-1)
-            if k == 0 and dblocks.b_hn is not None:
-                # It is padded, and not added to one part, so that its transpose sums before it cuts.
-                others = jnp.zeros_like(dblocks.b_hn, shape=(len(shares) - 1) * dblocks.b_hn.size)
-                source = total(source, jnp.concatenate([others, dblocks.b_hn]))
+            w = dblocks.w_hh[k]
             return source if w is None else total(source, (values.at(found.operands[k]), w))
 
         return tuple(map(into, range(len(found.shares)))), tuple(parts[g] for g in found.alone)

@@ -1,12 +1,12 @@
 """The lowering of the primitives of a recurrence, by the plan of the platform.
 
-A program often has its batch first, `[B, T, ...]`, and transposes its arrays for a recurrence over
-time. The lowering finds such transpositions. A plan may then read stretches of time from the array
-before it. They fit into a cache, while the whole array, transposed, is one more large array.
+Under `jax.vmap` over the first axis, a program has its arrays as `[B, T, ...]`, and transposes them
+for a recurrence over time. The lowering finds these transpositions. On a CPU the recurrence then
+reads the arrays as they were before (`jaxgru.backends.streams.BatchFirst`).
 
-JAX reuses the lowering of a primitive for arguments of the same types, whatever made them. So there
-are two primitives. The first looks at its arguments, and is lowered each time. The second knows
-what the first has found, and its lowering is reused.
+JAX reuses the lowering of a primitive for other arguments of the same types, whatever made them. So
+there are two primitives. The first looks at what made its arguments, and is lowered each time. The
+second has a parameter that tells what the first has found, and its lowering is reused.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from jaxgru import backends
-from jaxgru.backends.scans import BatchFirst
+from jaxgru.backends.streams import BatchFirst
 
 
 def register(
@@ -30,9 +30,9 @@ def register(
 
     Args:
         primitive: the primitive.
-        run: (plan, *arrays, **static) -> results. Some of the arrays may be `BatchFirst`.
-        types: (*types of arrays, **static) -> types of results.
-        data: (*arrays, **static) -> the places of the arrays that may be `BatchFirst`.
+        run: (plan, *arrays, **static) -> its results. Arrays of `data` may be `BatchFirst`.
+        types: (*types of arrays, **static) -> the types of its results.
+        data: (*arrays, **static) -> the positions of the arrays `[T, ..., B, F]`.
     """
     computed = Primitive(f"{primitive.name}_computed")
     computed.multiple_results = True
@@ -78,4 +78,4 @@ def _is_moved(aval, value):
     if getattr(operation, "name", None) != "stablehlo.transpose" or not aval.sharding.mesh.empty:
         return False
     last = aval.ndim - 1
-    return list(operation.attributes["permutation"]) == [*range(1, last), 0, last]
+    return last > 1 and list(operation.attributes["permutation"]) == [*range(1, last), 0, last]

@@ -74,7 +74,7 @@ class _Kind(NamedTuple):
     weights: bool = False
     tangent: bool = False
     data: bool = False
-    """Whether it holds inputs or outputs. A back end may read these with the batch before time."""
+    """Whether it holds inputs or outputs. They may be read with the batch before time."""
 
 
 _PARAMS, _STREAM, _CARRY = _Kind(0, weights=True), _Kind(1), _Kind(0)

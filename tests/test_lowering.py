@@ -1,4 +1,4 @@
-"""A program that has its batch before time is not transposed as a whole, and gives the same bits."""
+"""Arrays with the batch before time are not transposed as a whole, and give the same bits."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The sizes at which `scan` changes its method do not change the numbers.
 
 Short sequences are projected all at once. In longer ones, small inputs are projected step by step,
-and others by stretches of time, of which the last may be shorter. The gradient reads saved gates, or
+and others by stretches of time, of which the last may be shorter. The gradient reads saved gates or
 computes them again. Many units are kept as columns. On a GPU an iteration of the loop has several
 steps, and gates are saved after it.
 """

@@ -83,7 +83,12 @@ GPU = Plan(
 )
 #: These numbers follow estimates of the TPU's compiler.
 TPU = CPU._replace(
-    in_loop=16, hoisted=15_000_000, gates_in_loop=False, merged=False, batch_first=False
+    in_loop=16,
+    hoisted=15_000_000,
+    backward=2**20,
+    gates_in_loop=False,
+    merged=False,
+    batch_first=False,
 )
 #: The plan of a GPU, with the kernel for Hopper.
 HOPPER = GPU._replace(kernel=hopper_kernel, loop=GPU)

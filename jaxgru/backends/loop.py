@@ -30,7 +30,8 @@ from jax.export import is_symbolic_dim
 from jaxgru.backends import transposes
 from jaxgru.backends.divided import divided
 from jaxgru.backends.plan import Declined, Plan, or_loop
-from jaxgru.backends.scans import Start, scan_chunks, scan_unrolled
+from jaxgru.backends.scans import scan_chunks, scan_unrolled
+from jaxgru.backends.streams import Start
 from jaxgru.cell import (
     Blocks,
     Carry,

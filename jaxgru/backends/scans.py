@@ -1,71 +1,15 @@
 """Scans over time by several steps at once: by stretches, and by the iterations of a loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
-
-class Indexed:
-    """A stream whose stretches are read by the number of their first step."""
-
-    def steps(self, start: Any, size: int) -> Any:
-        """The stretch of `size` steps that begins at `start`."""
-        raise NotImplementedError
-
-    def whole(self) -> Any:
-        """The stretch of all steps."""
-        raise NotImplementedError
-
-
-class Start(Indexed):
-    """The number of the first step of each stretch."""
-
-    def steps(self, start: Any, size: int) -> Any:
-        """The number."""
-        del size
-        return start
-
-    def whole(self) -> Any:
-        """Zero."""
-        return 0
-
-
-@dataclass(frozen=True)
-class BatchFirst(Indexed):
-    """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`."""
-
-    stored: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape with time first."""
-        batch, *others, features = self.stored.shape
-        return (*others, batch, features)
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self.stored.ndim
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the array."""
-        return self.stored.dtype
-
-    def steps(self, start: Any, size: int) -> Array:
-        """A stretch with time first."""
-        part = lax.dynamic_slice_in_dim(self.stored, start, size, axis=1)
-        return jnp.moveaxis(part, 0, -2)
-
-    def whole(self) -> Array:
-        """The array with time first."""
-        return jnp.moveaxis(self.stored, 0, -2)
+from jaxgru.backends.streams import Indexed, Start
 
 
 def scan_chunks(
@@ -73,8 +17,8 @@ def scan_chunks(
 ) -> tuple[Any, Any]:
     """Run `lax.scan` over stretches of `size` steps. The last one processed may be shorter.
 
-    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys). Some of
-    xs may be `Indexed`.
+    `body` takes (carry, a stretch of xs `[size, ...]`) and returns (carry, a stretch of ys). Some
+    of xs may be `Indexed`.
     """
 
     def each(of_array, of_indexed, *rest):
@@ -92,7 +36,7 @@ def scan_chunks(
     def parts(a):
         return a[begin:end].reshape(count, size, *a.shape[1:])
 
-    def starts(_):  # constants, so that no kernel has to make them
+    def starts(_):  # constants: no kernel makes them
         return np.arange(begin, end, size, dtype=np.int32)
 
     def stretch(carry, inputs):

@@ -1,0 +1,72 @@
+"""Streams of values over time that are not arrays with time first.
+
+A scan over stretches of time reads them by the number of the first step of a stretch.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+class Indexed(abc.ABC):
+    """A stream whose stretches are read by the number of their first step."""
+
+    @abc.abstractmethod
+    def steps(self, start: Any, size: int) -> Any:
+        """The stretch of `size` steps that begins at `start`."""
+
+    @abc.abstractmethod
+    def whole(self) -> Any:
+        """The stretch of all steps."""
+
+
+class Start(Indexed):
+    """The number of the first step of each stretch."""
+
+    def steps(self, start: Any, size: int) -> Any:
+        """The number."""
+        del size
+        return start
+
+    def whole(self) -> Any:
+        """Zero."""
+        return 0
+
+
+@dataclass(frozen=True)
+class BatchFirst(Indexed):
+    """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`.
+
+    A stretch of it is transposed when it is read. It is small enough for a cache. The whole array,
+    transposed, would be another large array.
+    """
+
+    stored: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape with time first."""
+        batch, *others, features = self.stored.shape
+        return (*others, batch, features)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.stored.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array."""
+        return self.stored.dtype
+
+    def steps(self, start: Any, size: int) -> Array:
+        """A stretch with time first."""
+        part = lax.dynamic_slice_in_dim(self.stored, start, size, axis=1)
+        return jnp.moveaxis(part, 0, -2)
+
+    def whole(self) -> Array:
+        """The array with time first."""
+        return jnp.moveaxis(self.stored, 0, -2)
