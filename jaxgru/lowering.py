@@ -2,11 +2,12 @@
 
 Under `jax.vmap` over the first axis, a program has its arrays as `[B, T, ...]`, and transposes them
 for a recurrence over time. The lowering finds these transpositions. On a CPU the recurrence then
-reads the arrays as they were before (`jaxgru.backends.streams.BatchFirst`).
+reads the arrays from before the transposition (`jaxgru.backends.streams.BatchFirst`).
 
-JAX reuses the lowering of a primitive for other arguments of the same types, whatever made them. So
-there are two primitives. The first looks at what made its arguments, and is lowered each time. The
-second has a parameter that tells what the first has found, and its lowering is reused.
+JAX reuses the lowering of a primitive for all arguments of the same types, and does not look at the
+operations that made them. So there are two primitives. JAX lowers the first one each time, and its
+lowering looks at the operations that made its arguments. The second one gets the result as a
+parameter, so JAX can reuse its lowering.
 """
 
 from collections.abc import Callable

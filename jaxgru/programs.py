@@ -8,8 +8,9 @@ import jax
 
 from jaxgru.cell import cells
 
-#: A program within another one becomes a part of it when it is traced. So `jaxgru.lowering` sees
-#: what makes its arguments. Since JAX 0.11 `inline=True` means a later time.
+#: JAX inlines a program into the program that calls it while it traces the caller. So
+#: `jaxgru.lowering` sees the operations that make its arguments. Since JAX 0.11, `inline=True`
+#: inlines at a later stage.
 _EARLY: Any = getattr(getattr(jax, "Inline", None), "JAX_EARLY", True)
 
 

@@ -70,7 +70,7 @@ def test_the_same_bits_for_a_population(axes):
 
 
 def test_no_array_is_transposed_as_a_whole():
-    """The temporary memory is less than that of an array of cotangents."""
+    """Without the copy, the temporary memory is smaller by about the size of the cotangents."""
     steps, batch, hidden = 600, 32, 128
     params = draw("gru_after", 2, hidden, "float32")
     arrays = [jnp.zeros((batch, steps, size), "float32") for size in (2, hidden)]
@@ -92,7 +92,7 @@ def test_no_array_is_transposed_as_a_whole():
 def test_equal_layers_are_lowered_once(monkeypatch):
     """The first layer differs from the others, since its inputs have the batch before time."""
     params = jaxgru.stack_init(jax.random.key(0), HIDDEN, HIDDEN, num_layers=4)
-    xs = jnp.zeros((BATCH, STEPS, HIDDEN))
+    xs = jnp.zeros((BATCH, STEPS, HIDDEN), "float32")
     plan, lowered = backends.plan, []
     monkeypatch.setattr(backends, "plan", lambda *of: lowered.append(of) or plan(*of))
     jax.jit(jax.vmap(jaxgru.scan, (None, 0))).lower(params, xs)

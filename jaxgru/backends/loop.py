@@ -51,11 +51,11 @@ from jaxgru.cell import (
 
 #: From this H on, the gradient always reads saved gates instead of computing them again.
 SAVED = 256
-#: Below it, it does so if the gates take fewer bytes than this. With more, a program usually needs
-#: more than 32 MiB of temporary memory. On Linux it gets and returns such memory in each call, page
-#: by page, which takes longer than to compute the gates again.
+#: Below that H, it reads saved gates only if they take fewer bytes than this. With larger gates, a
+#: program usually needs more than 32 MiB of temporary memory. On Linux, each call maps that memory
+#: page by page and returns it, which takes longer than computing the gates again.
 SAVED_BYTES = 2**24
-#: With fewer numbers than this in a step, saving gates takes longer than to compute them again.
+#: If a step has fewer numbers than this, saving the gates takes longer than computing them again.
 SAVED_ROWS = 512
 
 
@@ -101,7 +101,7 @@ def forward(
     primals: tuple[Any, ...],
     save: bool = False,
 ) -> tuple[Carry, tuple[Carry, Any]]:
-    """Run the recurrence: (last carry, (all carries, gates)). The gates are None unless to save."""
+    """Run the recurrence: (last carry, (all carries, gates)). The gates are None without save."""
     params, xs, carry, reset_carry, fresh, keep = primals
     blocks = operands(cell, _blocks(cell, levels, params))
     size = cell.sizes(params)[1]
@@ -373,7 +373,7 @@ def _by_rows(body: Callable[[Any, Any], Any], arrays: Any, flags: Any) -> tuple[
 
         return body(carry, (*jax.tree.map(at, rows), *flags))
 
-    return step, (np.arange(steps, dtype=np.int32), flags)  # constants: no kernel makes them
+    return step, (np.arange(steps, dtype=np.int32), flags)  # constants, so no kernel computes them
 
 
 def _launch(

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     merged: bool = True
     """Whether products over a stretch merge time and batch into one axis."""
     batch_first: bool = False
-    """Whether it reads inputs and outputs with the batch before time, if a program has them so."""
+    """Whether it can read inputs and outputs that a program stores with the batch before time."""
     divided: bool = False
     """Whether a batch may lie on several devices."""
     kernel: Any = None

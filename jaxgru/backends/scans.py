@@ -36,7 +36,7 @@ def scan_chunks(
     def parts(a):
         return a[begin:end].reshape(count, size, *a.shape[1:])
 
-    def starts(_):  # constants: no kernel makes them
+    def starts(_):  # constants, so no kernel computes them
         return np.arange(begin, end, size, dtype=np.int32)
 
     def stretch(carry, inputs):

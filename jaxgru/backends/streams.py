@@ -40,8 +40,8 @@ class Start(Indexed):
 class BatchFirst(Indexed):
     """An array `[T, ..., B, F]` that is stored as `[B, T, ..., F]`.
 
-    A stretch of it is transposed when it is read. It is small enough for a cache. The whole array,
-    transposed, would be another large array.
+    Each stretch is transposed when the loop reads it, and a stretch is small enough for a cache.
+    Transposing the whole array would make another large array.
     """
 
     stored: Any
