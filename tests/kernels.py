@@ -70,7 +70,7 @@ def both(plan: loop.Plan, reverse: bool, primals: Any, cts: Any) -> Any:
 
     @jax.jit
     def run(primals, cts):
-        last, saved = loop.forward(plan, cell, 0, reverse, primals, cell.carried is None)
+        last, saved = loop.forward(plan, cell, 0, reverse, primals, save=cell.carried is None)
         grads = loop.cotangents(plan, cell, 0, reverse, primals, saved, primals[:4], cts)
         return last, saved, grads
 

@@ -263,7 +263,8 @@ def cotangents(
         before = _select(fresh, reset_carry, before)
         gates = parts.gates(xs, before, after) if gates is None else gates
         types = parts.sources(still, xs, None, before, gates)
-        streams = (before, gates, outputs, fresh, keep)
+        arrays, flags = (before, gates, outputs), (fresh, keep)
+        streams = (*arrays, *flags)
         state = (ct, ct_reset)
 
         def looped(state, inputs):
@@ -291,7 +292,7 @@ def cotangents(
         if plan.kernel is None:
             body: Any = looped
             if plan.merged and plan.unroll == 1 and not levels and known(*xs.shape):
-                body, streams = _by_rows(looped, streams[:3], streams[3:])
+                body, streams = _by_rows(looped, arrays, flags)
             state, sources = _scan(plan, body, state, streams, not reverse)
         else:
             state, sources = _launch(
