@@ -274,7 +274,7 @@ def _body(run, sizes, marked, ahead, steps, count_fixed, reverse, inputs, outs, 
     pgpu.barrier_wait(scratch["loaded"])
     known = [_block(fixed.at[j, mine, tile]) for j in range(fixed.shape[0])]
     start, state = known[:count_fixed], known[count_fixed:]
-    scales = [powers[j] for j in range(len(sizes.products))]
+    scales = [powers[j] * _LARGE**-2 for j in range(len(sizes.products))]
     if count > 1:
         cluster.start(scratch["words"], 2 * len(scales))
     meet()  # no CTA may write to one that has not begun
@@ -433,8 +433,9 @@ def _flags(ref):
 
 
 def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
-    """`[to, from, H, H]` -> `[to * from, rows, rows]` in float16, and factors for their sums."""
+    """`[to, from, H, H]` -> (`[to * from, rows, rows]` in float16, the power in their scale)."""
     end = (0, rows - w.shape[-1])
     w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
-    bits, inverse = _within(jnp.max(_exponent(w)))
-    return (w * inverse * _LARGE).astype(_HALF), _float(bits) / _LARGE**2
+    power = jnp.max(_float(_within(_exponent(w))[0]))
+    inverse = _within(_exponent(power))[1]
+    return (w * inverse * _LARGE).astype(_HALF), power

@@ -291,7 +291,7 @@ def cotangents(
 
         if plan.kernel is None:
             body: Any = looped
-            if plan.merged and plan.unroll == 1 and not levels and known(*xs.shape):
+            if _for_cpu(plan) and not levels and known(*xs.shape):
                 body, streams = _by_rows(looped, arrays, flags)
             state, sources = _scan(plan, body, state, streams, not reverse)
         else:
@@ -331,6 +331,11 @@ def cotangents(
 def known(*sizes: Any) -> bool:
     """Whether sizes are numbers. Symbolic sizes of `jax.export` cannot choose a plan."""
     return not any(map(is_symbolic_dim, sizes))
+
+
+def _for_cpu(plan: Plan) -> bool:
+    """Whether to write arrays so that the compiler for CPUs has less code to generate."""
+    return plan.merged and not plan.packed
 
 
 def _short(plan: Plan, cell: Cell, params: Any, xs: Array) -> bool:
@@ -561,6 +566,6 @@ def _previous(
 def _shifted(plan: Plan, reverse: bool, first: Array, after: Array) -> Array:
     """The value before each step: the first, then the values after each step but the last."""
     parts = (after[1:], first[None]) if reverse else (first[None], after[:-1])
-    if plan.merged and known(*after.shape):  # XLA generates a fifth as much code for vectors
+    if _for_cpu(plan) and known(*after.shape):  # XLA generates a fifth as much code for vectors
         parts = tuple(part.ravel() for part in parts)
     return jnp.concatenate(parts).reshape(after.shape)
