@@ -372,14 +372,17 @@ def _by_rows(body: Callable[[Any, Any], Any], arrays: Any, flags: Any) -> tuple[
     rows = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), arrays)
 
     def step(carry, inputs):
-        k, flags = inputs
+        end, flags = inputs
 
         def at(a):
-            return lax.dynamic_slice_in_dim(a, k * count, count).reshape(*batch, a.shape[-1])
+            part = lax.dynamic_slice_in_dim(a, end - count, count)
+            return part.reshape(*batch, a.shape[-1])
 
         return body(carry, (*jax.tree.map(at, rows), *flags))
 
-    return step, (np.arange(steps, dtype=np.int32), flags)  # constants, so no kernel computes them
+    # These are constants, so no kernel computes them. XLA would compute numbers that begin with 0.
+    ends = np.arange(1, steps + 1, dtype=np.int32) * count
+    return step, (ends, flags)
 
 
 def _launch(
