@@ -31,7 +31,7 @@ from jaxgru.backends import transposes
 from jaxgru.backends.divided import divided
 from jaxgru.backends.plan import Declined, Plan, or_loop
 from jaxgru.backends.scans import scan_chunks, scan_unrolled
-from jaxgru.backends.streams import Start
+from jaxgru.backends.streams import Start, stretch_at
 from jaxgru.cell import (
     Blocks,
     Carry,
@@ -136,10 +136,13 @@ def forward(
     batches = xs.ndim - 2 - levels if n_last else 0
 
     def columns(tree):
-        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, -1 - batches), tree)
+        return moved(tree, -1, -1 - batches)
 
     def rows(tree):
-        return jax.tree.map(lambda a: jnp.moveaxis(a, -1 - batches, -1), tree)
+        return moved(tree, -1 - batches, -1)
+
+    def moved(tree, source, target):
+        return jax.tree.map(lambda a: jnp.moveaxis(a, source, target), tree) if batches else tree
 
     steps = _lift(step, batches, (None, -1, -1, -1), -1)
     steps = partial(_lift(steps, levels, 0), blocks, columns(reset_carry))
@@ -373,10 +376,10 @@ def _by_rows(body: Callable[[Any, Any], Any], arrays: Any, flags: Any) -> tuple[
 
     def step(carry, inputs):
         end, flags = inputs
+        start = end - count
 
         def at(a):
-            part = lax.dynamic_slice_in_dim(a, end - count, count)
-            return part.reshape(*batch, a.shape[-1])
+            return stretch_at(a, start, count).reshape(*batch, a.shape[-1])
 
         return body(carry, (*jax.tree.map(at, rows), *flags))
 
@@ -560,7 +563,9 @@ def _previous(
 
     def shift(carry, carries, after):
         outside = at == carries.shape[0] if reverse else at < 0
-        first = lax.dynamic_index_in_dim(carries, at, keepdims=False)
+        first = lax.dynamic_index_in_dim(
+            carries, at, keepdims=False, allow_negative_indices=False
+        )
         return _shifted(plan, reverse, jnp.where(outside, carry, first), after)
 
     return jax.tree.map(shift, carry, carries, after)

@@ -64,9 +64,13 @@ class BatchFirst(Indexed):
 
     def steps(self, start: Any, size: int) -> Array:
         """A stretch with time first."""
-        part = lax.dynamic_slice_in_dim(self.stored, start, size, axis=1)
-        return jnp.moveaxis(part, 0, -2)
+        return jnp.moveaxis(stretch_at(self.stored, start, size, axis=1), 0, -2)
 
     def whole(self) -> Array:
         """The array with time first."""
         return jnp.moveaxis(self.stored, 0, -2)
+
+
+def stretch_at(a: Array, start: Any, size: int, axis: int = 0) -> Array:
+    """The elements of `a` from start to start + size along an axis. start is not negative."""
+    return lax.dynamic_slice_in_dim(a, start, size, axis, allow_negative_indices=False)
