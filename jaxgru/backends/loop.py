@@ -111,7 +111,7 @@ def forward(
     n_last = size >= plan.wide
     product = matmul_left if n_last else matmul
     if n_last:
-        blocks = blocks._replace(w_hh=tuple(w.swapaxes(-1, -2) for w in blocks.w_hh))
+        blocks = blocks._replace(w_hh=tuple(map(_transposed, blocks.w_hh)))
 
     def advance(products, blocks, reset_carry, carry, inputs):
         projected, fresh, keep = inputs
