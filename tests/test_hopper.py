@@ -47,6 +47,22 @@ def test_gradients_of_any_size(kind):
                 assert np.abs(a - b).max() < TOL["float32"] * np.abs(b).max()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e3, 1e30])
+def test_products_with_weights_of_any_size(size):
+    k1, k2 = jax.random.split(jax.random.key(0))
+    w, h = size * jax.random.normal(k1, (64, 64)), jax.random.normal(k2, (3, 64))
+
+    def step(products, constants, h, x):
+        (y,) = products[0](h)
+        return h, y + x
+
+    with plgpu.force_gpu_interpret_mode():
+        _, ys = hopper.scan(step, (w[None, None],), None, h, jnp.zeros((1, 3, 64)), False)
+    w, h = np.float64(w), np.float64(h)
+    # Both operands are rounded to float16, with relative errors of at most 2**-11 each.
+    assert np.all(np.abs(ys[0] - h @ w.T) < 2**-10 * np.abs(h) @ np.abs(w.T))
+
+
 def by_kernel(reverse, primals, cts):
     launches = []
 
