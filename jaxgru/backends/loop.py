@@ -563,9 +563,7 @@ def _previous(
 
     def shift(carry, carries, after):
         outside = at == carries.shape[0] if reverse else at < 0
-        first = lax.dynamic_index_in_dim(
-            carries, at, keepdims=False, allow_negative_indices=False
-        )
+        first = lax.dynamic_index_in_dim(carries, at, keepdims=False, allow_negative_indices=False)
         return _shifted(plan, reverse, jnp.where(outside, carry, first), after)
 
     return jax.tree.map(shift, carry, carries, after)
