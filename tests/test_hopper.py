@@ -48,7 +48,7 @@ def test_gradients_of_any_size(kind):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e3, 1e30])
-def test_products_with_weights_of_any_size(size):
+def test_products_with_weights_of_any_magnitude(size):
     k1, k2 = jax.random.split(jax.random.key(0))
     w, h = size * jax.random.normal(k1, (64, 64)), jax.random.normal(k2, (3, 64))
 
@@ -59,7 +59,7 @@ def test_products_with_weights_of_any_size(size):
     with plgpu.force_gpu_interpret_mode():
         _, ys = hopper.scan(step, (w[None, None],), None, h, jnp.zeros((1, 3, 64)), False)
     w, h = np.float64(w), np.float64(h)
-    # Both operands are rounded to float16, with relative errors of at most 2**-11 each.
+    # Both operands are rounded to float16, each with a relative error of at most 2**-11.
     assert np.all(np.abs(ys[0] - h @ w.T) < 2**-10 * np.abs(h) @ np.abs(w.T))
 
 

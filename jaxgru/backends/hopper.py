@@ -433,7 +433,7 @@ def _flags(ref):
 
 
 def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
-    """`[to, from, H, H]` -> (`[to * from, rows, rows]` in float16, the power in their scale)."""
+    """Matrices `[to * from, rows, rows]` in float16, and the power of two that divides them."""
     end = (0, rows - w.shape[-1])
     w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
     power = jnp.max(_float(_within(_exponent(w))[0]))

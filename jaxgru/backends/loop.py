@@ -337,7 +337,7 @@ def known(*sizes: Any) -> bool:
 
 
 def _for_cpu(plan: Plan) -> bool:
-    """Whether to write arrays so that the compiler for CPUs has less code to generate."""
+    """Whether to choose shapes of arrays for which the compiler for CPUs generates less code."""
     return plan.merged and not plan.packed
 
 
@@ -383,7 +383,8 @@ def _by_rows(body: Callable[[Any, Any], Any], arrays: Any, flags: Any) -> tuple[
 
         return body(carry, (*jax.tree.map(at, rows), *flags))
 
-    # These are constants, so no kernel computes them. XLA would compute numbers that begin with 0.
+    # The ends of the steps are a constant, so no kernel computes them. The starts would begin with
+    # zero, and XLA would replace them by an iota, which a kernel computes.
     ends = np.arange(1, steps + 1, dtype=np.int32) * count
     return step, (ends, flags)
 

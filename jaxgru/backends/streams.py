@@ -72,5 +72,5 @@ class BatchFirst(Indexed):
 
 
 def stretch_at(a: Array, start: Any, size: int, axis: int = 0) -> Array:
-    """The elements of `a` from start to start + size along an axis. start is not negative."""
+    """The elements of `a` from start to start + size along an axis, for start >= 0."""
     return lax.dynamic_slice_in_dim(a, start, size, axis, allow_negative_indices=False)
