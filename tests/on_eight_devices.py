@@ -166,7 +166,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "inputs in the loop": {"hoisted": 0},
     "stretches": {"hoisted": 0, "in_loop": 0, "rows": 32},
     "stretches back": {"hoisted": 0, "rows": 32, "backward": 1},
-    "columns": {"wide": 1},
+    "columns": {"wide": 1, "wide_batch": 1},
     "wide tangent": {"wide_tangent": 1},
     "gates saved": {"saved": True},
     "as on a GPU": {"platform": "cuda"},

@@ -93,7 +93,9 @@ def expected():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"wide": 1}, {"wide_tangent": 1}, {"hoisted": 0}, {"platform": "cuda"}], ids=str
+    "changes",
+    [{"wide": 1, "wide_batch": 1}, {"wide_tangent": 1}, {"hoisted": 0}, {"platform": "cuda"}],
+    ids=str,
 )
 def test_every_way_of_the_loop(changes, expected):
     """Sums have another order, after which a state may be rounded to the next number of 8 bits."""

@@ -2,8 +2,8 @@
 
 Short sequences are projected all at once. In longer ones, small inputs are projected step by step,
 and others by stretches of time, of which the last may be shorter. The gradient reads saved gates or
-computes them again. Many units are kept as columns. On a GPU an iteration of the loop has several
-steps, and gates are saved after it.
+computes them again. Many units of 32 examples are kept as columns. On a GPU an iteration of the
+loop has several steps, and gates are saved after it.
 """
 
 import jax
@@ -36,7 +36,8 @@ SIZES = {
     "one sequence, three stretches without a rest": (225, 1, 20, 3),
     "wide tangent": (9, 64, 18, 515),
     "wide, inputs in stretches": (9, 64, 18, 770),
-    "wide, inputs in the loop": (5, 3, 2, 770),
+    "wide, inputs in the loop": (5, 32, 2, 770),
+    "wide, states in rows": (5, 3, 2, 770),
 }
 
 
@@ -57,6 +58,9 @@ def test_the_sizes_are_on_both_sides():
     ):
         assert (values < border).any()
         assert (values >= border).any()
+    columns = batches[hidden >= CPU.wide] % CPU.wide_batch == 0
+    assert columns.any()
+    assert not columns.all()
     sizes = [
         loop.chunk_size(jnp.zeros(shape), CPU.rows)
         for shape in zip(steps, batches, inputs, strict=True)
@@ -66,9 +70,9 @@ def test_the_sizes_are_on_both_sides():
 
 
 CELLS = {"gru": False, "gru_after": True, "lstm": False, "elman": True}
-#: The cell for each of the sizes in the short run. The choice of methods does not depend on it. Two
-#: of the sizes combine the methods of others.
-CHOSEN = ("gru", "lstm", "gru_after", None, "elman", "gru_after", None)
+#: The cell for each size in the short run. The choice of methods does not depend on it. The sizes
+#: without a cell combine the methods of others.
+CHOSEN = ("gru", "lstm", "gru_after", None, "elman", "gru_after", None, None)
 
 
 @pytest.mark.parametrize(

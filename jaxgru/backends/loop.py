@@ -108,7 +108,8 @@ def forward(
     hoisted = _short(plan, cell, params, xs)
     in_loop = xs.shape[-1] <= plan.in_loop and not hoisted
     packed = plan.packed and plan.kernel is None
-    n_last = size >= plan.wide
+    batch = xs.shape[1 + levels : -1]
+    n_last = size >= plan.wide and known(*batch) and math.prod(batch) % plan.wide_batch == 0
     product = matmul_left if n_last else matmul
     if n_last:
         blocks = blocks._replace(w_hh=tuple(map(_transposed, blocks.w_hh)))
@@ -133,7 +134,7 @@ def forward(
         known = Blocks(None, blocks.w_hh, None, b_hn)
         return advance(products, known, reset_carry, *rest)
 
-    batches = xs.ndim - 2 - levels if n_last else 0
+    batches = len(batch) if n_last else 0
 
     def columns(tree):
         return moved(tree, -1, -1 - batches)

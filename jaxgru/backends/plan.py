@@ -13,7 +13,8 @@ class Plan(NamedTuple):
     hoisted: int
     """If the projected inputs take at most this many bytes, there is one stretch, also backward."""
     wide: float
-    """From this H on, states are columns, and weights are the left operand of a product."""
+    """From this H on, states are columns, and weights are the left operand of a product. This
+    also needs a number of examples that is a multiple of `wide_batch`."""
     wide_tangent: float
     """From this H on, the backward product takes the weights without transposing them first."""
     rows: int
@@ -26,6 +27,8 @@ class Plan(NamedTuple):
     """The number of steps in one iteration of the loop."""
     gates_in_loop: bool
     """Whether the loop writes the gates to save. Otherwise they are computed by stretches later."""
+    wide_batch: int = 32
+    """See `wide`. With other numbers of examples, products with columns take longer."""
     packed: bool = False
     """Whether arrays with several gates side by side stay in one piece. Then each step splits its
     projected inputs, and each backward step computes the operand of a product only once."""
