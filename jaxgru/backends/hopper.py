@@ -436,6 +436,7 @@ def _matrices(w: Array, rows: int) -> tuple[Array, Array]:
     """Matrices `[to * from, rows, rows]` in float16, and the power of two that divides them."""
     end = (0, rows - w.shape[-1])
     w = jnp.pad(w.astype(jnp.float32), [(0, 0), (0, 0), end, end]).reshape(-1, rows, rows)
+    # They are clipped before the maximum, so XLA launches nothing between it and the kernel.
     power = jnp.max(_float(_within(_exponent(w))[0]))
     inverse = _within(_exponent(power))[1]
     return (w * inverse * _LARGE).astype(_HALF), power
